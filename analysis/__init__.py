@@ -1,0 +1,1 @@
+"""From a run store to a diagnosis: detectors, causes and reports."""

@@ -1,0 +1,1 @@
+"""From run stores to the figures of the paper."""

@@ -1,0 +1,1 @@
+"""What is measured in multi-agent RL training, and how it is kept."""

@@ -1,0 +1,285 @@
+"""Name who learns, and what one update, one step and one evaluation of a run leave behind.
+
+The records are the contract between whoever measures (the probe, the trainer, an importer) and the
+store. Every measured field is declared once, here, with its unit and meaning; `gradlab.schema`
+derives the arrays of the store from these declarations.
+
+Legend: A agents of a policy, B parameter blocks of a policy, P problems, S samples per problem,
+R roles, K signature buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.floating[Any]]
+
+SIGNATURE_BUCKETS = 128
+"""Buckets of a role signature (hashed token histogram)."""
+
+
+def measured(unit: str, meaning: str) -> float:
+    """Declare a measured field: NaN until somebody measures it, with its unit and meaning."""
+    declared: float = field(default=math.nan, metadata={"unit": unit, "meaning": meaning})
+    return declared
+
+
+@dataclass(frozen=True, order=True)
+class Agent:
+    """One player of a role, e.g. the third voter: `Agent("generator", 2)`.
+
+    Example:
+        >>> str(Agent("worker", 2))
+        'worker[2]'
+    """
+
+    role: str
+    number: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.role:
+            raise ValueError("Agent: role is empty; expected a name such as 'generator'")
+        if self.number < 0:
+            raise ValueError(f"Agent: number is {self.number}; expected 0 or more")
+
+    def __str__(self) -> str:
+        return f"{self.role}[{self.number}]"
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """Scalars of one optimizer update of one policy."""
+
+    learning_rate: float = measured("1", "learning rate of the first parameter group")
+    grad_norm: float = measured("loss", "norm of the policy's gradient before clipping")
+    clip_factor: float = measured(
+        "1", "scalar c fitted in g = c * sum_a g_a: clipping, averaging and loss scale together"
+    )
+    residual: float = measured(
+        "1", "||g - c sum_a g_a|| / ||g||: 0 when the agents' gradients explain the whole gradient"
+    )
+    coverage: float = measured("1", "share of trainable parameters whose gradient was attributed")
+    update_norm: float = measured("1", "||theta_after - theta_before|| without weight decay")
+    decay_norm: float = measured("1", "norm of the decoupled weight decay part of the update")
+    distance: float = measured("1", "||theta - theta_0|| since the probe was attached")
+    loss: float = measured("loss", "value of the training loss, summed over micro-batches")
+    rows: float = measured("count", "rows (turns) in the update")
+    probe_seconds: float = measured("s", "time the probe spent reading out this update")
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """How a role's gradient is made up of its rows, over all rows of the step so far.
+
+    U-statistics of row-gradient inner products; i != j agents, x != x' prompts, k != k' samples.
+    Components as variance shares of E||g||^2: see docs/probe.md and `gradlab.rows`.
+    """
+
+    total: float = measured("loss^2", "E ||g_i(x,k)||^2")
+    signal: float = measured("loss^2", "E <g_i(x,k), g_j(x',k')>: the common direction")
+    within: float = measured("loss^2", "E <g_i(x,k), g_i(x,k')> - signal: same agent and prompt")
+    prompt: float = measured("loss^2", "E <g_i(x,k), g_j(x,k')> - signal: shared prompt")
+    episode: float = measured("loss^2", "E <g_i(x,k), g_j(x,k)> - E <g_i(x,k), g_j(x,k')>")
+    coherence: float = measured("1", "||sum_i G_i||^2 / sum_i ||G_i||^2 over agents, in [0, N]")
+    crosscov: float = measured(
+        "loss^2", "mean over prompts of the centred cross-covariance between agents"
+    )
+    crosscov_se: float = measured("loss^2", "standard error of crosscov over prompts")
+    agents: float = measured("count", "agents of the role with rows")
+    prompts: float = measured("count", "prompts with rows of the role")
+    rows: float = measured("count", "rows of the role")
+    dead_rows: float = measured("1", "share of rows whose gradient is exactly zero")
+    top_row: float = measured("1", "largest ||g_row||^2 / sum ||g_row||^2")
+
+
+@dataclass(frozen=True)
+class UpdateRecord:
+    """One optimizer update of one policy, as the probe saw it. Order of agents: the policy's."""
+
+    policy: str
+    step: int
+    gram_BAA: FloatArray
+    """[B, A, A] <g_a, g_b> per parameter block, before clipping, in loss units squared."""
+    metrics: UpdateMetrics
+    update_gram_AA: FloatArray | None = None
+    """[A, A] <d_a, d_b> of the agents' parts of the optimizer step; None if it has no exact split."""
+    transfer_AA: FloatArray | None = None
+    """[A, A] <g_a, d_b>: first-order change of a's loss by b's part of the step."""
+    row_statistics: Mapping[str, RowStatistics] = field(default_factory=dict)
+    """By role; empty when rows were not tagged with prompts."""
+
+
+@dataclass(frozen=True)
+class RoleLedger:
+    """One role in one training step."""
+
+    episodes: float = measured("count", "episodes in which the role spoke")
+    turns: float = measured("count", "responses of the role")
+    prompt_tokens: float = measured("tokens", "prompt tokens, summed over turns")
+    response_tokens: float = measured("tokens", "response tokens, summed over turns")
+    optimizer_steps: float = measured("count", "updates of the step that held rows of the role")
+    learning_rate: float = measured("1", "learning rate of the role's policy, last update")
+    loss_weight: float = measured(
+        "1", "the role's share of its policy's loss weight: capture's null"
+    )
+    reward_mean: float = measured("reward", "mean reward over turns")
+    reward_std: float = measured("reward", "standard deviation of the reward over turns")
+    own_accuracy: float = measured("1", "share of turns correct by themselves, where defined")
+    outcome_accuracy: float = measured("1", "share of the role's turns whose episode was solved")
+    advantage_std: float = measured("1", "standard deviation of the advantage over turns")
+    zero_variance_groups: float = measured("1", "share of groups whose rewards are all equal")
+    singleton_groups: float = measured("1", "share of groups with one member")
+    inflation: float = measured(
+        "1", "Dr. MAS kappa = [sigma_k^2 + (mu_k - mu)^2] / sigma^2 under global normalization"
+    )
+    entropy: float = measured("nats", "mean token entropy of the policy at the role's responses")
+    perplexity: float = measured("1", "exp of the mean negative log-probability of the responses")
+    kl: float = measured("nats", "mean k3 estimate of KL(policy || reference) per token")
+    clip_fraction: float = measured("1", "share of tokens where the PPO clip was active")
+    ratio_std: float = measured("1", "standard deviation of the importance ratio over tokens")
+    length_mean: float = measured("tokens", "mean response length")
+    length_p95: float = measured("tokens", "95th percentile of response length")
+    truncated: float = measured("1", "share of responses cut by the token limit")
+    parse_failures: float = measured("1", "share of responses whose format was not understood")
+    logprob_gap: float = measured(
+        "nats", "mean |rollout log-prob - trainer log-prob| per token before the first update"
+    )
+
+
+@dataclass(frozen=True)
+class RunLedger:
+    """The whole run in one training step."""
+
+    accuracy: float = measured("1", "share of training episodes solved")
+    reward_mean: float = measured("reward", "mean reward over all turns")
+    episodes: float = measured("count", "episodes of the step")
+    failed_episodes: float = measured("count", "episodes dropped by an error")
+    tokens: float = measured("tokens", "prompt and response tokens of the step")
+    rollout_seconds: float = measured("s", "time spent in rollout and rewards")
+    train_seconds: float = measured("s", "time spent in forward, backward and optimizer")
+    eval_seconds: float = measured("s", "time spent in evaluation at this step")
+    step_seconds: float = measured("s", "wall time of the step")
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One training step (rollout, then the updates of every policy)."""
+
+    step: int
+    wall_time: float
+    """Seconds since the epoch."""
+    run: RunLedger
+    roles: Mapping[str, RoleLedger]
+    signatures: Mapping[str, FloatArray] = field(default_factory=dict)
+    """[K] per role: share of response tokens per hash bucket (sums to 1)."""
+
+
+@dataclass(frozen=True)
+class RoleEvaluation:
+    """One role in one evaluation."""
+
+    own_accuracy: float = measured("1", "share of turns correct by themselves, where defined")
+    any_correct: float = measured(
+        "1", "share of episodes with at least one correct turn of the role"
+    )
+    choice_accuracy: float = measured(
+        "1", "share of episodes solved, given that a correct candidate was offered to the role"
+    )
+    false_accept: float = measured(
+        "1", "share of wrong solutions that the evaluator called correct"
+    )
+    false_reject: float = measured(
+        "1", "share of correct solutions that the evaluator called wrong"
+    )
+    length_mean: float = measured("tokens", "mean response length")
+    length_p95: float = measured("tokens", "95th percentile of response length")
+    truncated: float = measured("1", "share of responses cut by the token limit")
+    parse_failures: float = measured("1", "share of responses whose format was not understood")
+
+
+@dataclass(frozen=True)
+class EvalRecord:
+    """One evaluation on the run's fixed held-out set; problems in the order of `RunMeta.problems`."""
+
+    step: int
+    """Training steps done before this evaluation: 0 is the base model."""
+    correct_PS: NDArray[np.uint8]
+    """[P, S] 1 solved, 0 not, 255 missing."""
+    roles: Mapping[str, RoleEvaluation]
+    role_correct_RP: FloatArray
+    """[R, P] mean own correctness of the role's turns on the problem; NaN where undefined."""
+
+
+@dataclass(frozen=True)
+class PolicyMeta:
+    """What is fixed about one policy for a whole run."""
+
+    name: str
+    agents: tuple[Agent, ...]
+    blocks: tuple[str, ...]
+    """Parameter blocks in store order, e.g. 'layers.0.attention', 'layers.0.mlp', 'embeddings'."""
+    num_parameters: int
+    """Trainable parameters."""
+
+
+@dataclass(frozen=True)
+class RunMeta:
+    """What is fixed for a whole run; written once as attributes of the store."""
+
+    run_id: str
+    workflow: str
+    task: str
+    model: str
+    roles: tuple[str, ...]
+    routing: Mapping[str, str]
+    """role -> policy name."""
+    policies: tuple[PolicyMeta, ...]
+    problems: tuple[str, ...] = ()
+    """Ids of the held-out problems, in the order of `EvalRecord.correct_PS`."""
+    eval_samples: int = 1
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """The whole configuration, JSON-able; shown to people, never parsed by detectors."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = {policy.name for policy in self.policies}
+        for role in self.roles:
+            if role not in self.routing:
+                raise ValueError(
+                    f"RunMeta: role '{role}' has no policy; routing covers {sorted(self.routing)}"
+                )
+            if self.routing[role] not in names:
+                raise ValueError(
+                    f"RunMeta: role '{role}' is routed to policy '{self.routing[role]}', "
+                    f"expected one of {sorted(names)}"
+                )
+
+
+@dataclass(frozen=True)
+class Signal:
+    """A named series of a run with unit and subject; what detectors and figures work on."""
+
+    name: str
+    unit: str
+    subject: str
+    """Role, agent pair, policy or 'run'."""
+    step_T: NDArray[np.int64]
+    value_T: FloatArray
+    lower_T: FloatArray | None = None
+    upper_T: FloatArray | None = None
+
+
+def names(record: type[Any]) -> tuple[str, ...]:
+    """Names of the measured fields of a record type, in store order."""
+    return tuple(f.name for f in fields(record) if "unit" in f.metadata)
+
+
+def values(record: Any) -> FloatArray:
+    """Measured fields of a record as a float64 vector, in the order of `names`."""
+    return np.array([getattr(record, name) for name in names(type(record))], dtype=np.float64)
