@@ -108,7 +108,7 @@ class UpdateRecord:
     """[B, A, A] <g_a, g_b> per parameter block, before clipping, in loss units squared."""
     metrics: UpdateMetrics
     update_gram_AA: FloatArray | None = None
-    """[A, A] <d_a, d_b> of the agents' parts of the optimizer step; None if it has no exact split."""
+    """[A, A] <d_a, d_b> of the agents' parts of the optimizer step; None without an exact split."""
     transfer_AA: FloatArray | None = None
     """[A, A] <g_a, d_b>: first-order change of a's loss by b's part of the step."""
     row_statistics: Mapping[str, RowStatistics] = field(default_factory=dict)
@@ -205,7 +205,7 @@ class RoleEvaluation:
 
 @dataclass(frozen=True)
 class EvalRecord:
-    """One evaluation on the run's fixed held-out set; problems in the order of `RunMeta.problems`."""
+    """One evaluation on the fixed held-out set; problems in the order of `RunMeta.problems`."""
 
     step: int
     """Training steps done before this evaluation: 0 is the base model."""
