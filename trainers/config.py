@@ -1,0 +1,212 @@
+"""Say everything about a training run in one frozen dataclass; docstrings become `--help`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from trainers.workflows import Sizes, Workflow, WorkflowName
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a multi-agent workflow with reinforcement learning, gradients measured by role."""
+
+    out: Path = Path("runs/run")
+    """Run directory to create; an existing one is refused unless --resume is given."""
+    resume: bool = False
+    """Continue the run in --out from its last checkpoint, to the same numbers."""
+    seed: int = 0
+    """Seed of everything random: problems, sampling, adapters, mini-batches."""
+    steps: int = 60
+    """Training steps (one rollout and its updates each)."""
+    eval_every: int = 5
+    """Steps between evaluations; step 0 and the last step are always evaluated."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints; the last step always has one."""
+    device: str = "auto"
+    """'cpu', 'cuda' or 'auto'."""
+    threads: int = 0
+    """Torch threads; 0 leaves torch's own choice."""
+
+    model: str = "tiny"
+    """tiny (= tiny-0.3m), tiny-1m, tiny-3m, smollm2-135m, a hub id or a local directory."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Dtype of the frozen weights; adapters are always float32."""
+    lora_rank: int = 16
+    """Rank of the adapters."""
+    lora_alpha: float = 16.0
+    """Scale of the adapters is alpha / rank."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass to save memory."""
+
+    task: str = "arithmetic"
+    """arithmetic, or gsm8k with --data."""
+    data: Path | None = None
+    """JSONL file of a task that needs one."""
+    difficulty: int = 2
+    """Digits of the numbers in arithmetic."""
+    eval_problems: int = 100
+    """Problems held out for evaluation."""
+    eval_samples: int = 1
+    """Episodes per held-out problem."""
+
+    workflow: WorkflowName = "voting"
+    """The workflow to train."""
+    votes: int = 3
+    """Parallel generators of voting."""
+    rounds: int = 3
+    """Most rounds of evaluator_optimizer."""
+    workers: int = 3
+    """Most workers of orchestrator_workers."""
+    history: Literal["own", "shared"] = "own"
+    """What evaluator and refiner see: self-contained chats, or the paper's malformed shared one."""
+    routing: str = "isolated"
+    """shared, isolated, or role=policy,… for partial sharing, e.g. generator=solver,judge=judge."""
+
+    problems_per_step: int = 16
+    """Problems per rollout."""
+    samples: int = 8
+    """Episodes per problem: the size of a GRPO group."""
+    temperature: float = 1.0
+    """Sampling temperature, in training and evaluation."""
+    max_prompt_tokens: int = 2048
+    """Episodes whose prompt grows longer are dropped and counted."""
+    max_response_tokens: int = 24
+    """Longest response; longer ones are cut and counted."""
+    rollout_rows: int = 512
+    """Most responses generated at once."""
+
+    reward: Literal["outcome", "own", "rubric", "mix"] = "outcome"
+    """outcome of the episode for all its turns, own correctness, Voting-V2 rubric, or a mix."""
+    mix: float = 0.5
+    """Weight of the outcome in --reward mix; the rest is own correctness."""
+    group_by: Literal["role", "role_number", "role_turn"] = "role_number"
+    """Whose rewards on one problem are compared: a role's, one agent's, or one round's of a role."""
+    normalize_std: bool = True
+    """Divide advantages by the group's standard deviation (GRPO)."""
+    singleton: Literal["zero", "reward"] = "zero"
+    """Advantage of a group of one: 0, or the raw reward as in the paper."""
+
+    clip_low: float = 0.2
+    """PPO clip: lower bound of the ratio is 1 - clip_low."""
+    clip_high: float = 0.28
+    """PPO clip: upper bound of the ratio is 1 + clip_high."""
+    dual_clip: float = 3.0
+    """Bound of the ratio for negative advantages; 0 switches it off."""
+    kl_coefficient: dict[str, float] = field(default_factory=dict)
+    """KL anchor per role to the base model, e.g. aggregator 0.05 (k3 estimate); none by default."""
+    entropy_coefficient: float = 0.0
+    """Weight of an entropy bonus."""
+    aggregation: Literal["sequence_mean_token_mean", "token_mean", "sequence_sum"] = (
+        "sequence_mean_token_mean"
+    )
+    """How token losses become one loss."""
+    old_logprobs: Literal["rollout", "trainer"] = "rollout"
+    """Denominator of the ratio: log-probs kept from sampling, or recomputed before the updates."""
+
+    updates: Literal["samples", "fixed"] = "samples"
+    """Updates per policy and step: one per --rows-per-update rows (parallel roles get more, as in
+    the paper), or --fixed-updates for every policy."""
+    rows_per_update: int = 128
+    """Turns per optimizer update under --updates samples."""
+    fixed_updates: int = 1
+    """Updates per policy and step under --updates fixed."""
+    minibatches: Literal["prompts", "length"] = "prompts"
+    """Split a step by shuffled prompts, or by length without shuffle (as in the paper's code)."""
+    partial_minibatch: Literal["own", "full"] = "own"
+    """Denominator of a smaller last mini-batch: its own size, or the full one as in the paper."""
+    micro_tokens: int = 16384
+    """Most padded tokens per forward and backward."""
+
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW after warm-up (constant)."""
+    warmup_steps: int = 0
+    """Linear warm-up."""
+    scheduler_tick: Literal["step", "update"] = "step"
+    """Advance the warm-up once per training step, or once per policy update (paper's code)."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of AdamW."""
+    clip_norm: float = 1.0
+    """Gradient clipping by global norm per policy and update; 0 switches it off."""
+    probe: bool = True
+    """Measure gradients by agent. Off only for timing."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps", "eval_every", "checkpoint_every", "problems_per_step", "samples",
+            "rows_per_update", "fixed_updates", "max_response_tokens", "micro_tokens",
+            "rollout_rows", "lora_rank", "eval_samples", "eval_problems", "difficulty",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected 1 or more")
+        for name in ("temperature", "learning_rate", "lora_alpha"):
+            if not getattr(self, name) > 0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected more than 0")
+        for name in (
+            "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
+            "entropy_coefficient", "threads",
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                flag = name.replace("_", "-")
+                raise ValueError(f"--{flag} is {getattr(self, name)}; expected 0 or more")
+        if not 0 <= self.mix <= 1:
+            raise ValueError(f"--mix is {self.mix}; expected 0 to 1")
+        if 0 < self.dual_clip <= 1:
+            raise ValueError(f"--dual-clip is {self.dual_clip}; expected more than 1, or 0 for off")
+        roles = self.build_workflow().roles
+        for role in self.kl_coefficient:
+            if role not in roles:
+                raise ValueError(
+                    f"--kl-coefficient names role '{role}'; workflow {self.workflow} has "
+                    f"{', '.join(roles)}"
+                )
+        self.policy_by_role()
+
+    def build_workflow(self) -> Workflow:
+        return Workflow(self.workflow, Sizes(self.votes, self.rounds, self.workers))
+
+    def policy_by_role(self) -> dict[str, str]:
+        """role -> policy name, for every role of the workflow, in the workflow's order."""
+        return parse_routing(self.routing, self.build_workflow().roles)
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as JSON values."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        return plain
+
+
+def parse_routing(routing: str, roles: tuple[str, ...]) -> dict[str, str]:
+    """Resolve 'shared', 'isolated' or 'role=policy,…' to a policy name per role.
+
+    Raises ValueError for an unknown role, a role without policy, or a malformed map.
+    """
+    if routing == "shared":
+        return dict.fromkeys(roles, "shared")
+    if routing == "isolated":
+        return {role: role for role in roles}
+    expected = (
+        "expected 'shared', 'isolated' or a policy for each role, e.g. "
+        f"--routing {','.join(f'{role}=policy{i}' for i, role in enumerate(roles))}"
+    )
+    given: dict[str, str] = {}
+    for part in routing.split(","):
+        role, mark, policy = (text.strip() for text in part.partition("="))
+        if not mark or not role or not policy:
+            raise ValueError(f"--routing: cannot read '{part}'; {expected}")
+        if role not in roles:
+            raise ValueError(f"--routing names role '{role}'; the workflow has {', '.join(roles)}")
+        if role in given:
+            raise ValueError(f"--routing names role '{role}' twice; {expected}")
+        if not policy.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"--routing: policy name '{policy}' must be letters, digits, _ or -")
+        given[role] = policy
+    missing = [role for role in roles if role not in given]
+    if missing:
+        raise ValueError(f"--routing gives no policy to {', '.join(missing)}; {expected}")
+    return {role: given[role] for role in roles}

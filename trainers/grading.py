@@ -1,0 +1,51 @@
+"""Decide whether two final answers are the same number."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+_NUMBER = re.compile(
+    r"""
+    (?P<sign>-)?\s*
+    (?:\\?[$€£])?\s*
+    (?P<whole>\d{1,3}(?:,\d{3})+|\d+)?   # 1,200 or 1200
+    (?P<decimals>\.\d+)?
+    (?:\s*/\s*(?P<denominator>\d+))?
+    """,
+    re.VERBOSE,
+)
+MAX_DIGITS = 400
+"""Longer digit strings are not answers; refusing them bounds the time spent on hostile input."""
+
+
+def final_number(text: str) -> Fraction | None:
+    """The number that `text` consists of, exactly: '$1,200.50' and '-3/4' are understood.
+
+    A unit or word around it ('18 dollars') is stripped if exactly one number is left; otherwise
+    None, because guessing which of two numbers is meant would reward a gamble.
+    """
+    if len(text) > MAX_DIGITS:
+        return None
+    cleaned = text.replace("\\!", "").replace("{,}", ",").replace("−", "-").strip().rstrip(".")
+    fraction = re.fullmatch(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", cleaned)
+    if fraction:
+        cleaned = f"{fraction[1]}{fraction[2]}/{fraction[3]}"
+    found = [m for m in _NUMBER.finditer(cleaned) if m["whole"] or m["decimals"]]
+    if len(found) != 1:
+        return None
+    number = found[0]
+    value = Fraction((number["whole"] or "0").replace(",", "") + (number["decimals"] or ""))
+    if number["denominator"]:
+        if int(number["denominator"]) == 0:
+            return None
+        value /= int(number["denominator"])
+    return -value if number["sign"] else value
+
+
+def same_number(answer: str, reference: str) -> bool:
+    """Whether both texts are the same number; texts that are no number are equal if identical."""
+    left, right = final_number(answer), final_number(reference)
+    if left is None or right is None:
+        return answer.strip() == reference.strip()
+    return left == right

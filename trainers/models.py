@@ -1,0 +1,158 @@
+"""Load a causal language model with its tokenizer, prompts and one LoRA adapter per policy."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainers import smollm
+from trainers.compact import CompactPrompts
+from trainers.config import TrainConfig
+from trainers.prompts import Chat, ChatPrompts, Prompts
+from trainers.sampling import SamplingOptions
+
+WEIGHTS = Path(__file__).parent / "weights"
+TINY = ("tiny-0.3m", "tiny-1m", "tiny-3m")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model that speaks for several policies, with everything needed to talk to it."""
+
+    model: PeftModel
+    tokenizer: Any
+    prompts: Prompts
+    device: torch.device
+    sampling: SamplingOptions
+    max_prompt_tokens: int
+
+    @contextlib.contextmanager
+    def speaking(self, policy: str) -> Iterator[Any]:
+        """The model in eval mode with the adapter of `policy` active."""
+        self.activate(policy)
+        self.model.eval()
+        yield self.model
+
+    def activate(self, policy: str) -> None:
+        """Make `policy`'s adapter the one that is applied and trained.
+
+        Raises ValueError for a policy without adapter: the base model is never used silently.
+        """
+        if policy not in self.model.peft_config:
+            raise ValueError(
+                f"policy '{policy}' has no adapter; the model has {sorted(self.model.peft_config)}"
+            )
+        self.model.set_adapter(policy)
+
+    def encode(self, chat: Chat) -> tuple[int, ...]:
+        """Token ids of a chat, ready for the assistant's response."""
+        return _encode(self.tokenizer, chat)
+
+    def decode(self, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=not keep_special)
+        return text
+
+
+@functools.lru_cache(maxsize=4096)
+def _encode(tokenizer: Any, chat: Chat) -> tuple[int, ...]:
+    messages = [{"role": message.speaker, "content": message.text} for message in chat]
+    text = tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def load_language_model(config: TrainConfig, policies: Sequence[str]) -> LanguageModel:
+    """Load `config.model` and add one fresh adapter per policy.
+
+    Raises ValueError when the model cannot be found, with where it was looked for.
+    """
+    device = pick_device(config.device)
+    model, tokenizer = load_base(config.model, getattr(torch, config.dtype))
+    model.to(device)
+    is_tiny = getattr(model.config, "max_position_embeddings", 0) <= 512
+    prompts: Prompts = CompactPrompts() if is_tiny else ChatPrompts(config.history)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return LanguageModel(
+        add_adapters(model, config, policies),
+        tokenizer,
+        prompts,
+        device,
+        SamplingOptions(
+            temperature=config.temperature,
+            max_tokens=config.max_response_tokens,
+            max_rows=config.rollout_rows,
+            end_ids=end_ids(model, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+        ),
+        config.max_prompt_tokens,
+    )
+
+
+def pick_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+    return torch.device(name)
+
+
+def load_base(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The base model and its tokenizer, by embedded name, hub id or local directory."""
+    options: dict[str, Any] = {}
+    where = name
+    if name == "tiny" or name in TINY:
+        where = str(WEIGHTS / (TINY[0] if name == "tiny" else name))
+    elif name == "smollm2-135m":
+        where, options = str(smollm.fetch()), {"gguf_file": smollm.FILE}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)  # type: ignore[no-untyped-call]
+        model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
+    except OSError as error:
+        raise ValueError(
+            f"--model {name}: cannot be loaded ({str(error).splitlines()[0]}). Expected tiny, "
+            f"{', '.join(TINY)}, smollm2-135m, a local directory with config.json and weights, or "
+            "a hub id that is reachable or already in the local hub cache"
+        ) from error
+    return model, tokenizer
+
+
+def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a response: the tokenizer's and the generation config's."""
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    found = {tokenizer.eos_token_id, *listed} - {None}
+    if not found:
+        raise ValueError("the tokenizer has no end token; set tokenizer.eos_token and save it")
+    return tuple(sorted(found))
+
+
+def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> PeftModel:
+    """One LoRA adapter on every linear layer but the head, per policy; the base is frozen."""
+    adapted: PeftModel | None = None
+    for number, policy in enumerate(policies):
+        lora = LoraConfig(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float scales just as well
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        )
+        torch.manual_seed(config.seed * 1000 + number)
+        if adapted is None:
+            adapted = get_peft_model(model, lora, adapter_name=policy)  # type: ignore[assignment]
+        else:
+            adapted.add_adapter(policy, lora)
+    assert adapted is not None, "a workflow has at least one policy"
+    if config.gradient_checkpointing:
+        adapted.gradient_checkpointing_enable({"use_reentrant": False})
+        adapted.enable_input_require_grads()
+    return adapted

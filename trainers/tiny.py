@@ -1,0 +1,248 @@
+"""Build the embedded `tiny` models: a character tokenizer and a deliberately imperfect warm start.
+
+    python -m trainers.tiny --size 0.3m        # about 3 minutes on two cores
+
+The models speak the compact prompts of every role on `arithmetic` with two digits. The warm start
+is supervised learning on *noisy* labels, so that each role is right about half of the time: a base
+that reinforcement learning can lift, and lower. An under-trained base would not do: it hardly
+moves.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from trainers.compact import STRATEGIES, CompactPrompts
+from trainers.problems import Problem, arithmetic
+
+MODELS = Path(__file__).parent / "weights"
+PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}<user>{{ message['content'] }}"
+    "{% else %}<assistant>{{ message['content'] }}<end>{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+Size = Literal["0.3m", "1m", "3m"]
+
+
+@dataclass(frozen=True)
+class Build:
+    """Build one tiny model."""
+
+    size: Size = "0.3m"
+    """About 0.3, 1 or 3 million parameters."""
+    batches: int = 700
+    """Batches of the warm start."""
+    batch_size: int = 256
+    """Examples per batch."""
+    learning_rate: float = 3e-3
+    """Peak learning rate (linear warm-up, cosine decay)."""
+    solver_noise: float = 0.5
+    """Share of corrupted answers among generator, refiner, worker and synthesizer targets."""
+    judge_noise: float = 0.35
+    """Share of random targets for aggregator and evaluator."""
+    seed: int = 0
+    """Seed of initialisation and examples."""
+    out: Path | None = None
+    """Directory to write; default: the package's own weights."""
+
+
+SHAPES: dict[Size, dict[str, Any]] = {
+    "0.3m": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 24},
+    "1m": {"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "head_dim": 36},
+    "3m": {"hidden_size": 224, "intermediate_size": 672, "num_hidden_layers": 5, "head_dim": 56},
+}
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per printable ASCII character."""
+    characters = [chr(code) for code in range(32, 127)] + ["\n"]
+    vocabulary = {token: i for i, token in enumerate([PAD, END, USER, ASSISTANT, *characters])}
+    core = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")
+    core.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[USER, ASSISTANT],
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+def build_model(size: Size, vocab_size: int, seed: int) -> Qwen3ForCausalLM:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocab_size,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=1,
+        pad_token_id=0,
+        bos_token_id=None,
+        **SHAPES[size],
+    )
+    return Qwen3ForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Writes noisy examples of every role's prompt and response."""
+
+    problems: list[Problem]
+    prompts: CompactPrompts
+    solver_noise: float
+    judge_noise: float
+    draw: random.Random
+
+    def example(self) -> tuple[str, str]:
+        """One (user text, response)."""
+        problem = self.draw.choice(self.problems)
+        makers: list[Callable[[Problem], tuple[str, str]]] = [
+            self.generator,
+            self.generator,
+            self.aggregator,
+            self.evaluator,
+            self.refiner,
+            self.orchestrator,
+            self.worker,
+            self.synthesizer,
+        ]
+        return self.draw.choice(makers)(problem)
+
+    def wrong(self, problem: Problem) -> str:
+        """A near miss: one digit changed, or a carry forgotten."""
+        right = int(problem.answer)
+        near = [right + d for d in (-10, 10, -1, 1, -2, 2, -20, 20, -9, 9, 11, -11)]
+        return str(max(0, self.draw.choice(near)))
+
+    def answer(self, problem: Problem, noise: float | None = None) -> str:
+        is_wrong = self.draw.random() < (self.solver_noise if noise is None else noise)
+        return self.wrong(problem) if is_wrong else problem.answer
+
+    def solution(self, problem: Problem, strategy: str = "d") -> str:
+        a, b = map(int, problem.question.split("+"))
+        answer = self.answer(problem)
+        tens, ones = a // 10 * 10 + b // 10 * 10, a % 10 + b % 10
+        return {
+            "t": f"{tens}+{ones}=[{answer}]",
+            "o": f"{ones}+{tens}=[{answer}]",
+            "d": f"[{answer}]",
+        }[strategy]
+
+    def generator(self, problem: Problem) -> tuple[str, str]:
+        return self.prompts.generate(problem)[0].text, self.solution(problem)
+
+    def aggregator(self, problem: Problem) -> tuple[str, str]:
+        number = self.draw.choice([1, 2, 3, 3, 3, 4, 5])
+        candidates = [self.solution(problem) for _ in range(number)]
+        right = [i for i, text in enumerate(candidates) if f"[{problem.answer}]" in text]
+        is_random = not right or self.draw.random() < self.judge_noise
+        chosen = self.draw.choice(list(range(number)) if is_random else right)
+        return self.prompts.aggregate(problem, candidates)[0].text, f"[{chosen + 1}]"
+
+    def evaluator(self, problem: Problem) -> tuple[str, str]:
+        solution = self.solution(problem)
+        verdict = "y" if f"[{problem.answer}]" in solution else "n"
+        if self.draw.random() < self.judge_noise:
+            verdict = self.draw.choice("yn")
+        return self.prompts.evaluate(problem, solution)[0].text, f"[{verdict}]"
+
+    def refiner(self, problem: Problem) -> tuple[str, str]:
+        before, after = f"[{self.wrong(problem)}]", self.solution(problem)
+        return self.prompts.refine(problem, before, "[n]")[0].text, after
+
+    def orchestrator(self, problem: Problem) -> tuple[str, str]:
+        most = self.draw.choice([1, 2, 3, 3, 3])
+        number = self.draw.randint(1, most)
+        chosen = "".join(self.draw.choices(STRATEGIES, k=number))
+        return self.prompts.orchestrate(problem, most)[0].text, f"[{chosen}]"
+
+    def worker(self, problem: Problem) -> tuple[str, str]:
+        strategy = self.draw.choice(STRATEGIES)
+        return self.prompts.work(problem, strategy)[0].text, self.solution(problem, strategy)
+
+    def synthesizer(self, problem: Problem) -> tuple[str, str]:
+        number = self.draw.choice([1, 2, 3, 3, 3])
+        texts = [self.solution(problem, self.draw.choice(STRATEGIES)) for _ in range(number)]
+        answer = self.answer(problem, noise=self.judge_noise)
+        return self.prompts.synthesize(problem, texts)[0].text, f"[{answer}]"
+
+
+def batch(
+    tokenizer: PreTrainedTokenizerFast, examples: list[tuple[str, str]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Right-padded token ids and labels (-100 outside the response), both [B, T]."""
+    rows, labels = [], []
+    for user, response in examples:
+        prompt = tokenizer.encode(f"{USER}{user}{ASSISTANT}")
+        target = tokenizer.encode(response + END)
+        rows.append(prompt + target)
+        labels.append([-100] * len(prompt) + target)
+    longest = max(map(len, rows))
+    ids_BT = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
+    labels_BT = torch.tensor([row + [-100] * (longest - len(row)) for row in labels])
+    return ids_BT, labels_BT
+
+
+def warm_start(model: Any, tokenizer: PreTrainedTokenizerFast, build: Build) -> None:
+    """Train `model` in place on noisy examples of all roles."""
+    teacher = Teacher(
+        arithmetic(2),
+        CompactPrompts(),
+        build.solver_noise,
+        build.judge_noise,
+        random.Random(build.seed),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=build.learning_rate, weight_decay=0.01)
+    warmup = max(1, build.batches // 20)
+
+    def rate(number: int) -> float:
+        return (
+            min(1.0, (number + 1) / warmup) * (1 + math.cos(math.pi * number / build.batches)) / 2
+        )
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    for number in range(build.batches):
+        ids_BT, labels_BT = batch(tokenizer, [teacher.example() for _ in range(build.batch_size)])
+        loss = model(input_ids=ids_BT, attention_mask=(ids_BT != 0).long(), labels=labels_BT).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if number % 50 == 0 or number == build.batches - 1:
+            print(f"batch {number:4d}  loss {loss.item():.3f}", flush=True)
+
+
+def main(build: Build) -> None:
+    out = build.out or MODELS / f"tiny-{build.size}"
+    tokenizer = build_tokenizer()
+    model = build_model(build.size, len(tokenizer), build.seed)
+    print(f"tiny-{build.size}: {sum(p.numel() for p in model.parameters()):,} parameters")
+    warm_start(model, tokenizer, build)
+    model.to(torch.bfloat16).save_pretrained(out)  # type: ignore[arg-type]
+    tokenizer.save_pretrained(out)
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"wrote {out} ({size / 1e6:.2f} MB)")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Build, description=__doc__))
