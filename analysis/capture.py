@@ -1,0 +1,341 @@
+"""Decide whether one role took over a policy that several roles share, and since when.
+
+Capture (our definition): the role's share of the step mass is far above its share of the loss
+weight, for long, and it was not so from the start. A share that is large from the beginning is an
+asymmetry of the roles (supervisors often have 5-8 times the gradient norm), reported as dominance.
+
+Everything happens in log-odds, D = logit(share) - logit(weight): a factor of 3 means the same at
+every number of roles (0.75 of two, 0.60 of three, 0.50 of four with equal weights).
+
+Legend: T steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logit
+
+from analysis.bend import find_bends
+from analysis.findings import Confidence, Finding, NotJudged, Onset, percent
+from analysis.signals import KIND, aligned, divergence, smoothed
+from gradlab.store import Run
+
+Floats = NDArray[np.float64]
+
+CONSEQUENCES = ("own_accuracy", "reward_mean", "parse_failures", "truncated", "length_mean", "kl")
+"""Signals of a starved role in which a takeover shows."""
+
+
+@dataclass(frozen=True)
+class Takeover:
+    """What the rule measured for one role."""
+
+    window: int
+    """Steps of the running median, and shortest episode."""
+    memory: float
+    """Correlation time tau of the log-odds, steps."""
+    excess_T: Floats
+    """Running median of D."""
+    base: float
+    """Median D of the beginning."""
+    dominant_T: NDArray[np.bool_]
+    captured_T: NDArray[np.bool_]
+    onset: int | None
+    """Index of the step where the takeover begins; None without capture."""
+    onset_lower: int = 0
+    onset_upper: int = 0
+
+
+@dataclass(frozen=True)
+class CaptureRule:
+    """Thresholds; measured operating characteristics in bench/results/detectors.md."""
+
+    enter: float = 3.0
+    """Odds of the share over odds of the weight that begin dominance."""
+    leave: float = 1.5
+    shift_enter: float = 2.5
+    """Rise of those odds over the run's beginning that makes dominance a capture."""
+    shift_leave: float = 1.6
+    min_share: float = 0.5
+    min_window: int = 15
+    min_steps: int = 40
+    seed: int = 0
+
+    def __call__(self, run: Run) -> list[Finding]:
+        """One finding per role that captured, or dominates, a shared policy."""
+        return self.judge(run)[0]
+
+    def judge(self, run: Run) -> tuple[list[Finding], list[NotJudged]]:
+        """Findings, and what could not be judged."""
+        shared = [
+            (policy.name, roles)
+            for policy in run.policies
+            if len(roles := [r for r in run.roles if run.policy_of(r).name == policy.name]) > 1
+        ]
+        if not shared:
+            return [], []
+        if len(run.steps) < self.min_steps:
+            why = f"{len(run.steps)} steps recorded; the rule needs {self.min_steps}"
+            return [], [NotJudged("role capture", why, "train longer")]
+        findings: list[Finding] = []
+        open_questions: list[NotJudged] = []
+        shares, updates = run.step_mass("share"), run.step_mass("update")
+        pulls = run.step_mass("pull")
+        for policy, roles in shared:
+            for role in roles:
+                share_T = aligned(run.steps, shares[role])
+                weight_T = aligned(run.steps, run.ledger("loss_weight", role))
+                if not np.isfinite(weight_T).any():
+                    weight_T = np.full(len(share_T), 1.0 / len(roles))
+                    open_questions.append(
+                        NotJudged(
+                            f"the loss weight of {role}",
+                            "not recorded, so equal weights were taken as capture's null",
+                            "record RoleLedger.loss_weight",
+                        )
+                    )
+                known = np.isfinite(share_T) & np.isfinite(weight_T)
+                if known.sum() < self.min_steps:
+                    why = f"{int(known.sum())} steps with its share; {self.min_steps} are needed"
+                    open_questions.append(
+                        NotJudged(f"capture by {role}", why, "tag the role's rows")
+                    )
+                    continue
+                takeover = self.measure(share_T[known], weight_T[known])
+                masses = _Masses(
+                    run.steps[known],
+                    share_T[known],
+                    aligned(run.steps, updates[role])[known],
+                    aligned(run.steps, pulls[role])[known],
+                )
+                finding = self._finding(run, policy, role, roles, takeover, masses)
+                if finding:
+                    findings.append(finding)
+        return findings, open_questions
+
+    def measure(self, share_T: Floats, weight_T: Floats) -> Takeover:
+        """Apply the rule to one role's share and loss weight, both without gaps."""
+        num_steps = len(share_T)
+        odds_T = logit(np.clip(share_T, 0.005, 0.995)) - logit(np.clip(weight_T, 0.005, 0.995))
+        memory = _memory(odds_T)
+        longest = max(self.min_window, num_steps // 8)
+        window = int(np.clip(math.ceil(5 * memory), self.min_window, longest))
+        excess_T = _running_median(odds_T, window)
+        base = float(np.median(odds_T[: max(20, num_steps // 5)]))
+        dominant_T = _hysteresis(excess_T, math.log(self.enter), math.log(self.leave))
+        dominant_T &= _running_median(share_T, window) >= self.min_share
+        shifted_T = _hysteresis(
+            excess_T - base, math.log(self.shift_enter), math.log(self.shift_leave)
+        )
+        captured_T = _lasting(dominant_T & shifted_T, window)
+        dominant_T = _lasting(dominant_T, window)
+        if not captured_T.any():
+            return Takeover(window, memory, excess_T, base, dominant_T, captured_T, None)
+        onset, lower, upper = self._onset(odds_T, int(np.argmax(captured_T)), window)
+        return Takeover(
+            window, memory, excess_T, base, dominant_T, captured_T, onset, lower, upper
+        )
+
+    def _onset(self, odds_T: Floats, entry: int, window: int) -> tuple[int, int, int]:
+        """Where D began to rise: the running median enters late, so a ramp is fitted up to it."""
+        stop = min(entry + 2 * window, len(odds_T))
+        stride = max(1, math.ceil(stop / 100))
+        binned = _binned(odds_T[:stop], stride)
+        bend = find_bends(binned[None, :], np.random.default_rng(self.seed), num_draws=200)[0]
+        if bend.after <= bend.before:
+            return entry, max(entry - window, 0), entry
+        first, last = np.quantile(bend.onset_B, [0.05, 0.95])
+        onset = min(round(bend.onset * stride), entry)
+        upper = max(min(math.ceil((last + 1) * stride), entry), onset)
+        return onset, min(round(first * stride), onset), upper
+
+    def _finding(
+        self,
+        run: Run,
+        policy: str,
+        role: str,
+        roles: list[str],
+        takeover: Takeover,
+        masses: _Masses,
+    ) -> Finding | None:
+        if not takeover.dominant_T.any():
+            return None
+        if takeover.onset is None:
+            return _dominance(policy, role, takeover, masses)
+        onset, held = takeover.onset, takeover.captured_T
+        before = np.arange(len(held)) < max(onset, 1)
+        factor = math.exp(float(np.median(takeover.excess_T[held])))
+        share = float(np.median(masses.share_T[held]))
+        evidence = [
+            f"share of step mass {percent(float(np.median(masses.share_T[before])))} before, "
+            f"{percent(share)} while captured: {factor:.1f} times the odds of its loss weight, "
+            f"for {int(held.sum())} steps",
+            *masses.beside(before, held),
+        ]
+        consequences = self._consequences(run, role, roles, int(masses.step_T[onset]))
+        evidence += consequences
+        confidence: Confidence = "high" if consequences else "moderate"
+        if takeover.memory > 5:
+            confidence = "low"
+            evidence.append(
+                f"shares wander slowly (correlation time {takeover.memory:.0f} steps): "
+                "false alarms reach 25 % there"
+            )
+        if masses.update_disagrees(held):
+            confidence = "low"
+            evidence.append("its share of the optimizer step disagrees: Adam evened it out")
+        others = ", ".join(r for r in roles if r != role)
+        at = Onset(
+            int(masses.step_T[onset]),
+            int(masses.step_T[takeover.onset_lower]),
+            int(masses.step_T[takeover.onset_upper]),
+        )
+        summary = (
+            f"{role} captured policy '{policy}' from {at}: it holds {percent(share)} of the step "
+            f"mass, {others} {'is' if len(roles) == 2 else 'are'} starved."
+        )
+        return Finding(
+            "capture", role, summary, factor, "odds ratio", confidence, at, None, tuple(evidence)
+        )
+
+    def _consequences(self, run: Run, role: str, roles: list[str], step: int) -> list[str]:
+        """Sentences on what happened to the starved roles after the onset."""
+        sentences = []
+        for other in roles:
+            if other == role:
+                continue
+            for name in CONSEQUENCES:
+                value_T = aligned(run.steps, run.ledger(name, other))
+                sentence = _changed(name, other, value_T, run.steps < step)
+                if sentence:
+                    sentences.append(sentence)
+            window = max(self.min_window, len(run.steps) // 20)
+            distance_T = divergence(
+                smoothed(run.signature(role), window), smoothed(run.signature(other), window)
+            )
+            known = np.isfinite(distance_T)
+            early, late = known & (run.steps < step), known & (run.steps >= step)
+            if early.sum() >= window and late.sum() >= window:
+                first = float(np.median(distance_T[early]))
+                last = float(np.median(distance_T[late][-window:]))
+                spread = float(np.std(distance_T[early]))
+                if last < 0.8 * first and first - last > 3 * spread:
+                    sentences.append(
+                        f"{other}'s output drifts towards {role}'s: Jensen-Shannon divergence "
+                        f"{first:.3f} to {last:.3f} nats"
+                    )
+        return sentences
+
+
+@dataclass(frozen=True)
+class _Masses:
+    """The three measures of one role's weight in its policy, on the steps where it is known."""
+
+    step_T: NDArray[np.int64]
+    share_T: Floats
+    update_T: Floats
+    pull_T: Floats
+
+    def beside(self, before: NDArray[np.bool_], held: NDArray[np.bool_]) -> list[str]:
+        """Sentences on pull and update share."""
+        sentences = []
+        for name, value_T in (
+            ("pull", self.pull_T),
+            ("share of the optimizer step", self.update_T),
+        ):
+            if np.isfinite(value_T[held]).any() and np.isfinite(value_T[before]).any():
+                first, last = np.nanmedian(value_T[before]), np.nanmedian(value_T[held])
+                sentences.append(f"{name} {percent(float(first))} before, {percent(float(last))}")
+            else:
+                sentences.append(f"{name} was not recorded")
+        return sentences
+
+    def update_disagrees(self, held: NDArray[np.bool_]) -> bool:
+        known = held & np.isfinite(self.update_T)
+        return bool(known.any() and np.median(self.update_T[known]) < 0.5)
+
+
+def _dominance(policy: str, role: str, takeover: Takeover, masses: _Masses) -> Finding:
+    held = takeover.dominant_T
+    factor = math.exp(float(np.median(takeover.excess_T[held])))
+    share = percent(float(np.median(masses.share_T[held])))
+    return Finding(
+        "dominance",
+        role,
+        f"{role} dominates policy '{policy}' ({share} of the step mass) without having taken it "
+        "over: an asymmetry of the roles, not a failure by itself.",
+        factor,
+        "odds ratio",
+        "low" if masses.update_disagrees(held) else "moderate",
+        evidence=(
+            f"{factor:.1f} times the odds of its loss weight in {int(held.sum())} of "
+            f"{len(held)} steps; at the beginning {math.exp(takeover.base):.1f} times",
+            *masses.beside(held, held),
+        ),
+    )
+
+
+def _changed(name: str, role: str, value_T: Floats, before: NDArray[np.bool_]) -> str | None:
+    """A sentence if the level after differs by a worthwhile and certain amount, for the worse."""
+    kind = KIND[name]
+    known = np.isfinite(value_T)
+    first, last = value_T[known & before], value_T[known & ~before]
+    if min(len(first), len(last)) < 10:
+        return None
+    last = last[len(last) // 2 :]  # a takeover needs time to show
+    early, late = kind.on_scale(first), kind.on_scale(last)
+    change = float(np.median(late) - np.median(early))
+    worse = change < 0 if kind.is_outcome else change > 0
+    spread = math.sqrt(float(np.var(early)) / len(early) + float(np.var(late)) / len(late))
+    # 3 instead of 2: neighbouring steps are not independent.
+    if not worse or abs(change) < kind.min_change or abs(change) < 3 * 2 * spread:
+        return None
+    return f"{role}'s {kind.title} went from {np.median(first):.3g} to {np.median(last):.3g}"
+
+
+def _memory(odds_T: Floats) -> float:
+    """Correlation time (1 + rho) / (1 - rho), from medians: bursts do not count."""
+    one = float(np.median(np.diff(odds_T) ** 2))
+    two = float(np.median((odds_T[2:] - odds_T[:-2]) ** 2))
+    rho = float(np.clip(two / one - 1.0, 0.0, 0.95)) if one > 0 else 0.0
+    return (1.0 + rho) / (1.0 - rho)
+
+
+def _running_median(value_T: Floats, window: int) -> Floats:
+    """Trailing median; over what there is in the first `window` steps."""
+    padded = np.concatenate([np.full(window - 1, math.nan), value_T])
+    median_T: Floats = np.nanmedian(
+        np.lib.stride_tricks.sliding_window_view(padded, window), axis=1
+    )
+    return median_T
+
+
+def _hysteresis(value_T: Floats, enter: float, leave: float) -> NDArray[np.bool_]:
+    """True from a value >= enter until one < leave."""
+    state_T = np.zeros(len(value_T), dtype=bool)
+    inside = False
+    for t, value in enumerate(value_T):
+        inside = value >= (leave if inside else enter)
+        state_T[t] = inside
+    return state_T
+
+
+def _lasting(state_T: NDArray[np.bool_], window: int) -> NDArray[np.bool_]:
+    """Only the episodes of at least `window` steps."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], state_T, [False]]).astype(np.int8)))
+    kept_T = np.zeros(len(state_T), dtype=bool)
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        kept_T[start:stop] = stop - start >= window
+    return kept_T
+
+
+def _binned(value_T: Floats, stride: int) -> Floats:
+    """Medians of `stride` neighbours; the last bin may be short."""
+    if stride == 1:
+        return value_T
+    starts = range(0, len(value_T), stride)
+    return np.array([np.median(value_T[start : start + stride]) for start in starts])

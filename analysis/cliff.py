@@ -1,0 +1,546 @@
+"""Decide whether held-out accuracy ended below what it had reached, since when, and how sharply.
+
+"Terminal cliff" is our definition, not the paper's: accuracy falls from a level that it held to one
+that it keeps until the end of the run. The obvious rule (best evaluation minus last) flags 60-90 %
+of healthy runs, because the best of a noisy series is biased up; this one keeps 0-1 %:
+
+1. overdispersion phi from successive differences, and from the problems themselves when known;
+2. a ramp fit (isotonic rise, straight line, flat end) for onset, drop and residuals;
+3. latent wander (v, rho) from those residuals;
+4. p = the larger of two bootstrap p-values under "it only ever rises";
+5. a gate on effect size, from the fit and from an exact Bayesian partition;
+6. the shape: cliff, slow decay, or a drop whose shape the data do not resolve.
+
+Legend: T evaluations, P problems, S samples, B bootstrap series, C pairs (onset, end of the fall).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from scipy.stats import chi2
+
+from analysis.findings import Confidence, Finding, Onset, percent, points
+from analysis.isotonic import fit_prefixes, unimodal_ratio
+from analysis.partition import probability_of_drop
+from gradlab.store import Run
+
+Floats = NDArray[np.float64]
+Shape = Literal["none", "cliff", "slow decay", "unresolved drop", "too few evaluations"]
+
+TRIM = 0.85
+_QUANTILE = float(chi2.ppf(TRIM, 1))
+TRIMMED_MEAN = float(chi2.cdf(_QUANTILE, 3)) / TRIM
+"""Mean of the lowest 85 % of chi-square(1) draws: what the trimmed mean of squares estimates."""
+
+MIN_DISPERSION = 0.2
+"""Floor of the dispersion from problems: greedy answers can repeat exactly for a while."""
+
+
+@dataclass(frozen=True)
+class AccuracySeries:
+    """Evaluations with at least one graded answer, in order."""
+
+    step_T: NDArray[np.int64]
+    correct_T: Floats
+    """Answers that were right."""
+    trials_T: Floats
+    """Graded answers."""
+    solved_TP: Floats | None = None
+    """[T, P] share of a problem's samples solved, NaN missing; None: not recorded."""
+    samples: int = 1
+    """Samples per problem."""
+
+    @classmethod
+    def of(cls, run: Run) -> AccuracySeries:
+        evaluations = run.evaluations()
+        trials = np.asarray(evaluations.num_samples_E(), dtype=np.float64)
+        kept = trials > 0
+        correct_EPS = np.asarray(evaluations.correct_EPS, dtype=np.float64)[kept]
+        samples = correct_EPS.shape[2] if correct_EPS.ndim == 3 else 1
+        return cls(
+            np.asarray(evaluations.step_E, dtype=np.int64)[kept],
+            np.asarray(evaluations.num_correct_E(), dtype=np.float64)[kept],
+            trials[kept],
+            _mean_over_samples(correct_EPS) if correct_EPS.size else None,
+            samples,
+        )
+
+    @property
+    def rate_T(self) -> Floats:
+        return self.correct_T / self.trials_T
+
+    def __len__(self) -> int:
+        return len(self.step_T)
+
+    def pooled(self, max_points: int) -> AccuracySeries:
+        """Neighbouring evaluations added up, so that at most `max_points` remain.
+
+        Nothing is lost for a cliff that lasts; the scan over turning points is quadratic.
+        """
+        size = math.ceil(len(self) / max_points)
+        if size <= 1:
+            return self
+        starts = np.arange(0, len(self), size)
+        return AccuracySeries(
+            self.step_T[starts],
+            np.add.reduceat(self.correct_T, starts),
+            np.add.reduceat(self.trials_T, starts),
+        )
+
+
+@dataclass(frozen=True)
+class CliffResult:
+    """What the test measured; accuracies are shares."""
+
+    shape: Shape
+    num_evaluations: int
+    p_value: float = math.nan
+    drop: float = math.nan
+    drop_lower: float = math.nan
+    drop_upper: float = math.nan
+    """Approximate 95 % interval (percentile bootstrap)."""
+    top: float = math.nan
+    bottom: float = math.nan
+    onset: Onset | None = None
+    """Last evaluation before the fall; the interval reaches to the first one after it."""
+    end_step: int = -1
+    """First evaluation on the new level."""
+    onset_weight_T: Floats = field(default_factory=lambda: np.zeros(0))
+    """[T] plausibility of each evaluation as the last before the fall; sums to 1."""
+    onset_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[T] steps of `onset_weight_T`."""
+    probability: float = math.nan
+    """Posterior probability that the last level is lower than the best by more than the gate."""
+    dispersion: float = math.nan
+    wander_sd: float = math.nan
+    """Standard deviation of the true accuracy's wander, as a share."""
+    wander_correlation: float = 0.0
+    detectable_drop: float = math.nan
+    """Smallest drop found with 80 % power."""
+    window: int = 0
+    """Evaluations averaged for a level."""
+    only_last: bool = False
+    """The drop rests on the last evaluation alone."""
+
+
+@dataclass(frozen=True)
+class CliffTest:
+    """Thresholds of the test; measured operating characteristics in bench/results/detectors.md.
+
+    Example:
+        >>> CliffTest().measure_run(run).shape
+        'cliff'
+    """
+
+    alpha: float = 0.05
+    """Largest p-value of a drop."""
+    min_drop: float = 0.05
+    """Smallest drop worth reporting, as a share."""
+    min_probability: float = 0.5
+    """Smallest posterior probability that the drop exceeds `min_drop`."""
+    num_bootstraps: int = 499
+    num_interval_bootstraps: int = 199
+    min_evaluations: int = 8
+    max_points: int = 120
+    seed: int = 0
+
+    def __call__(self, run: Run) -> list[Finding]:
+        """At most one finding: the drop."""
+        return self.findings(self.measure_run(run))
+
+    def measure_run(self, run: Run) -> CliffResult:
+        return self.measure(AccuracySeries.of(run))
+
+    def measure(self, series: AccuracySeries) -> CliffResult:
+        """Run the test on one accuracy series (reads top to bottom like the module's list)."""
+        num_evaluations = len(series)
+        if num_evaluations < self.min_evaluations:
+            return CliffResult("too few evaluations", num_evaluations)
+        rng = np.random.default_rng(self.seed)
+        base_dispersion = _dispersion_of_problems(series)
+        series = series.pooled(self.max_points)
+        trials_T = series.trials_T
+        window = max(3, math.ceil(0.1 * len(series)))
+
+        dispersion = max(_dispersion(series), base_dispersion)
+        fit = _fit_ramp(series.correct_T[None, :], trials_T)
+        ramp = _Ramp.best(fit, series)
+        isotonic_T = fit_prefixes(series.correct_T[None, :], trials_T).fit_BT[0]
+        noise = _Noise.of(series, ramp.curve_T, ramp.freedom, base_dispersion)
+
+        p_value = self._p_value(series, isotonic_T, noise, window, rng)
+        variance = max(dispersion * noise.binomial, noise.total)
+        detectable = 3.5 * math.sqrt(2.0 * variance / window)
+        top, bottom = ramp.levels(series, window)
+        probability = probability_of_drop(
+            series.correct_T / dispersion, trials_T / dispersion, self.min_drop, rng
+        )
+        lower, upper = self._drop_interval(series, ramp, noise, window, rng)
+        only_last = bool(
+            ramp.end >= len(series) - 1
+            or top - _rate(series, ramp.end, len(series) - 1) < self.min_drop
+        )
+        is_drop = (
+            p_value <= self.alpha
+            and top - bottom >= self.min_drop
+            and probability >= self.min_probability
+        )
+        shape: Shape = "none"
+        if is_drop:
+            shape = "unresolved drop" if only_last else _shape(fit, len(series), noise.total)
+        weight_T = _onset_weights(fit, len(series), dispersion * noise.binomial + noise.wander)
+        return CliffResult(
+            shape,
+            num_evaluations,
+            p_value,
+            top - bottom,
+            lower,
+            upper,
+            top,
+            bottom,
+            _onset(series, weight_T, ramp) if is_drop else None,
+            int(series.step_T[ramp.end]) if is_drop else -1,
+            weight_T,
+            series.step_T,
+            probability,
+            dispersion,
+            math.sqrt(noise.wander),
+            noise.correlation,
+            detectable,
+            window,
+            only_last and is_drop,
+        )
+
+    def findings(self, result: CliffResult) -> list[Finding]:
+        """The drop as a finding; none for a run that held its level or cannot be judged."""
+        if result.shape in ("none", "too few evaluations") or result.onset is None:
+            return []
+        words = {
+            "cliff": "fell off a cliff",
+            "slow decay": "decayed slowly",
+            "unresolved drop": "dropped",
+        }
+        summary = (
+            f"Held-out accuracy {words[result.shape]}: {percent(result.top)} to "
+            f"{percent(result.bottom)}, a drop of {points(result.drop)} "
+            f"(95 % interval {100 * result.drop_lower:.0f} to {100 * result.drop_upper:.0f}), "
+            f"last good evaluation at {result.onset}."
+        )
+        evidence = [
+            f"p = {result.p_value:.3f} against 'accuracy only ever rises' "
+            f"(the larger of two bootstrap tests); {percent(result.probability)} posterior "
+            f"probability of a drop beyond {points(self.min_drop)}",
+            f"noise of one evaluation is {result.dispersion:.2f} times binomial; drops from "
+            f"{points(result.detectable_drop)} up are found 80 % of the time",
+        ]
+        confidence: Confidence = "high" if result.p_value <= 0.01 else "moderate"
+        if result.wander_sd > 0:
+            confidence = "moderate" if confidence == "high" else "low"
+            evidence.append(
+                f"accuracy also wanders by itself (sd {points(result.wander_sd)}, lag-1 "
+                f"correlation {result.wander_correlation:.2f}): part of the drop may be wander"
+            )
+        if result.only_last:
+            confidence = "low"
+            evidence.append("only the last evaluation is low: evaluate again before acting")
+        return [
+            Finding(
+                result.shape,
+                "run",
+                summary,
+                result.drop,
+                "share of held-out answers",
+                confidence,
+                result.onset,
+                result.p_value,
+                tuple(evidence),
+            )
+        ]
+
+    def _p_value(
+        self,
+        series: AccuracySeries,
+        isotonic_T: Floats,
+        noise: _Noise,
+        window: int,
+        rng: np.random.Generator,
+    ) -> float:
+        """The larger of the p-values of the likelihood ratio and of the tail window scan."""
+        null_BT = noise.simulate(isotonic_T, series.trials_T, self.num_bootstraps, rng)
+        both_BT = np.concatenate([series.correct_T[None, :], null_BT])
+        p_values = []
+        for statistic_B in (
+            unimodal_ratio(both_BT, series.trials_T),
+            _tail_scan(both_BT, series.trials_T, window),
+        ):
+            exceed = np.count_nonzero(statistic_B[1:] >= statistic_B[0] - 1e-12)
+            p_values.append((1 + exceed) / (1 + self.num_bootstraps))
+        return max(p_values)
+
+    def _drop_interval(
+        self,
+        series: AccuracySeries,
+        ramp: _Ramp,
+        noise: _Noise,
+        window: int,
+        rng: np.random.Generator,
+    ) -> tuple[float, float]:
+        """95 % percentile interval of the drop when onset and end are fitted again each time."""
+        again_BT = noise.simulate(ramp.curve_T, series.trials_T, self.num_interval_bootstraps, rng)
+        fit = _fit_ramp(again_BT, series.trials_T)
+        best_B = np.argmin(fit.drop_sse_BC, axis=1)
+        hits_BT = np.concatenate(
+            [np.zeros((len(again_BT), 1)), np.cumsum(again_BT, axis=1)], axis=1
+        )
+        trials = np.concatenate([[0.0], np.cumsum(series.trials_T)])
+        rows = np.arange(len(again_BT))
+        onset_B, end_B = fit.onset_C[best_B], fit.end_C[best_B]
+        first_B = np.maximum(onset_B - window + 1, 0)
+        top_B = (hits_BT[rows, onset_B + 1] - hits_BT[rows, first_B]) / (
+            trials[onset_B + 1] - trials[first_B]
+        )
+        bottom_B = (hits_BT[:, -1] - hits_BT[rows, end_B]) / (trials[-1] - trials[end_B])
+        lower, upper = np.quantile(top_B - bottom_B, [0.025, 0.975])
+        return float(lower), float(upper)
+
+
+@dataclass(frozen=True)
+class _RampFit:
+    """Squared errors of all ramps: isotonic rise to `onset`, line to `end`, flat from there."""
+
+    onset_C: NDArray[np.int64]
+    end_C: NDArray[np.int64]
+    sse_BC: Floats
+    drop_sse_BC: Floats
+    """Infinite where the line goes up."""
+
+
+def _fit_ramp(correct_BT: Floats, trials_T: Floats) -> _RampFit:
+    """Errors are weighted by trials / mean trials, so they are in squared shares."""
+    num_points = len(trials_T)
+    weight_T = trials_T / trials_T.mean()
+    rate_BT = correct_BT / trials_T
+    prefix = fit_prefixes(rate_BT * weight_T, weight_T)
+    onset_C, end_C = np.triu_indices(num_points, k=1)
+
+    def total(values: Floats) -> Floats:
+        """Cumulative sums with a leading zero along the last axis."""
+        zero = np.zeros((*values.shape[:-1], 1))
+        return np.concatenate([zero, np.cumsum(values, axis=-1)], axis=-1)
+
+    position_T = np.arange(num_points, dtype=np.float64)
+    weight, weight1, weight2 = (total(weight_T * position_T**power) for power in (0, 1, 2))
+    value = total(rate_BT * weight_T)
+    value1 = total(rate_BT * weight_T * position_T)
+    square = total(rate_BT**2 * weight_T)
+
+    # Points strictly between onset and end lie on the line A + (D - A) u, u = (t - a)/(b - a).
+    inside, until = onset_C + 1, end_C
+    start_C, length_C = position_T[onset_C], position_T[end_C] - position_T[onset_C]
+    w_C = weight[until] - weight[inside]
+    w1_C = weight1[until] - weight1[inside]
+    w2_C = weight2[until] - weight2[inside]
+    u_C = (w1_C - start_C * w_C) / length_C
+    uu_C = (w2_C - 2 * start_C * w1_C + start_C**2 * w_C) / length_C**2
+    y_BC = value[:, until] - value[:, inside]
+    yu_BC = (value1[:, until] - value1[:, inside] - start_C * y_BC) / length_C
+    yy_BC = square[:, until] - square[:, inside]
+    tail_weight = weight[-1] - weight[:-1]
+    tail_BT = (value[:, -1:] - value[:, :-1]) / tail_weight
+    tail_sse_BT = square[:, -1:] - square[:, :-1] - tail_BT**2 * tail_weight
+    top_BC, step_BC = prefix.top_BT[:, onset_C], tail_BT[:, end_C]
+    step_BC = step_BC - top_BC
+    line_BC = (
+        yy_BC
+        - 2 * top_BC * y_BC
+        - 2 * step_BC * yu_BC
+        + top_BC**2 * w_C
+        + 2 * top_BC * step_BC * u_C
+        + step_BC**2 * uu_C
+    )
+    sse_BC = prefix.sse_BT[:, onset_C] + line_BC + tail_sse_BT[:, end_C]
+    sse_BC = np.maximum(sse_BC, 0.0)
+    drop_BC = np.where(step_BC < 0, sse_BC, np.inf)
+    # A series that only rises has no falling line: keep the last pair so that argmin is defined.
+    nowhere = ~np.isfinite(drop_BC).any(axis=1)
+    drop_BC[nowhere] = sse_BC[nowhere]
+    return _RampFit(onset_C, end_C, sse_BC, drop_BC)
+
+
+@dataclass(frozen=True)
+class _Ramp:
+    """The best ramp of one series."""
+
+    onset: int
+    end: int
+    curve_T: Floats
+    freedom: int
+    """Fitted levels."""
+
+    @classmethod
+    def best(cls, fit: _RampFit, series: AccuracySeries) -> _Ramp:
+        pair = int(np.argmin(fit.drop_sse_BC[0]))
+        onset, end = int(fit.onset_C[pair]), int(fit.end_C[pair])
+        rise = fit_prefixes(series.correct_T[None, : onset + 1], series.trials_T[: onset + 1])
+        rise_T = rise.fit_BT[0]
+        bottom = _rate(series, end, len(series))
+        share = np.arange(1, end - onset) / (end - onset)
+        line_T = rise_T[-1] + (bottom - rise_T[-1]) * share
+        curve_T = np.concatenate([rise_T, line_T, np.full(len(series) - end, bottom)])
+        return cls(onset, end, curve_T, len(np.unique(rise_T)) + 1)
+
+    def levels(self, series: AccuracySeries, window: int) -> tuple[float, float]:
+        """Mean of the window before the fall, mean after it."""
+        first = max(self.onset - window + 1, 0)
+        return _rate(series, first, self.onset + 1), _rate(series, self.end, len(series))
+
+
+@dataclass(frozen=True)
+class _Noise:
+    """Variance of one evaluation around the true curve, in squared shares."""
+
+    binomial: float
+    """p (1 - p) / n."""
+    base_dispersion: float
+    """Its multiple that comes from sampling answers alone."""
+    wander: float
+    """Of the true accuracy itself."""
+    correlation: float
+    """Lag-1 correlation of the wander."""
+
+    @property
+    def total(self) -> float:
+        return self.wander + self.base_dispersion * self.binomial
+
+    @classmethod
+    def of(
+        cls, series: AccuracySeries, curve_T: Floats, freedom: int, base_dispersion: float
+    ) -> _Noise:
+        level = float(np.clip(series.correct_T.sum() / series.trials_T.sum(), 0.01, 0.99))
+        spread_T = np.clip(curve_T, 0.01, 0.99) * (1 - np.clip(curve_T, 0.01, 0.99))
+        binomial = float(np.mean(spread_T / series.trials_T))
+        residual_T = series.rate_T - curve_T
+        scale = len(series) / max(len(series) - freedom, 1)
+        wander = max(float(np.mean(residual_T**2)) * scale - base_dispersion * binomial, 0.0)
+        if wander < 0.15 * base_dispersion * binomial or not 0 < level < 1:
+            return cls(binomial, base_dispersion, 0.0, 0.0)
+        lag = float(np.mean(residual_T[1:] * residual_T[:-1]))
+        return cls(binomial, base_dispersion, wander, float(np.clip(lag / wander, 0.3, 0.9)))
+
+    def simulate(
+        self, curve_T: Floats, trials_T: Floats, num_series: int, rng: np.random.Generator
+    ) -> Floats:
+        """[B, T] correct answers around `curve_T`: AR(1) on the logit, then binomial."""
+        clipped_T = np.clip(curve_T, 0.5 / trials_T, 1 - 0.5 / trials_T)
+        rate_BT = np.broadcast_to(clipped_T, (num_series, len(clipped_T)))
+        if self.wander > 0:
+            spread = float(np.mean(clipped_T * (1 - clipped_T)))
+            draw_BT = rng.standard_normal(rate_BT.shape)
+            path_BT = np.empty_like(draw_BT)
+            path_BT[:, 0] = draw_BT[:, 0]
+            innovation = math.sqrt(1 - self.correlation**2)
+            for t in range(1, path_BT.shape[1]):
+                path_BT[:, t] = self.correlation * path_BT[:, t - 1] + innovation * draw_BT[:, t]
+            path_BT *= math.sqrt(self.wander) / spread
+            rate_BT = expit(logit(rate_BT) + path_BT)
+        effective_T = np.maximum(np.round(trials_T / self.base_dispersion), 1.0)
+        drawn_BT = rng.binomial(effective_T.astype(np.int64), rate_BT)
+        scaled: Floats = drawn_BT * (trials_T / effective_T)
+        return scaled
+
+
+def _rate(series: AccuracySeries, start: int, stop: int) -> float:
+    """Accuracy over evaluations start..stop-1; NaN when there are none."""
+    if stop <= start:
+        return math.nan
+    return float(series.correct_T[start:stop].sum() / series.trials_T[start:stop].sum())
+
+
+def _tail_scan(correct_BT: Floats, trials_T: Floats, window: int) -> Floats:
+    """[B] best mean of an earlier window minus the mean of the last one."""
+    zero = np.zeros((len(correct_BT), 1))
+    hits = np.concatenate([zero, np.cumsum(correct_BT, axis=1)], axis=1)
+    trials = np.concatenate([[0.0], np.cumsum(trials_T)])
+    mean = (hits[:, window:] - hits[:, :-window]) / (trials[window:] - trials[:-window])
+    scan: Floats = mean[:, : mean.shape[1] - window].max(axis=1) - mean[:, -1]
+    return scan
+
+
+def _dispersion(series: AccuracySeries) -> float:
+    """Noise of one evaluation over binomial, from successive differences; a cliff is trimmed."""
+    rate_T, trials_T = series.rate_T, series.trials_T
+    mean = np.clip((rate_T[1:] + rate_T[:-1]) / 2, 0.5 / trials_T[1:], 1 - 0.5 / trials_T[1:])
+    expected = mean * (1 - mean) * (1 / trials_T[1:] + 1 / trials_T[:-1])
+    ratio = np.sort(np.diff(rate_T) ** 2 / expected)
+    kept = ratio[: max(math.ceil(TRIM * len(ratio)), 1)]
+    return float(kept.mean() / TRIMMED_MEAN)
+
+
+def _dispersion_of_problems(series: AccuracySeries) -> float:
+    """Sampling noise of an evaluation over binomial, from how often single problems flip.
+
+    Problems differ in difficulty and are the same every time, so the answers vary less than
+    independent draws at the mean accuracy would. 1 without the matrix.
+    """
+    if series.solved_TP is None:
+        return 1.0
+    flips = np.diff(series.solved_TP, axis=0) ** 2 / 2
+    valid = np.isfinite(flips)
+    rate_T = series.rate_T
+    spread = float(np.mean(rate_T * (1 - rate_T)))
+    if not valid.any() or spread <= 0:
+        return 1.0
+    return float(np.clip(series.samples * flips[valid].mean() / spread, MIN_DISPERSION, 1.0))
+
+
+def _mean_over_samples(correct_EPS: Floats) -> Floats:
+    """[E, P] mean over the samples that were graded; NaN where none was."""
+    graded = np.isfinite(correct_EPS)
+    count = graded.sum(axis=2)
+    total = np.where(graded, correct_EPS, 0.0).sum(axis=2)
+    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return mean
+
+
+def _shape(fit: _RampFit, num_points: int, variance: float) -> Shape:
+    """Does a short fall explain the series better than a long one, by two noise variances?"""
+    length_C = fit.end_C - fit.onset_C
+    sharp = fit.drop_sse_BC[0][length_C <= max(2.0, 0.1 * num_points)]
+    slow = fit.drop_sse_BC[0][(length_C >= 0.3 * num_points) & (length_C > 2)]
+    if not len(slow) or not np.isfinite(slow).any():
+        return "cliff"
+    score = (slow.min() - sharp.min()) / max(variance, 1e-12)
+    if score > 2:
+        return "cliff"
+    return "slow decay" if score < -2 else "unresolved drop"
+
+
+def _onset_weights(fit: _RampFit, num_points: int, variance: float) -> Floats:
+    """[T] exp(-error/2) of the best ramp from each onset, softened by 1.5 as the intervals are."""
+    best_T = np.full(num_points, np.inf)
+    np.minimum.at(best_T, fit.onset_C, fit.drop_sse_BC[0])
+    excess_T = (best_T - best_T.min()) / max(variance, 1e-12)
+    weight_T = np.exp(-excess_T / (2 * 1.5))
+    normalized: Floats = weight_T / weight_T.sum()
+    return normalized
+
+
+def _onset(series: AccuracySeries, weight_T: Floats, ramp: _Ramp) -> Onset:
+    """Profile interval: onsets whose error is within 1.5 chi2(2, .9) noise variances of the best.
+
+    It covers 87-100 % for cliffs, 67-98 % for slow decays (nominal 90).
+    """
+    threshold = math.exp(-chi2.ppf(0.9, 2) / 2) * weight_T.max()
+    plausible = np.nonzero(weight_T >= threshold)[0]
+    last = min(int(plausible[-1]) + 1, len(series) - 1)
+    return Onset(
+        int(series.step_T[ramp.onset]),
+        int(series.step_T[min(int(plausible[0]), ramp.onset)]),
+        int(series.step_T[max(last, min(ramp.onset + 1, len(series) - 1))]),
+    )

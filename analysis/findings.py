@@ -1,0 +1,175 @@
+"""Say what was found: findings, remedies and the diagnosis that gathers them, all JSON-able."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+FindingKind = Literal[
+    "cliff",
+    "slow decay",
+    "unresolved drop",
+    "capture",
+    "dominance",
+    "amplification",
+    "path amplification",
+    "instrumentation",
+]
+Confidence = Literal["high", "moderate", "low"]
+Order = Literal["precedes", "coincides", "follows", "no evidence"]
+"""The only words a diagnosis uses for a signal beside a drop. A cause needs a replayed run."""
+
+Status = Literal["healthy", "cliff", "slow decay", "unresolved drop", "not judged"]
+
+
+@dataclass(frozen=True)
+class Onset:
+    """When something began, in training steps."""
+
+    step: int
+    lower: int
+    upper: int
+
+    def __str__(self) -> str:
+        if self.lower == self.upper:
+            return f"step {self.step}"
+        return f"step {self.step} ({self.lower} to {self.upper})"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing a detector is willing to stand for."""
+
+    kind: FindingKind
+    subject: str
+    """Role, policy or 'run'."""
+    summary: str
+    """One sentence."""
+    strength: float
+    unit: str
+    """Of `strength`."""
+    confidence: Confidence
+    onset: Onset | None = None
+    """None: no beginning inside the run."""
+    p_value: float | None = None
+    """None: the rule has thresholds, not a test."""
+    evidence: tuple[str, ...] = ()
+    """Sentences, the strongest first."""
+
+
+@dataclass(frozen=True)
+class SignalVerdict:
+    """One signal of the run, and when it moved relative to the drop in accuracy."""
+
+    key: str
+    """Kind of signal and subject, e.g. 'kl:generator'."""
+    title: str
+    subject: str
+    unit: str
+    order: Order
+    before: float
+    """Level before the change (or in the first third, without one)."""
+    after: float
+    effect: float
+    """Size of the change in residual standard deviations, signed."""
+    onset: Onset | None
+    lead: float
+    """Steps from this change to the drop in accuracy; NaN without both."""
+    lead_lower: float
+    lead_upper: float
+    is_candidate: bool
+    """Precedes the drop, and no earlier signal of the declared graph explains it."""
+    note: str
+    """Why this order, in a few words."""
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """Something to change, and the option of `gradlab train` that changes it."""
+
+    title: str
+    reason: str
+    option: str
+
+
+@dataclass(frozen=True)
+class NotJudged:
+    """A question the run cannot answer."""
+
+    what: str
+    why: str
+    to_do: str
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Held-out accuracy in numbers; shares, not percent."""
+
+    num_evaluations: int = 0
+    num_problems: int = 0
+    num_samples: int = 0
+    """Graded answers per evaluation."""
+    base: float = math.nan
+    peak: float = math.nan
+    """Highest level (mean over a window) of the run; the highest single evaluation is biased."""
+    peak_step: int = -1
+    terminal: float = math.nan
+    """Mean of the last window."""
+    detectable_drop: float = math.nan
+    """Smallest drop found with 80 % power."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What all detectors say together."""
+
+    run_id: str
+    status: Status
+    verdict: str
+    """The answer in one or two sentences."""
+    confidence: str
+    """How sure, and of what."""
+    accuracy: Accuracy
+    findings: tuple[Finding, ...] = ()
+    """The drop first, then by strength of evidence."""
+    signals: tuple[SignalVerdict, ...] = ()
+    """Candidates first, then the other signals that moved, then the rest."""
+    candidates: tuple[str, ...] = ()
+    """Undominated candidates in words; the last entry is always an unrecorded cause."""
+    remedies: tuple[Remedy, ...] = ()
+    not_judged: tuple[NotJudged, ...] = ()
+    settings: dict[str, float | int | str] = field(default_factory=dict)
+    """Thresholds used."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; numbers that are not finite become null."""
+        plain: dict[str, Any] = _finite(asdict(self))
+        return plain
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+    def of_kind(self, *kinds: FindingKind) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.kind in kinds)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def points(share: float) -> str:
+    """A difference of shares in percentage points, e.g. '12 points'."""
+    value = round(100 * share, 1 if abs(share) < 0.095 else 0)
+    return f"{value:g} point{'' if value == 1 else 's'}"
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

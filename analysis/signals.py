@@ -1,0 +1,206 @@
+"""Gather every signal of a run that could move before accuracy does, on a scale fit for judging.
+
+Each kind declares how it is read, the scale on which its noise is even (log, logit or linear), and
+the smallest change worth a word: with enough steps everything changes significantly.
+
+Legend: T steps, K signature buckets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logit, xlogy
+
+from gradlab.records import Signal
+from gradlab.store import Run
+
+Floats = NDArray[np.float64]
+Scale = Literal["linear", "log", "logit"]
+Source = Literal["ledger", "norm", "mass", "policy", "pair", "signature"]
+
+MIN_FINITE = 0.5
+"""Smallest share of steps with a value."""
+
+
+@dataclass(frozen=True)
+class SignalKind:
+    """One kind of signal: what to call it, how to read it, when a change matters."""
+
+    name: str
+    title: str
+    source: Source
+    scale: Scale
+    min_change: float
+    """On the scale: log 1.5 means 'times 1.5'."""
+    floor: float = 1e-8
+    """Smallest value a logarithm sees: below it, the instrument is silent."""
+    is_outcome: bool = False
+    """Moves with accuracy by definition, so it explains nothing."""
+
+    def on_scale(self, value_T: Floats) -> Floats:
+        """The series where its noise is even."""
+        if self.scale == "log":
+            scaled: Floats = np.log(np.maximum(value_T, self.floor))
+            return scaled
+        if self.scale == "logit":
+            scaled = logit(np.clip(value_T, 0.005, 0.995))
+            return scaled
+        return value_T
+
+
+KINDS: tuple[SignalKind, ...] = (
+    SignalKind("learning_rate", "learning rate", "policy", "log", math.log(1.5), 1e-12),
+    SignalKind("logprob_gap", "rollout-trainer log-prob gap", "ledger", "log", math.log(3), 1e-4),
+    SignalKind("grad_norm", "gradient norm", "norm", "log", math.log(1.5)),
+    SignalKind("share", "step mass share", "mass", "logit", math.log(2.0)),
+    SignalKind("pull", "pull on the policy", "mass", "linear", 0.2),
+    SignalKind("update", "share of the optimizer step", "mass", "linear", 0.15),
+    SignalKind("conflict", "gradient cosine between roles", "pair", "linear", 0.2),
+    SignalKind("update_norm", "optimizer step length", "policy", "log", math.log(1.5)),
+    SignalKind("kl", "KL to the reference", "ledger", "log", math.log(2), 1e-4),
+    SignalKind("ratio_std", "importance ratio spread", "ledger", "log", math.log(1.5), 1e-4),
+    SignalKind("clip_fraction", "PPO clip fraction", "ledger", "linear", 0.02),
+    SignalKind("entropy", "token entropy", "ledger", "log", math.log(1.3), 1e-3),
+    SignalKind("drift", "output drift from the start", "signature", "linear", 0.05),
+    SignalKind("length_mean", "response length", "ledger", "log", math.log(1.2), 1.0),
+    SignalKind("truncated", "truncated responses", "ledger", "linear", 0.05),
+    SignalKind("parse_failures", "parse failures", "ledger", "linear", 0.05),
+    SignalKind("reward_std", "reward spread", "ledger", "linear", 0.1),
+    SignalKind("zero_variance_groups", "groups without signal", "ledger", "linear", 0.15),
+    SignalKind("own_accuracy", "own accuracy in training", "ledger", "linear", 0.05, 0, True),
+    SignalKind("reward_mean", "mean reward", "ledger", "linear", 0.05, 0, True),
+)
+KIND = {kind.name: kind for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One signal of one subject, aligned with the run's steps."""
+
+    kind: SignalKind
+    subject: str
+    """Role, policy, or 'role, role'."""
+    policy: str
+    unit: str
+    value_T: Floats
+    """As recorded, NaN where missing."""
+
+    @property
+    def key(self) -> str:
+        return f"{self.kind.name}:{self.subject}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.subject} {self.kind.title}"
+
+    @property
+    def is_present(self) -> bool:
+        finite = np.isfinite(self.value_T)
+        return bool(len(finite) and finite.mean() >= MIN_FINITE)
+
+
+def collect(run: Run) -> list[Measured]:
+    """Every signal of the run, present or not: an absent one is a question left open."""
+    return list(_all(run))
+
+
+def _all(run: Run) -> Iterator[Measured]:
+    roles_of = {p.name: [r for r in run.roles if run.policy_of(r).name == p.name]
+                for p in run.policies}
+    masses = {name: run.step_mass(name) for name in ("share", "pull", "update")}
+    for kind in KINDS:
+        if kind.source == "policy":
+            for policy in run.policies:
+                yield _policy_signal(run, kind, policy.name)
+        elif kind.source == "pair":
+            for policy, roles in roles_of.items():
+                for first, second in combinations(roles, 2):
+                    signal = run.cosine(first, second)
+                    subject = f"{first}, {second}"
+                    yield Measured(kind, subject, policy, "1", aligned(run.steps, signal))
+        else:
+            for role in run.roles:
+                policy = run.policy_of(role).name
+                if kind.source == "mass":
+                    if len(roles_of[policy]) < 2:
+                        continue  # alone in its policy, a role has all of it
+                    signal = masses[kind.name][role]
+                elif kind.source == "norm":
+                    signal = run.norm(role)
+                elif kind.source == "ledger":
+                    signal = run.ledger(kind.name, role)
+                else:
+                    drift_T = drift(run.signature(role))
+                    yield Measured(kind, role, policy, "nats", drift_T)
+                    continue
+                yield Measured(kind, role, policy, signal.unit, aligned(run.steps, signal))
+
+
+def _policy_signal(run: Run, kind: SignalKind, policy: str) -> Measured:
+    """An update metric per step: the path (sum over updates) for lengths, else the last value."""
+    signal = run.update_metric(kind.name, policy)
+    value = np.asarray(signal.value_T, dtype=np.float64)
+    value_T = np.full(len(run.steps), math.nan)
+    if len(value):
+        row_U = np.searchsorted(run.steps, signal.step_T)
+        kept = (row_U < len(run.steps)) & (
+            run.steps[np.minimum(row_U, len(run.steps) - 1)] == signal.step_T
+        )
+        if kind.name == "update_norm":
+            has_row = np.bincount(row_U[kept], minlength=len(run.steps)) > 0
+            total_T = np.bincount(row_U[kept], value[kept], minlength=len(run.steps))
+            value_T[has_row] = total_T[has_row]
+        else:
+            value_T[row_U[kept]] = value[kept]
+    return Measured(kind, policy, policy, signal.unit, value_T)
+
+
+def aligned(step_T: NDArray[np.int64], signal: Signal) -> Floats:
+    """The signal's values on the steps of the run; NaN where it has none."""
+    value_T = np.full(len(step_T), math.nan)
+    if len(step_T) and len(signal.step_T):
+        row = np.minimum(np.searchsorted(step_T, signal.step_T), len(step_T) - 1)
+        kept = step_T[row] == signal.step_T
+        value_T[row[kept]] = np.asarray(signal.value_T, dtype=np.float64)[kept]
+    return value_T
+
+
+def smoothed(signature_TK: NDArray[np.float32], window: int) -> Floats:
+    """[T, K] trailing mean of the recorded histograms; NaN before the first one."""
+    histogram_TK = np.asarray(signature_TK, dtype=np.float64)
+    recorded_T = np.isfinite(histogram_TK).all(axis=1)
+    zero = np.zeros((1, histogram_TK.shape[1]))
+    total = np.concatenate([zero, np.cumsum(np.nan_to_num(histogram_TK), axis=0)])
+    count = np.concatenate([[0], np.cumsum(recorded_T)])
+    stop = np.arange(1, len(histogram_TK) + 1)
+    start = np.maximum(stop - window, 0)
+    num = (count[stop] - count[start])[:, None]
+    mean: Floats = np.where(num > 0, (total[stop] - total[start]) / np.maximum(num, 1), math.nan)
+    return mean
+
+
+def divergence(p_TK: Floats, q_TK: Floats) -> Floats:
+    """[T] Jensen-Shannon divergence in nats between histograms, between 0 and log 2."""
+    middle_TK = (p_TK + q_TK) / 2
+    entropy = [-xlogy(x, x).sum(axis=-1) for x in (middle_TK, p_TK, q_TK)]
+    value: Floats = np.maximum(entropy[0] - (entropy[1] + entropy[2]) / 2, 0.0)
+    return value
+
+
+def drift(signature_TK: NDArray[np.float32]) -> Floats:
+    """[T] divergence of a role's output from its own in the first tenth of the run."""
+    num_steps = len(signature_TK)
+    window = max(3, num_steps // 50)
+    smooth_TK = smoothed(signature_TK, window)
+    start = smooth_TK[: max(window, num_steps // 10)]
+    start = start[np.isfinite(start).all(axis=1)]
+    if not len(start):
+        return np.full(num_steps, math.nan)
+    return divergence(smooth_TK, np.broadcast_to(start.mean(axis=0), smooth_TK.shape))
