@@ -1,0 +1,515 @@
+"""Read a run: labelled access to everything its store recorded, without torch.
+
+Legend: A agents of a policy, B parameter blocks, E evaluations, K signature buckets, P problems,
+R roles, S samples per problem, T training steps, U updates of a policy.
+
+Example:
+    >>> run = open_run("runs/voting")
+    >>> run.norm("generator").value_T  # mean gradient norm per step
+    >>> run.cosine("generator", "aggregator").value_T
+    >>> run.cosine(Agent("generator", 0), Agent("generator", 1), per="update")
+    >>> run.step_mass("share")["aggregator"].value_T
+    >>> run.gram("shared").gram_UBAA  # what all of the above is read out of
+    >>> run.ledger("entropy", "generator")
+    >>> run.evaluations().accuracy().value_T
+    >>> run.to_xarray()["updates/shared"].gram.sel(agent="generator[0]")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlab import gram as readout
+from gradlab.disk import (
+    DOCUMENT,
+    Array,
+    GroupState,
+    StoreError,
+    journal_path,
+    read_group,
+    read_root,
+    read_rows,
+    row_dtype,
+)
+from gradlab.journal import read as read_journal
+from gradlab.journal import replay
+from gradlab.records import (
+    Agent,
+    PolicyMeta,
+    RoleEvaluation,
+    RoleLedger,
+    RowStatistics,
+    RunLedger,
+    Signal,
+    UpdateMetrics,
+)
+from gradlab.schema import describe, groups
+
+if TYPE_CHECKING:
+    import xarray
+
+Per = Literal["step", "update"]
+Measure = Literal["mass", "share", "pull", "update"]
+Float64Array = NDArray[np.float64]
+
+RUN_ZARR = "run.zarr"
+"""Name of the store in a run directory."""
+
+
+@dataclass(frozen=True)
+class Gram:
+    """The recorded Gram matrices of one policy."""
+
+    policy: str
+    agents: tuple[Agent, ...]
+    blocks: tuple[str, ...]
+    step_U: NDArray[np.int64]
+    gram_UBAA: Float64Array
+    """<g_a, g_b> per update and block, before clipping, in loss units squared."""
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """Every evaluation of a run; empty arrays if there was none."""
+
+    step_E: NDArray[np.int64]
+    """Training steps done before the evaluation."""
+    problems: tuple[str, ...]
+    roles: tuple[str, ...]
+    correct_EPS: Float64Array
+    """1 solved, 0 not, NaN missing."""
+    role_correct_ERP: Float64Array
+    """Mean own correctness of a role's turns; NaN where undefined."""
+    metrics: tuple[str, ...]
+    """Fields of `RoleEvaluation` that were recorded."""
+    metric_ERM: Float64Array
+
+    def num_correct_E(self) -> NDArray[np.int64]:
+        """Solved samples over all problems."""
+        return np.asarray(np.sum(self.correct_EPS == 1, axis=(1, 2)), dtype=np.int64)
+
+    def num_samples_E(self) -> NDArray[np.int64]:
+        """Samples that were not missing."""
+        return np.asarray(np.sum(np.isfinite(self.correct_EPS), axis=(1, 2)), dtype=np.int64)
+
+    def accuracy(self) -> Signal:
+        """Share of samples solved."""
+        accuracy = readout.quotient(self.num_correct_E(), self.num_samples_E())
+        return Signal("accuracy", "1", "run", self.step_E, accuracy)
+
+    def role(self, name: str, role: str) -> Signal:
+        """One field of `RoleEvaluation`, per evaluation."""
+        metric = _index(self.metrics, name, "evaluation metric")
+        value = self.metric_ERM[:, _index(self.roles, role, "role"), metric]
+        unit = describe(RoleEvaluation)[name]["unit"]
+        return Signal(name, unit, role, self.step_E, value)
+
+
+class Run:
+    """A recorded run, as it was when it was opened; arrays are read when first asked for.
+
+    A run may be opened while it is written, or after its writer was killed: rows that only the
+    journal holds are included. Open it again to see later rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open the store at `path`; see `open_run`."""
+        self.path = path
+        self.meta, attributes = read_root(path)
+        self.closed = bool(attributes.get("closed", False))
+        # The journal before the commit points: a flush between the two then loses no row.
+        entries = [] if self.closed else list(read_journal(journal_path(path)))
+        self._groups: dict[str, _StoredGroup] = {}
+        for number, spec in enumerate(groups(self.meta)):
+            state = read_group(path, spec)
+            tail = replay(entries, number, state.generation, state.committed, row_dtype(state.spec))
+            self._groups[spec.path] = _StoredGroup(path, state, tail)
+        self._pooled: dict[tuple[str, str | None], Float64Array] = {}
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "not closed"
+        last = int(self.steps[-1]) if len(self.steps) else 0
+        return (
+            f"Run({str(self.path)!r}: {self.meta.workflow} on {self.meta.task} with "
+            f"{self.meta.model}, {last} steps, {state})"
+        )
+
+    # -- what there is -------------------------------------------------------------------------
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.meta.roles
+
+    @property
+    def policies(self) -> tuple[PolicyMeta, ...]:
+        return self.meta.policies
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """[T] training steps recorded."""
+        return self._groups["train"].array("step")
+
+    def policy_of(self, role: str) -> PolicyMeta:
+        """The policy that learns from the role."""
+        _index(self.roles, role, "role")
+        return self._policy(self.meta.routing[role])
+
+    def agents(self, role: str) -> tuple[Agent, ...]:
+        """The players of a role."""
+        return tuple(agent for agent in self.policy_of(role).agents if agent.role == role)
+
+    # -- gradients -----------------------------------------------------------------------------
+
+    def gram(self, policy: str) -> Gram:
+        """The Gram matrices that norms, cosines and masses are read out of."""
+        meta = self._policy(policy)
+        group = self._groups[f"updates/{policy}"]
+        return Gram(
+            policy,
+            meta.agents,
+            meta.blocks,
+            group.array("step"),
+            group.array("gram").astype(np.float64),
+        )
+
+    def update_gram(self, policy: str) -> Float64Array:
+        """[U, A, A] <d_a, d_b> of the agents' parts of the optimizer step; NaN where absent."""
+        return self._update_array("update_gram", policy)
+
+    def transfer(self, policy: str) -> Float64Array:
+        """[U, A, A] <g_a, d_b>: change of a's loss by b's part of the step; NaN where absent."""
+        return self._update_array("transfer", policy)
+
+    def norm(self, who: str | Agent, *, block: str | None = None, per: Per = "step") -> Signal:
+        """||g_who|| before clipping; per step the mean over the step's updates."""
+        policy = self._policy_for(who)
+        value_U = readout.norm(self._gram_UAA(policy, block), readout.members(policy.agents, who))
+        return self._signal(_named("norm", block), "loss", str(who), policy, value_U, per, _mean)
+
+    def cosine(
+        self, a: str | Agent, b: str | Agent, *, block: str | None = None, per: Per = "step"
+    ) -> Signal:
+        """cos(g_a, g_b) of two roles or agents of one policy, or of one and 'total'.
+
+        NaN in an update where either gradient is 0; per step the mean over the other updates.
+        """
+        policy = self._common_policy(a, b)
+        value_U = readout.cosine(
+            self._gram_UAA(policy, block),
+            readout.members(policy.agents, a),
+            readout.members(policy.agents, b),
+        )
+        subject = f"{a}, {b}"
+        return self._signal(
+            _named("cosine", block), "1", subject, policy, value_U, per, _mean_of_defined
+        )
+
+    def step_mass(
+        self, measure: Measure = "share", *, block: str | None = None
+    ) -> dict[str, Signal]:
+        """How much of a step is each role's, by role; shares are within the role's policy.
+
+        mass: sum over updates of ||g_r||. share: mass / sum of the masses of the policy's roles.
+        pull: sum over updates of <g_r, g> / sum of ||g||^2, signed. update: the same of the
+        optimizer step, <d_r, d> / ||d||^2; NaN where it was not split, and not known by block.
+        """
+        if measure not in ("mass", "share", "pull", "update"):
+            raise ValueError(
+                f"unknown step mass '{measure}'; expected 'mass', 'share', 'pull' or 'update'"
+            )
+        if measure == "update" and block is not None:
+            raise ValueError("update shares are recorded for the whole policy; leave block out")
+        signals: dict[str, Signal] = {}
+        for policy in self.policies:
+            roles = _roles(policy)
+            step_U = self._groups[f"updates/{policy.name}"].array("step")
+            gram_UAA = (
+                self.update_gram(policy.name)
+                if measure == "update"
+                else self._gram_UAA(policy, block)
+            )
+            gram_URR = readout.grouped(gram_UAA, readout.grouping(policy.agents, roles))
+            if measure in ("mass", "share"):
+                norm_UR = np.sqrt(np.maximum(np.diagonal(gram_URR, axis1=-2, axis2=-1), 0.0))
+                step_T, value_TR = _sum(step_U, norm_UR)
+                if measure == "share":
+                    value_TR = readout.shares(value_TR)
+            else:  # the pull of the step's updates pooled
+                step_T, gram_TRR = _sum(step_U, gram_URR)
+                value_TR = readout.pull(gram_TRR)
+            unit = "loss" if measure == "mass" else "1"
+            for index, role in enumerate(roles):
+                name = _named(measure, block)
+                signals[role] = Signal(name, unit, role, step_T, value_TR[:, index])
+        return {role: signals[role] for role in self.roles if role in signals}
+
+    # -- metrics -------------------------------------------------------------------------------
+
+    def update_metric(self, name: str, policy: str) -> Signal:
+        """A field of `UpdateMetrics`, per update."""
+        self._policy(policy)
+        group = self._groups[f"updates/{policy}"]
+        index = _index(group.labels("update_metric"), name, "update metric")
+        unit = describe(UpdateMetrics)[name]["unit"]
+        return Signal(name, unit, policy, group.array("step"), group.column("metrics", index))
+
+    def row_statistic(self, name: str, role: str) -> Signal:
+        """A field of `RowStatistics`, per step: the value of the step's last update."""
+        policy = self.policy_of(role)
+        group = self._groups[f"updates/{policy.name}"]
+        metric = _index(group.labels("row_metric"), name, "row statistic")
+        place = _index(group.labels("role"), role, "role with agents in its policy")
+        unit = describe(RowStatistics)[name]["unit"]
+        value_U = group.column("rows", place, metric)
+        return self._signal(name, unit, role, policy, value_U, "step", _last)
+
+    def ledger(self, name: str, role: str) -> Signal:
+        """A field of `RoleLedger`, per step."""
+        group = self._groups["train"]
+        metric = _index(group.labels("role_metric"), name, "ledger metric")
+        value_T = group.column("roles", _index(self.roles, role, "role"), metric)
+        return Signal(name, describe(RoleLedger)[name]["unit"], role, self.steps, value_T)
+
+    def run_metric(self, name: str) -> Signal:
+        """A field of `RunLedger`, per step."""
+        group = self._groups["train"]
+        index = _index(group.labels("run_metric"), name, "run metric")
+        unit = describe(RunLedger)[name]["unit"]
+        return Signal(name, unit, "run", self.steps, group.column("run", index))
+
+    def signature(self, role: str) -> NDArray[np.float32]:
+        """[T, K] share of the role's response tokens per hash bucket; NaN where not recorded."""
+        signature_TRK: NDArray[np.float32] = self._groups["train"].array("signature")
+        return signature_TRK[:, _index(self.roles, role, "role")]
+
+    def evaluations(self) -> Evaluations:
+        """Every evaluation on the held-out problems."""
+        group = self._groups.get("eval")
+        if group is None:
+            num_roles = len(self.roles)
+            return Evaluations(
+                np.empty(0, np.int64),
+                (),
+                self.roles,
+                np.empty((0, 0, self.meta.eval_samples)),
+                np.empty((0, num_roles, 0)),
+                (),
+                np.empty((0, num_roles, 0)),
+            )
+        correct = group.array("correct")
+        return Evaluations(
+            group.array("step"),
+            self.meta.problems,
+            self.roles,
+            np.where(correct == 255, np.nan, correct),
+            group.array("role_correct").astype(np.float64),
+            group.labels("eval_metric"),
+            group.array("roles").astype(np.float64),
+        )
+
+    def to_xarray(self) -> xarray.DataTree:
+        """All groups with labelled dimensions, units and meanings; reads everything."""
+        import xarray
+
+        datasets: dict[str, xarray.Dataset] = {}
+        for path, group in self._groups.items():
+            spec = group.state.spec
+            datasets[path] = xarray.Dataset(
+                {
+                    array.name: (
+                        array.dims,
+                        group.array(array.name),
+                        {"unit": array.unit, "meaning": array.meaning},
+                    )
+                    for array in spec.arrays
+                },
+                coords={dim: list(labels) for dim, labels in spec.labels.items()},
+            )
+        return xarray.DataTree.from_dict(datasets, name=self.meta.run_id)
+
+    # -- inside --------------------------------------------------------------------------------
+
+    def _policy(self, name: str) -> PolicyMeta:
+        return self.policies[_index([policy.name for policy in self.policies], name, "policy")]
+
+    def _policy_for(self, who: str | Agent) -> PolicyMeta:
+        """The policy whose gradient space `who` lives in."""
+        if who == "total":
+            if len(self.policies) > 1:
+                raise ValueError(
+                    f"'total' is ambiguous: the run has the policies "
+                    f"{[policy.name for policy in self.policies]}; name a role or an agent"
+                )
+            return self.policies[0]
+        role = who.role if isinstance(who, Agent) else who
+        policy = self.policy_of(role)
+        if isinstance(who, Agent):
+            _index(policy.agents, who, "agent")
+        return policy
+
+    def _common_policy(self, a: str | Agent, b: str | Agent) -> PolicyMeta:
+        if a == "total" or b == "total":
+            return self._policy_for(b if a == "total" else a)
+        first, second = self._policy_for(a), self._policy_for(b)
+        if first.name != second.name:
+            raise ValueError(
+                f"cosine of {a} and {b}: {a} trains policy '{first.name}' and {b} trains "
+                f"'{second.name}'; their gradients live in different spaces and have no angle. "
+                f"Compare them in a run in which they share a policy"
+            )
+        return first
+
+    def _gram_UAA(self, policy: PolicyMeta, block: str | None) -> Float64Array:
+        key = (policy.name, block)
+        if key not in self._pooled:
+            gram_UBAA = self._groups[f"updates/{policy.name}"].array("gram")
+            if block is None:
+                self._pooled[key] = gram_UBAA.sum(axis=1, dtype=np.float64)
+            else:
+                index = _index(policy.blocks, block, f"block of policy '{policy.name}'")
+                self._pooled[key] = gram_UBAA[:, index].astype(np.float64)
+        return self._pooled[key]
+
+    def _update_array(self, name: str, policy: str) -> Float64Array:
+        self._policy(policy)
+        return self._groups[f"updates/{policy}"].array(name).astype(np.float64)
+
+    def _signal(
+        self,
+        name: str,
+        unit: str,
+        subject: str,
+        policy: PolicyMeta,
+        value_U: Float64Array,
+        per: Per,
+        reduce: Reduce,
+    ) -> Signal:
+        step_U = self._groups[f"updates/{policy.name}"].array("step")
+        if per == "update":
+            return Signal(name, unit, subject, step_U, value_U)
+        if per != "step":
+            raise ValueError(f"per is '{per}'; expected 'step' or 'update'")
+        step_T, value_T = reduce(step_U, value_U)
+        return Signal(name, unit, subject, step_T, value_T)
+
+
+def open_run(path: Path | str) -> Run:
+    """Open a run for reading: a run directory (one that holds run.zarr), or a store itself.
+
+    Raises `StoreError` (a `ValueError`) if it is missing, foreign, of another schema or damaged.
+    """
+    path = Path(path)
+    if not (path / DOCUMENT).exists() and (path / RUN_ZARR).exists():
+        path = path / RUN_ZARR
+    return Run(path)
+
+
+class _StoredGroup:
+    """One group on disk, at the commit that was read when the run was opened."""
+
+    def __init__(self, path: Path, state: GroupState, tail: Array) -> None:
+        self.state = state
+        self._path = path
+        self._tail = tail
+        self._arrays: dict[str, Array] = {}
+
+    def labels(self, dim: str) -> tuple[str, ...]:
+        return self.state.spec.labels[dim]
+
+    def array(self, name: str) -> Array:
+        """All rows of an array; read once, not to be written to."""
+        if name not in self._arrays:
+            array = self._read(name)
+            array.flags.writeable = False
+            self._arrays[name] = array
+        return self._arrays[name]
+
+    def column(self, name: str, *index: int) -> Float64Array:
+        """One cell of every row."""
+        key: tuple[Any, ...] = (slice(None), *index)
+        cells: Float64Array = self.array(name)[key].astype(np.float64)
+        return cells
+
+    def _read(self, name: str) -> Array:
+        state = self.state
+        spec = next(array for array in state.spec.arrays if array.name == name)
+        try:
+            rows = read_rows(
+                self._path / state.spec.path / name,
+                spec,
+                state.spec.row_shape(spec),
+                state.chunk_rows[name],
+                0,
+                state.committed,
+            )
+        except StoreError:
+            self._check_generation()
+            raise
+        self._check_generation()
+        return np.concatenate([rows, self._tail[name]]) if len(self._tail) else rows
+
+    def _check_generation(self) -> None:
+        """Committed rows never change, unless a resume cut rows off: then nothing read holds."""
+        now = read_group(self._path, self.state.spec)
+        if now.generation != self.state.generation:
+            raise StoreError(
+                f"{self._path} was resumed from an earlier step while it was being read; "
+                f"open it again"
+            )
+
+
+# -- from updates to steps ---------------------------------------------------------------------
+
+Reduce = Callable[[NDArray[np.int64], Float64Array], tuple[NDArray[np.int64], Float64Array]]
+"""([U] steps in order, [U, ...] values) -> ([T] steps, [T, ...] values)."""
+
+
+def _sum(step_U: NDArray[np.int64], value_U: Float64Array) -> tuple[NDArray[np.int64], Any]:
+    step_T, first_T = np.unique(step_U, return_index=True)
+    if not len(step_T):
+        return step_T, value_U
+    return step_T, np.add.reduceat(value_U, first_T, axis=0)
+
+
+def _mean(
+    step_U: NDArray[np.int64], value_U: Float64Array
+) -> tuple[NDArray[np.int64], Float64Array]:
+    step_T, sum_T = _sum(step_U, value_U)
+    _, count_T = _sum(step_U, np.ones(len(step_U)))
+    return step_T, readout.quotient(sum_T, count_T)
+
+
+def _mean_of_defined(
+    step_U: NDArray[np.int64], value_U: Float64Array
+) -> tuple[NDArray[np.int64], Float64Array]:
+    is_defined_U = np.isfinite(value_U)
+    step_T, sum_T = _sum(step_U, np.where(is_defined_U, value_U, 0.0))
+    _, count_T = _sum(step_U, is_defined_U.astype(np.float64))
+    return step_T, readout.quotient(sum_T, count_T)
+
+
+def _last(
+    step_U: NDArray[np.int64], value_U: Float64Array
+) -> tuple[NDArray[np.int64], Float64Array]:
+    is_last_U = np.append(step_U[1:] != step_U[:-1], True)[: len(step_U)]
+    return step_U[is_last_U], value_U[is_last_U]
+
+
+def _roles(policy: PolicyMeta) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(agent.role for agent in policy.agents))
+
+
+def _named(name: str, block: str | None) -> str:
+    return name if block is None else f"{name} in {block}"
+
+
+def _index(known: Any, name: Any, what: str) -> int:
+    if name not in known:
+        raise ValueError(f"unknown {what} '{name}'; this run has {[str(item) for item in known]}")
+    return list(known).index(name)
