@@ -1,0 +1,551 @@
+"""Catch each agent's share of every weight gradient while the ordinary backward runs.
+
+A forward hook leaves a *ticket*: a dangling autograd node that keeps the module's input and is
+never on the path of the loss, so gradients stay bitwise what they were and activation checkpointing
+still frees (and recomputes) the input. A tensor hook on the module's output meets the output
+gradient in the backward, redeems the ticket and lets a rule turn (input, output gradient) into
+weight gradients, one per agent.
+
+Legend: A agents, P measured parameters (elements), n units (rows, or tokens where tokens are
+tagged), K sketch buckets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SKETCH_BUCKETS = 257
+"""Prime, so that a strided sketch of a matrix does not put whole columns into one bucket."""
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks|block)\.(\d+)\.([^.]+)")
+
+
+def block_of(name: str) -> str:
+    """Block of a parameter by its name: layer x attention/MLP/norm, embeddings, head or other.
+
+    Example:
+        >>> block_of("model.layers.3.self_attn.q_proj.lora_A.default.weight")
+        'layers.3.attention'
+    """
+    layer = LAYER.search(name)
+    if layer:
+        index, part = layer.groups()
+        if "norm" in part or part.startswith("ln"):
+            return f"layers.{index}.norm"
+        if "attn" in part or "attention" in part:
+            return f"layers.{index}.attention"
+        if "mlp" in part or "feed_forward" in part:
+            return f"layers.{index}.mlp"
+        return "other"
+    if "embed" in name or "wte" in name or "wpe" in name:
+        return "embeddings"
+    if "lm_head" in name or name.startswith("score."):
+        return "head"
+    return "other"
+
+
+def block_order(block: str) -> tuple[int, int, str]:
+    """Sort key: embeddings, layers by number, other, head."""
+    layer = re.match(r"layers\.(\d+)\.(.*)", block)
+    if layer:
+        return (1, int(layer[1]), layer[2])
+    return ({"embeddings": 0, "other": 2, "head": 3}[block], 0, block)
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lives in the flat axis P."""
+
+    name: str
+    block: str
+    shape: torch.Size
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The flat axis P: measured parameters ordered by block, so that a block is a slice."""
+
+    slots: tuple[Slot, ...]
+    parameters: tuple[nn.Parameter, ...]
+    """In the order of the slots."""
+    blocks: tuple[tuple[str, int, int], ...]
+    """(name, start, stop) in store order."""
+    num_parameters: int
+
+
+def lay_out(named_parameters: Mapping[str, nn.Parameter]) -> Layout:
+    """Order parameters by block; the order within a block is the model's."""
+    ordered = sorted(named_parameters, key=lambda name: block_order(block_of(name)))
+    slots, start = [], 0
+    for name in ordered:
+        parameter = named_parameters[name]
+        stop = start + parameter.numel()
+        slots.append(Slot(name, block_of(name), parameter.shape, start, stop))
+        start = stop
+    blocks = []
+    for block, members in groupby(slots, key=lambda slot: slot.block):
+        inside = list(members)
+        blocks.append((block, inside[0].start, inside[-1].stop))
+    return Layout(
+        tuple(slots), tuple(named_parameters[name] for name in ordered), tuple(blocks), start
+    )
+
+
+@dataclass
+class RowSketches:
+    """Row gradients of one tagged batch: exact squared norms and sketches, filled by backward."""
+
+    agent_n: Tensor
+    prompt_n: Tensor
+    sample_n: Tensor
+    """-1 where samples were not tagged."""
+    one_hot_An: Tensor
+    norm2_n: Tensor
+    sketch_nK: Tensor
+    is_filled: bool = False
+
+
+@dataclass(frozen=True)
+class Tags:
+    """Who owns the units of one forward."""
+
+    shape: tuple[int, ...]
+    """(rows,) or (rows, tokens)."""
+    index: Tensor
+    """Agent of each unit, flat; -1 where nobody's."""
+    runs: tuple[tuple[int, int, int], ...]
+    """(agent, first, last + 1) over units, after `order`."""
+    order: Tensor | None
+    """Permutation that makes the runs contiguous; None if they are already."""
+    rows: RowSketches | None = None
+
+    @classmethod
+    def of(cls, index: Tensor, rows: RowSketches | None = None) -> Tags:
+        """Tags from agent indices of shape (rows,) or (rows, tokens)."""
+        flat = index.flatten()
+        runs, order = runs_of(flat.tolist()), None
+        if len(runs) > 2 * len({agent for agent, _, _ in runs}):
+            # Many short products cost more than one gather of the inputs.
+            order = torch.argsort(flat, stable=True)
+            runs = runs_of(flat[order].tolist())
+        return cls(tuple(index.shape), flat, tuple(runs), order, rows)
+
+
+def runs_of(agents: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(agent, first, last + 1) of maximal stretches of one agent; -1 belongs to nobody."""
+    runs, start = [], 0
+    for agent, members in groupby(agents):
+        stop = start + sum(1 for _ in members)
+        if agent >= 0:
+            runs.append((agent, start, stop))
+        start = stop
+    return runs
+
+
+@dataclass
+class Site:
+    """One module that directly owns measured parameters."""
+
+    name: str
+    rule: Callable[..., None]
+    slots: Mapping[str, int]
+    """Local parameter name -> index of its slot."""
+    views: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Local parameter name -> its gradient per agent, a view of the shared buffer."""
+
+
+class Ticket(torch.autograd.Function):
+    """Keep tensors the way autograd keeps them, in a node that no backward reaches."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        return anchor.new_empty(0)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise AssertionError("a ticket is never on the path of a loss")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of a module call: tensors live in the ticket, everything else here."""
+
+    num_positional: int
+    keywords: tuple[str, ...]
+    others: Mapping[int, Any]
+    """Position -> value of arguments that are not tensors."""
+
+
+class Capture:
+    """Per-agent gradients of the parameters of one layout, summed over the backwards of an update.
+
+    Cost: A x P floats; one extra weight-gradient product per site, split by agent.
+    """
+
+    def __init__(self, model: nn.Module, layout: Layout, num_agents: int) -> None:
+        self.layout = layout
+        self.num_agents = num_agents
+        is_double = any(p.dtype == torch.float64 for p in layout.parameters)
+        self.dtype = torch.float64 if is_double else torch.float32
+        self.gradient_AP = torch.zeros(0)
+        self.tags: Tags | None = None
+        """Tags of the next forward; None while the probe is not listening."""
+        self.attributed: set[int] = set()
+        """Slots that received a share in this update."""
+        self.failures: dict[str, str] = {}
+        """Site -> why its gradients could not be attributed."""
+        self.is_low_precision = False
+        """True once a 16-bit activation was met: the optimizer's gradient is then rounded."""
+        self.sign_P: Tensor | None = None
+        """Random signs of the row sketches; set by whoever tags prompts."""
+        self._latest: Tags | None = None
+        self._num_pending = 0
+        self._is_first = True
+        self._before_first: Callable[[], None] = lambda: None
+        self._anchor = torch.zeros(0, requires_grad=True)
+        index = {id(p): i for i, p in enumerate(layout.parameters)}
+        self.sites = list(self._find_sites(model, index))
+        self._handles = [
+            module.register_forward_hook(
+                partial(self._on_forward, site), prepend=True, with_kwargs=True
+            )
+            for site, module in self.sites
+        ]
+
+    def _find_sites(
+        self, model: nn.Module, index: Mapping[int, int]
+    ) -> Iterator[tuple[Site, nn.Module]]:
+        for name, module in model.named_modules():
+            slots = {
+                local: index[id(p)]
+                for local, p in module.named_parameters(recurse=False, remove_duplicate=False)
+                if id(p) in index
+            }
+            if slots:
+                yield Site(name, self._rule_of(module), slots), module
+
+    def _rule_of(self, module: nn.Module) -> Callable[..., None]:
+        # A subclass with its own forward is not the layer its class name says.
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+            return self._linear
+        if (
+            isinstance(module, nn.Embedding)
+            and type(module).forward is nn.Embedding.forward
+            and not module.scale_grad_by_freq
+            and module.max_norm is None
+        ):
+            return self._embedding
+        return self._rerun
+
+    def remove(self) -> None:
+        """Take all hooks off the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def listen(self, tags: Tags | None, before_first: Callable[[], None]) -> None:
+        """Attribute the coming forwards to `tags` (None: to nobody, and do not capture them).
+
+        `before_first` is called once, when the first gradient of these forwards arrives: the last
+        moment at which the optimizer's gradients are those of the earlier backwards alone.
+        """
+        self.allocate()
+        self.tags = tags
+        if tags is not None:
+            self._num_pending = 1 if not self._is_first else self._num_pending + 1
+            self._latest, self._is_first, self._before_first = tags, True, before_first
+
+    def allocate(self) -> None:
+        """Make the buffers on the device where the parameters are now."""
+        device = self.layout.parameters[0].device
+        if len(self.gradient_AP) and self.gradient_AP.device == device:
+            return
+        size = (self.num_agents, self.layout.num_parameters)
+        self.gradient_AP = torch.zeros(size, dtype=self.dtype, device=device)
+        for site, _ in self.sites:
+            for local, i in site.slots.items():
+                slot = self.layout.slots[i]
+                part = self.gradient_AP[:, slot.start : slot.stop]
+                site.views[local] = [row.view(slot.shape) for row in part]
+
+    def clear(self) -> None:
+        """Forget what was captured; called after every update."""
+        self.gradient_AP.zero_()
+        self.attributed.clear()
+        self.tags = self._latest = None
+        self._num_pending, self._is_first = 0, True
+
+    # Hooks.
+
+    def _on_forward(
+        self,
+        site: Site,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        if not torch.is_grad_enabled():
+            return
+        learning = [local for local in site.slots if module._parameters[local].requires_grad]  # type: ignore[union-attr] # a slot is a parameter
+        if not learning:
+            return
+        everything = (*args, *kwargs.values())
+        tensors = [value for value in everything if isinstance(value, Tensor)]
+        # Left in every forward, tagged or not: checkpointing counts saved tensors and compares the
+        # first forward with its recomputation.
+        ticket = Ticket.apply(self._anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
+        tags = self.tags
+        is_ambiguous = False
+        if torch._C._current_graph_task_id() != -1:
+            # Recomputation inside a backward. Non-reentrant: this hook's gradient never comes, the
+            # first forward's does. Reentrant: the first forward left nothing, so this one counts.
+            tags, is_ambiguous = self._latest, self._num_pending > 1
+        if tags is None:
+            return
+        if not isinstance(output, Tensor):
+            self._fail(site, f"returns {type(output).__name__}, not a tensor")
+            return
+        if not output.requires_grad:
+            return
+        arguments = Arguments(
+            len(args),
+            tuple(kwargs),
+            {i: value for i, value in enumerate(everything) if not isinstance(value, Tensor)},
+        )
+        output.register_hook(  # type: ignore[no-untyped-call]
+            partial(
+                self._on_gradient, site, module, tags, [ticket], arguments, learning, is_ambiguous
+            )
+        )
+
+    def _on_gradient(
+        self,
+        site: Site,
+        module: nn.Module,
+        tags: Tags,
+        tickets: list[Any],
+        arguments: Arguments,
+        learning: Sequence[str],
+        is_ambiguous: bool,
+        gradient: Tensor,
+    ) -> None:
+        if self._is_first:
+            self._is_first = False
+            self._before_first()
+        if is_ambiguous:
+            self._fail(site, "reentrant checkpointing: several tagged forwards before one backward")
+            return
+        tensors = tickets[0].saved_tensors
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            tickets.clear()  # as autograd does, so that a loss kept for logging pins no activations
+        try:
+            with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+                site.rule(site, module, tags, tensors, gradient, arguments, learning)
+        except Exception as error:  # a measuring instrument must never stop a training run
+            self._fail(site, f"{type(error).__name__}: {error}")
+            return
+        self.attributed.update(site.slots[local] for local in learning)
+
+    def _fail(self, site: Site, reason: str) -> None:
+        self.failures.setdefault(site.name, reason)
+
+    # Rules: (input, output gradient) -> weight gradients per agent.
+
+    def _units(self, tensor: Tensor, tags: Tags) -> Tensor:
+        """`tensor` with one leading axis of units, in the order of the runs."""
+        dims = len(tags.shape)
+        if tuple(tensor.shape[:dims]) != tags.shape:
+            raise ValueError(f"saw shape {tuple(tensor.shape)}, tags have shape {tags.shape}")
+        units = tensor.flatten(0, 1) if dims == 2 else tensor
+        return units if tags.order is None else units.index_select(0, tags.order)
+
+    def _accumulating(self, tensor: Tensor) -> Tensor:
+        if tensor.element_size() < 4:
+            self.is_low_precision = True
+        return tensor.to(self.dtype)
+
+    def _linear(
+        self,
+        site: Site,
+        module: nn.Module,
+        tags: Tags,
+        tensors: Sequence[Tensor],
+        gradient: Tensor,
+        arguments: Arguments,
+        learning: Sequence[str],
+    ) -> None:
+        if tags.rows is not None:
+            self._linear_rows(site, tags.rows, tags, tensors[0], gradient, learning)
+            return
+        out = self._accumulating(self._units(gradient, tags))
+        if "weight" in learning:
+            into = self._accumulating(self._units(tensors[0], tags))
+            views = site.views["weight"]
+            for agent, lo, hi in tags.runs:
+                views[agent].addmm_(
+                    out[lo:hi].reshape(-1, out.shape[-1]).T, into[lo:hi].reshape(-1, into.shape[-1])
+                )
+        if "bias" in learning:
+            for agent, lo, hi in tags.runs:
+                site.views["bias"][agent].add_(out[lo:hi].reshape(-1, out.shape[-1]).sum(0))
+
+    def _linear_rows(
+        self,
+        site: Site,
+        rows: RowSketches,
+        tags: Tags,
+        into: Tensor,
+        gradient: Tensor,
+        learning: Sequence[str],
+    ) -> None:
+        if tuple(into.shape[:1]) != tags.shape:
+            raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {tags.shape}")
+        n = tags.shape[0]
+        out = self._accumulating(gradient).reshape(n, -1, gradient.shape[-1])
+        if "weight" in learning:
+            tokens = self._accumulating(into).reshape(n, -1, into.shape[-1])
+            weight = torch.bmm(out.transpose(1, 2), tokens)
+            self._add_rows(site.slots["weight"], rows, weight.view(n, -1))
+        if "bias" in learning:
+            self._add_rows(site.slots["bias"], rows, out.sum(1))
+
+    def _add_rows(self, slot_index: int, rows: RowSketches, gradient_nM: Tensor) -> None:
+        """Add row gradients of one parameter to their agents, norms and sketches."""
+        slot = self.layout.slots[slot_index]
+        self.gradient_AP[:, slot.start : slot.stop].addmm_(rows.one_hot_An, gradient_nM)
+        self._sketch(slot, gradient_nM, rows, slice(None))
+
+    def _sketch(self, slot: Slot, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
+        """Add row gradients to the norms and strided sign-sum sketches of the rows `which`."""
+        assert self.sign_P is not None
+        rows.is_filled = True
+        rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        sketch_nK = rows.sketch_nK[which]
+        num_buckets = sketch_nK.shape[1]
+        signed = gradient_nM * self.sign_P[slot.start : slot.stop]
+        full = signed.shape[1] // num_buckets * num_buckets
+        sketch_nK.add_(signed[:, :full].reshape(len(signed), -1, num_buckets).sum(1))
+        sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])
+
+    def _embedding(
+        self,
+        site: Site,
+        module: nn.Embedding,
+        tags: Tags,
+        tensors: Sequence[Tensor],
+        gradient: Tensor,
+        arguments: Arguments,
+        learning: Sequence[str],
+    ) -> None:
+        token, out = self._units(tensors[0], tags), self._accumulating(self._units(gradient, tags))
+        if module.padding_idx is not None:
+            out = out * (token != module.padding_idx).unsqueeze(-1)
+        views = site.views["weight"]
+        for agent, lo, hi in tags.runs:
+            views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
+        if tags.rows is not None:
+            slot = self.layout.slots[site.slots["weight"]]
+            for row, (token_T, out_TD) in enumerate(zip(tensors[0], gradient, strict=True)):
+                dense = torch.zeros_like(views[0])
+                if module.padding_idx is not None:
+                    out_TD = out_TD * (token_T != module.padding_idx).unsqueeze(-1)
+                dense.index_add_(0, token_T.flatten(), out_TD.flatten(0, -2).to(self.dtype))
+                self._sketch(slot, dense.view(1, -1), tags.rows, slice(row, row + 1))
+
+    def _rerun(
+        self,
+        site: Site,
+        module: nn.Module,
+        tags: Tags,
+        tensors: Sequence[Tensor],
+        gradient: Tensor,
+        arguments: Arguments,
+        learning: Sequence[str],
+    ) -> None:
+        """Any module: run it again per agent and differentiate. Exact if it treats rows apart."""
+        if tuple(gradient.shape[: len(tags.shape)]) != tags.shape:
+            raise ValueError(
+                f"saw shape {tuple(gradient.shape)}, tags have shape {tags.shape}",
+            )
+        parameters = [module._parameters[local] for local in learning]
+        devices = [gradient.device] if gradient.is_cuda else []
+        with torch.random.fork_rng(devices):  # a module that draws must not shift the run's numbers
+            for row, agent, shares in self._rerun_groups(
+                module, tags, tensors, gradient, arguments, parameters
+            ):
+                for local, share in zip(learning, shares, strict=True):
+                    if share is None:
+                        continue
+                    share = self._accumulating(share)
+                    if agent >= 0:
+                        site.views[local][agent].add_(share)
+                    if tags.rows is not None:
+                        slot = self.layout.slots[site.slots[local]]
+                        self._sketch(slot, share.view(1, -1), tags.rows, slice(row, row + 1))
+
+    def _rerun_groups(
+        self,
+        module: nn.Module,
+        tags: Tags,
+        tensors: Sequence[Tensor],
+        gradient: Tensor,
+        arguments: Arguments,
+        parameters: Sequence[Tensor | None],
+    ) -> Iterator[tuple[int, int, tuple[Tensor | None, ...]]]:
+        """(row or -1, agent, gradients): per row if rows are sketched, else per run."""
+        if len(tags.shape) == 2:
+            with torch.enable_grad():
+                output = call_again(module, arguments, tensors)
+            for agent in dict.fromkeys(agent for agent, _, _ in tags.runs):
+                mask = (tags.index == agent).view(
+                    *tags.shape, *[1] * (gradient.dim() - len(tags.shape))
+                )
+                yield -1, agent, differentiate(output, parameters, gradient * mask)
+            return
+        num_rows = tags.shape[0]
+        if tags.rows is not None:
+            groups = [(row, agent, [row]) for row, agent in enumerate(tags.index.tolist())]
+        else:
+            order = range(num_rows) if tags.order is None else tags.order.tolist()
+            groups = [(-1, agent, [*order[lo:hi]]) for agent, lo, hi in tags.runs]
+        for row, agent, members in groups:
+            part = [t[members] if t.shape[:1] == (num_rows,) else t for t in tensors]
+            with torch.enable_grad():
+                output = call_again(module, arguments, part)
+            yield row, agent, differentiate(output, parameters, gradient[members])
+
+
+def call_again(module: nn.Module, arguments: Arguments, tensors: Iterable[Tensor]) -> Tensor:
+    """The module's output for these tensors, without hooks and cut off from what came before."""
+    rest = iter(tensors)
+    count = arguments.num_positional + len(arguments.keywords)
+    values = [
+        arguments.others[i] if i in arguments.others else next(rest).detach() for i in range(count)
+    ]
+    keywords = zip(arguments.keywords, values[arguments.num_positional :], strict=True)
+    output: Tensor = module.forward(*values[: arguments.num_positional], **dict(keywords))
+    return output
+
+
+def differentiate(
+    output: Tensor, parameters: Sequence[Tensor | None], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        output,
+        [p for p in parameters if p is not None],
+        gradient,
+        retain_graph=True,
+        allow_unused=True,
+    )

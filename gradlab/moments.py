@@ -1,0 +1,225 @@
+"""Split an optimizer's step into the agents' parts: exactly, because its moments are linear.
+
+Adam(W): m_a <- b1 m_a + (1 - b1) c g_a ; d_a = -lr / (1 - b1^t) m_a / (sqrt(v / (1 - b2^t)) + eps),
+where c is the scalar the probe fitted (clipping, averaging, loss scale) and v the optimizer's own
+second moment. Then sum_a d_a + decay = theta_after - theta_before. SGD with momentum likewise. The
+shares are exact given the realised v, which all agents shape together; they are no counterfactual.
+
+Legend: A agents, P measured parameters (elements).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradlab.capture import Layout
+
+CHUNK_ELEMENTS = 1 << 17
+"""Elements of one [A, chunk] block on a CPU: the passes over a block stay in its cache."""
+
+
+@dataclass(frozen=True)
+class StepSplit:
+    """One optimizer step as a sum over agents."""
+
+    update_gram_AA: Tensor
+    """<d_a, d_b>, float64."""
+    transfer_AA: Tensor
+    """<g_a, d_b>, float64, g unclipped."""
+    decay_norm: float
+    """Norm of the weight-decay part of the step."""
+
+    @property
+    def update_norm(self) -> float:
+        """||sum_a d_a||."""
+        return math.sqrt(max(float(self.update_gram_AA.sum()), 0.0))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of the flat axis whose parameters are stepped with the same numbers."""
+
+    start: int
+    stop: int
+    group: dict[str, Any]
+    count: int
+    """Adam: steps made on these parameters, with the current one. SGD: 1 at the first, else 2."""
+
+
+def why_not_split(optimizer: torch.optim.Optimizer) -> str | None:
+    """Why this optimizer's step has no exact split into agents; None if it has one."""
+    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
+        return None
+    return (
+        f"{type(optimizer).__name__} is not linear in the gradient with known moments; "
+        "gradients are split, its updates are not (torch's Adam, AdamW and SGD are)"
+    )
+
+
+class Moments:
+    """The agents' parts of an optimizer's first moment (Adam) or momentum buffer (SGD).
+
+    `before_step` and `after_step` bracket every `optimizer.step()`. Cost: A x P floats and a few
+    elementwise passes over them.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, layout: Layout, num_agents: int, dtype: torch.dtype
+    ) -> None:
+        self.optimizer = optimizer
+        self.layout = layout
+        device = layout.parameters[0].device
+        self.moment_AP = torch.zeros(
+            (num_agents, layout.num_parameters), dtype=dtype, device=device
+        )
+        self.decay_P: Tensor | None = None
+        """Moment of the coupled (L2) weight decay; None while no group has any."""
+        self.is_adam = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        self._groups = [groups[id(p)] for p in layout.parameters]
+        self._coupled_P: Tensor | None = None
+        self._decay_norm2 = 0.0
+        self._is_first: list[bool] = []
+
+    @property
+    def is_attached_late(self) -> bool:
+        """Whether the optimizer already has moments that no agent's gradient explains."""
+        return any(p in self.optimizer.state for p in self.layout.parameters)
+
+    def before_step(self) -> None:
+        """Keep what of theta_before the step will need for its weight decay."""
+        self._coupled_P, self._decay_norm2 = None, 0.0
+        state = self.optimizer.state
+        self._is_first = [
+            p not in state or state[p].get("momentum_buffer") is None
+            for p in self.layout.parameters
+        ]
+        for slot, parameter, group in zip(
+            self.layout.slots, self.layout.parameters, self._groups, strict=True
+        ):
+            decay = group["weight_decay"]
+            if decay == 0 or parameter.grad is None:
+                continue
+            if self._is_decoupled(group):
+                norm = float(torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64))
+                self._decay_norm2 += (float(group["lr"]) * decay * norm) ** 2
+            else:
+                if self._coupled_P is None:
+                    self._coupled_P = torch.zeros_like(self.moment_AP[0])
+                theta = parameter.detach().reshape(-1)
+                self._coupled_P[slot.start : slot.stop] = theta * decay
+        if self._coupled_P is not None and self.decay_P is None:
+            self.decay_P = torch.zeros_like(self._coupled_P)
+
+    def _is_decoupled(self, group: dict[str, Any]) -> bool:
+        # torch < 2.7 has no such entry in AdamW's groups
+        return isinstance(self.optimizer, torch.optim.AdamW) or bool(
+            group.get("decoupled_weight_decay", False)
+        )
+
+    def after_step(self, gradient_AP: Tensor, scale: float) -> StepSplit:
+        """Advance the moments with scale * gradient_AP and read the step's parts out of them."""
+        num_agents = len(gradient_AP)
+        update_gram_AA = torch.zeros(
+            (num_agents, num_agents), dtype=torch.float64, device=gradient_AP.device
+        )
+        transfer_AA = torch.zeros_like(update_gram_AA)
+        decay_norm2 = self._decay_norm2
+        scale_P = torch.empty_like(self.moment_AP[0])
+        if self.is_adam:
+            self._read_second_moment(scale_P)
+        for part in self._segments():
+            if self.is_adam:
+                self._precondition(scale_P[part.start : part.stop], part)
+            decay_norm2 += self._advance_decay(part, scale_P)
+            weight = -scale if part.group["maximize"] else scale
+            for lo, hi in self._chunks(part):
+                gradient = gradient_AP[:, lo:hi]
+                step = self._advance(self.moment_AP[:, lo:hi], gradient, weight, part)
+                if self.is_adam:
+                    step = step * scale_P[lo:hi]
+                update_gram_AA += step @ step.T
+                transfer_AA += gradient @ step.T
+        return StepSplit(update_gram_AA, transfer_AA, math.sqrt(decay_norm2))
+
+    def _segments(self) -> Iterator[Segment]:
+        """Stretches of slots that the step moved, merged where the numbers agree."""
+        current: Segment | None = None
+        for slot, parameter, group, is_first in zip(
+            self.layout.slots, self.layout.parameters, self._groups, self._is_first, strict=True
+        ):
+            if parameter.grad is None:  # the optimizer passes over it, moments and all
+                continue
+            state = self.optimizer.state
+            count = int(state[parameter]["step"]) if self.is_adam else (1 if is_first else 2)
+            if (
+                current is not None
+                and current.stop == slot.start
+                and current.group is group
+                and current.count == count
+            ):
+                current = Segment(current.start, slot.stop, group, count)
+                continue
+            if current is not None:
+                yield current
+            current = Segment(slot.start, slot.stop, group, count)
+        if current is not None:
+            yield current
+
+    def _chunks(self, part: Segment) -> Iterator[tuple[int, int]]:
+        is_cpu = self.moment_AP.device.type == "cpu"
+        width = CHUNK_ELEMENTS // len(self.moment_AP) if is_cpu else part.stop - part.start
+        for lo in range(part.start, part.stop, width):
+            yield lo, min(lo + width, part.stop)
+
+    def _read_second_moment(self, out_P: Tensor) -> None:
+        pieces: list[Tensor] = []
+        for slot, parameter, group in zip(
+            self.layout.slots, self.layout.parameters, self._groups, strict=True
+        ):
+            if parameter.grad is None:
+                pieces.append(out_P[slot.start : slot.stop])
+                continue
+            name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
+            pieces.append(self.optimizer.state[parameter][name].reshape(-1).to(out_P.dtype))
+        out_P.copy_(torch.cat(pieces))
+
+    def _precondition(self, scale: Tensor, part: Segment) -> None:
+        """v -> -lr / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps), in place, as torch has it."""
+        beta1, beta2 = (float(beta) for beta in part.group["betas"])
+        step_size = float(part.group["lr"]) / (1 - beta1**part.count)
+        scale.sqrt_().div_(math.sqrt(1 - beta2**part.count)).add_(part.group["eps"])
+        scale.reciprocal_().mul_(-step_size)
+
+    def _advance(self, moment: Tensor, gradient: Tensor, weight: float, part: Segment) -> Tensor:
+        """Feed weight * gradient to a moment; the step's part, for Adam not yet preconditioned."""
+        group = part.group
+        if self.is_adam:
+            beta1 = float(group["betas"][0])
+            return moment.mul_(beta1).add_(gradient, alpha=weight * (1 - beta1))
+        momentum, rate = group["momentum"], float(group["lr"])
+        if momentum == 0:
+            return gradient * (-rate * weight)
+        undamped = 1.0 if part.count == 1 else 1.0 - group["dampening"]  # spares the first gradient
+        moment.mul_(momentum).add_(gradient, alpha=weight * undamped)
+        if group["nesterov"]:
+            return (gradient * weight).add_(moment, alpha=momentum).mul_(-rate)
+        return moment * -rate
+
+    def _advance_decay(self, part: Segment, scale_P: Tensor) -> float:
+        """Squared norm of the coupled weight decay's part of the step; advances its moment."""
+        if self.decay_P is None:
+            return 0.0
+        columns = slice(part.start, part.stop)
+        moment = self.decay_P[columns]
+        theta = torch.zeros_like(moment) if self._coupled_P is None else self._coupled_P[columns]
+        step = self._advance(moment, theta, 1.0, part)
+        if self.is_adam:
+            step = step * scale_P[columns]
+        return float(torch.linalg.vector_norm(step, dtype=torch.float64)) ** 2

@@ -1,0 +1,606 @@
+"""Measure every agent's exact gradient, and its part of the step, in an ordinary training loop.
+
+    probe = attach(model, optimizer, agents=[Agent("generator", 0), Agent("aggregator")])
+    for batch in batches:
+        probe.tag(batch.agents)      # the agent of every row, before the forward
+        loss(model, batch).backward()
+    optimizer.step()                 # everything else happens on the optimizer's hooks
+
+Legend: A agents of the policy, B parameter blocks, P measured parameters (elements), n rows,
+K sketch buckets.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradlab.capture import SKETCH_BUCKETS, Capture, Layout, RowSketches, Tags, lay_out
+from gradlab.moments import Moments, StepSplit, why_not_split
+from gradlab.records import (
+    Agent,
+    PolicyMeta,
+    RowStatistics,
+    RunMeta,
+    UpdateMetrics,
+    UpdateRecord,
+)
+from gradlab.rows import Rows, row_statistics
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+"""Largest residual that rounding explains, by the coarsest dtype on the way of a gradient."""
+
+
+class Recorder(Protocol):
+    """Whatever takes records one by one, e.g. `gradlab.writer.RunStore`."""
+
+    def append(self, record: UpdateRecord) -> None: ...
+
+
+Record = Callable[[UpdateRecord], None] | Recorder | str | Path | None
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """How well the agents' gradients explain the gradient the optimizer sees: g = c sum_a g_a."""
+
+    scale: float
+    """The fitted c: clipping, averaging and loss scale together."""
+    residual: float
+    """||g - c sum_a g_a|| / ||g||."""
+    grad_norm: float
+    """||g|| / c: before clipping."""
+    coverage: float
+    """Share of the parameters with a gradient to which agents were attributed."""
+    suspects: tuple[str, ...] = ()
+    """Parameters that carry the residual, worst first; empty while it is within tolerance."""
+
+
+@dataclass(frozen=True)
+class PendingUpdate:
+    """What was read before the optimizer moved the parameters."""
+
+    check: SelfCheck
+    gram_BAA: np.ndarray[Any, np.dtype[np.float64]]
+    learning_rate: float
+    seconds: float
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    agents: Sequence[Agent],
+    policy: str = "shared",
+    record: Record = None,
+    projection_seed: int = 0,
+) -> Probe:
+    """Watch the parameters that `optimizer` trains, and split every update into `agents`.
+
+    Measured are the optimizer's parameters that require a gradient now; all of them if none does
+    (an adapter that is switched off at the moment). `record` receives an `UpdateRecord` per
+    `optimizer.step()`: a function, a `RunStore`, or the path of a `.zarr` to create; None keeps
+    only `probe.last`. Gradients, parameters and random numbers stay bitwise those of a run without
+    the probe. Cost: 2 x A x P floats of memory and a few percent of a LoRA step.
+
+    Example:
+        >>> agents = [Agent("generator", 0), Agent("generator", 1), Agent("aggregator")]
+        >>> probe = attach(model, optimizer, agents=agents, record="run.zarr")
+        >>> probe.tag([agents[0], agents[0], agents[1], agents[2]])  # one per row
+        >>> model(**batch).loss.backward(); optimizer.step()
+        >>> probe.last.gram_BAA.sum(0)
+    """
+    agents = tuple(agents)
+    if not agents:
+        raise ValueError(f"attach: policy '{policy}' has no agents; expected at least one Agent")
+    twice = sorted({str(agent) for agent in agents if agents.count(agent) > 1})
+    if twice:
+        raise ValueError(f"attach: policy '{policy}' lists {', '.join(twice)} more than once")
+    owned = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    named = {name: p for name, p in model.named_parameters() if id(p) in owned}
+    named = {name: p for name, p in named.items() if p.requires_grad} or named
+    if not named:
+        raise ValueError(
+            f"attach: the optimizer of policy '{policy}' owns {len(owned)} parameters, none of "
+            f"them one of the given {type(model).__name__}; pass the model whose parameters it "
+            "trains (and build the optimizer after moving or wrapping the model)"
+        )
+    devices = sorted({str(p.device) for p in named.values()})
+    if len(devices) > 1:
+        raise ValueError(
+            f"attach: policy '{policy}' trains parameters on {', '.join(devices)}; "
+            "the probe keeps one buffer and needs them on one device"
+        )
+    probe = Probe(model, optimizer, agents, policy, lay_out(named), projection_seed)
+    probe.send_to(record)
+    return probe
+
+
+class Probe:
+    """The instrument on one policy; made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        agents: tuple[Agent, ...],
+        policy: str,
+        layout: Layout,
+        projection_seed: int,
+    ) -> None:
+        self.agents = agents
+        self.policy = policy
+        self.step: int | None = None
+        """Training step of the coming updates, set by the trainer; None: count updates from 1."""
+        self.loss = math.nan
+        """Loss of the coming update, if the trainer wants it on record; reset by each update."""
+        self.last: UpdateRecord | None = None
+        self.last_check: SelfCheck | None = None
+        self.num_updates = 0
+        self.worst_residual = 0.0
+        self.unsplit_reason = why_not_split(optimizer)
+        self._model_name = type(model).__name__
+        self._optimizer = optimizer
+        self._layout = layout
+        self._projection_seed = projection_seed
+        self._index = {agent: i for i, agent in enumerate(agents)}
+        self._capture = Capture(model, layout, len(agents))
+        self._moments: Moments | None = None
+        self._is_late = False
+        self._theta0_P = self._flat([p.detach() for p in layout.parameters])
+        self._emit: Callable[[UpdateRecord], None] = lambda record: None
+        self._pending: PendingUpdate | None = None
+        self._num_rows = 0
+        self._batches: list[RowSketches] = []
+        self._rows = Rows.empty(SKETCH_BUCKETS)
+        self._rows_step: int | None = None
+        self._sign_step: int | None = None
+        self._warned: set[str] = set()
+        self._handles = [
+            model.register_forward_pre_hook(self._check_forward, with_kwargs=True),
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    # What the trainer calls.
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Parameter blocks, in the order of `gram_BAA`."""
+        return tuple(name for name, _, _ in self._layout.blocks)
+
+    @property
+    def meta(self) -> PolicyMeta:
+        """What a run's metadata says about this policy."""
+        return PolicyMeta(self.policy, self.agents, self.blocks, self._layout.num_parameters)
+
+    @property
+    def current_step(self) -> int:
+        """Training step that the coming update belongs to."""
+        return self.num_updates + 1 if self.step is None else self.step
+
+    def tag(
+        self,
+        agents: Sequence[Agent] | Tensor,
+        prompts: Sequence[int] | Tensor | None = None,
+        samples: Sequence[int] | Tensor | None = None,
+    ) -> None:
+        """Say whose rows the next forwards hold, until the optimizer steps or the next tag.
+
+        `agents`: one Agent per row, or their indices in `probe.agents` as a tensor (rows,), or per
+        token (rows, tokens) for packed batches; -1 is nobody's (padding). One row or packed segment
+        must belong to one agent: tokens of different agents that attend to each other cannot be
+        told apart. `prompts` and `samples`: the prompt and the sample index of each row; they
+        switch on row statistics (a product per row instead of per agent).
+        """
+        index = self._agent_index(agents)
+        rows = None if prompts is None else self._row_sketches(index, prompts, samples)
+        if prompts is None and samples is not None:
+            raise ValueError("tag: samples given without prompts; pass the prompt of each row too")
+        if rows is not None:
+            self._batches.append(rows)
+        self._num_rows += int((index >= 0).sum()) if index.dim() == 1 else len(index)
+        self._capture.listen(Tags.of(index, rows), self._drop_if_gradients_were_dropped)
+
+    def untag(self) -> None:
+        """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
+        self._capture.tags = None
+
+    def detach(self) -> None:
+        """Take every hook off the model and the optimizer."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._capture.remove()
+
+    def report(self) -> str:
+        """What is measured and how complete it was, for people."""
+        layout, check = self._layout, self.last_check
+        lines = [
+            f"probe on policy '{self.policy}' of {self._model_name}: {len(self.agents)} agents, "
+            f"{layout.num_parameters:,} parameters in {len(layout.slots)} tensors and "
+            f"{len(layout.blocks)} blocks",
+        ]
+        if check is None:
+            lines.append("no update yet")
+        else:
+            lines.append(
+                f"{self.num_updates} updates; last residual {check.residual:.1e}, worst "
+                f"{self.worst_residual:.1e} (tolerance {self._tolerance():.0e}), "
+                f"coverage {check.coverage:.1%}"
+            )
+            lines += [f"not explained by the agents: {name}" for name in check.suspects]
+        lines += [
+            f"not attributed: module '{site}': {why}"
+            for site, why in self._capture.failures.items()
+        ]
+        if self.unsplit_reason:
+            lines.append(f"no update shares: {self.unsplit_reason}")
+        if self._is_late:
+            lines.append(
+                "attached to an optimizer that had already stepped: its earlier momentum belongs "
+                "to no agent and fades with beta1^t"
+            )
+        return "\n".join(lines)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to continue to the same numbers."""
+        moments = self._moments
+        return {
+            "agents": [(agent.role, agent.number) for agent in self.agents],
+            "slots": [(slot.name, tuple(slot.shape)) for slot in self._layout.slots],
+            "num_updates": self.num_updates,
+            "step": self.step,
+            "theta0_P": self._theta0_P.clone(),
+            "moment_AP": None if moments is None else moments.moment_AP.clone(),
+            "decay_P": None
+            if moments is None or moments.decay_P is None
+            else moments.decay_P.clone(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a probe on the same parameters and agents."""
+        agents = tuple(Agent(role, number) for role, number in state["agents"])
+        if agents != self.agents:
+            raise ValueError(
+                f"load_state_dict: policy '{self.policy}' has agents {[*map(str, self.agents)]}, "
+                f"the state was saved with {[*map(str, agents)]}"
+            )
+        slots = [(slot.name, tuple(slot.shape)) for slot in self._layout.slots]
+        saved = [(name, tuple(shape)) for name, shape in state["slots"]]
+        if slots != saved:
+            differing = sorted({name for name, _ in set(slots) ^ set(saved)})
+            raise ValueError(
+                f"load_state_dict: the state of policy '{self.policy}' was saved for other "
+                f"parameters; differing: {differing[:5]}"
+            )
+        self.num_updates, self.step = state["num_updates"], state["step"]
+        self._theta0_P.copy_(state["theta0_P"])
+        if state["moment_AP"] is not None:
+            self._moments = self._new_moments()
+            self._moments.moment_AP.copy_(state["moment_AP"])
+            if state["decay_P"] is not None:
+                self._moments.decay_P = state["decay_P"].to(self._moments.moment_AP, copy=True)
+
+    def send_to(self, record: Record) -> None:
+        """Where the records go from now on; see `attach`."""
+        if record is None:
+            self._emit = lambda record: None
+        elif isinstance(record, str | Path):
+            self._emit = self._create_store(Path(record)).append
+        elif callable(record):
+            self._emit = record
+        else:
+            self._emit = record.append
+
+    # Before a forward.
+
+    def _agent_index(self, agents: Sequence[Agent] | Tensor) -> Tensor:
+        device = self._layout.parameters[0].device
+        if isinstance(agents, Tensor):
+            index = agents.to(device=device, dtype=torch.int64)
+            if index.dim() not in (1, 2) or index.numel() == 0:
+                raise ValueError(
+                    f"tag: agent indices have shape {tuple(index.shape)}; expected (rows,) or "
+                    "(rows, tokens)"
+                )
+            low, high = int(index.min()), int(index.max())
+            if low < -1 or high >= len(self.agents):
+                raise ValueError(
+                    f"tag: agent indices run from {low} to {high}; policy '{self.policy}' has "
+                    f"agents 0..{len(self.agents) - 1} (-1 for nobody)"
+                )
+            return index
+        unknown = [agent for agent in agents if agent not in self._index]
+        if unknown:
+            raise ValueError(
+                f"tag: policy '{self.policy}' does not know {sorted({str(a) for a in unknown})}; "
+                f"its agents are {[*map(str, self.agents)]}"
+            )
+        if not agents:
+            raise ValueError("tag: no agents; expected one per row of the batch")
+        return torch.tensor([self._index[agent] for agent in agents], device=device)
+
+    def _row_sketches(
+        self,
+        index: Tensor,
+        prompts: Sequence[int] | Tensor,
+        samples: Sequence[int] | Tensor | None,
+    ) -> RowSketches:
+        if index.dim() != 1:
+            raise ValueError("tag: prompts need one agent per row; these agents are per token")
+        prompt_n = torch.as_tensor(prompts, dtype=torch.int64).flatten()
+        sample_n = (
+            torch.full_like(prompt_n, -1)
+            if samples is None
+            else torch.as_tensor(samples, dtype=torch.int64).flatten()
+        )
+        for name, given in (("prompts", prompt_n), ("samples", sample_n)):
+            if len(given) != len(index):
+                raise ValueError(f"tag: {len(index)} rows have agents, {len(given)} have {name}")
+        self._draw_signs()
+        capture, n = self._capture, len(index)
+        one_hot_An = torch.arange(len(self.agents), device=index.device)[:, None] == index
+        return RowSketches(
+            agent_n=index,
+            prompt_n=prompt_n,
+            sample_n=sample_n,
+            one_hot_An=one_hot_An.to(capture.dtype),
+            norm2_n=torch.zeros(n, dtype=capture.dtype, device=index.device),
+            sketch_nK=torch.zeros((n, SKETCH_BUCKETS), dtype=capture.dtype, device=index.device),
+        )
+
+    def _draw_signs(self) -> None:
+        """One projection per training step, so that sketch errors of steps are independent."""
+        if self._sign_step == self.current_step:
+            return
+        self._sign_step = self.current_step
+        device = self._layout.parameters[0].device
+        seed = np.random.SeedSequence([self._projection_seed, self._sign_step])
+        generator = torch.Generator(device).manual_seed(int(seed.generate_state(1)[0]))
+        bits = torch.randint(
+            0, 2, (self._layout.num_parameters,), generator=generator, device=device
+        )
+        self._capture.sign_P = (2 * bits - 1).to(self._capture.dtype)
+
+    def _check_forward(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        tags = self._capture.tags
+        if tags is None or not torch.is_grad_enabled():
+            return
+        named = [kwargs[key] for key in ("input_ids", "inputs_embeds") if key in kwargs]
+        inputs = next((x for x in (*args[:1], *named) if isinstance(x, Tensor)), None)
+        if inputs is not None and tuple(inputs.shape[: len(tags.shape)]) != tags.shape:
+            raise ValueError(
+                f"the batch has shape {tuple(inputs.shape)} but tag() named agents for shape "
+                f"{tags.shape}; tag every forward with one agent per row (or per token), and call "
+                "untag() before forwards that train nobody"
+            )
+
+    def _drop_if_gradients_were_dropped(self) -> None:
+        """A skipped step (zero_grad without step) leaves shares without their gradient."""
+        capture = self._capture
+        if not capture.attributed:
+            return
+        gradients = [p.grad for p in self._layout.parameters if p.grad is not None]
+        if any(bool(gradient.any()) for gradient in gradients):
+            return
+        if gradients and not bool(capture.gradient_AP.any()):
+            return  # zero on both sides: rows without advantage, not a skipped step
+        capture.gradient_AP.zero_()
+        capture.attributed.clear()
+        self._batches = [batch for batch in self._batches if not batch.is_filled]
+        self._num_rows = len(capture.tags.index) if capture.tags is not None else 0
+
+    # Around the optimizer's step.
+
+    def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        start = time.perf_counter()
+        if args[1:] or kwargs.get("closure") is not None:  # args[0] is the optimizer
+            raise ValueError(
+                "optimizer.step(closure) computes gradients inside the step, where the probe "
+                "cannot read them before they are used; call backward(), then step() without "
+                "a closure"
+            )
+        if all(p.grad is None for p in self._layout.parameters):
+            self._forget()
+            return
+        capture = self._capture
+        capture.allocate()
+        with torch.no_grad():
+            check = self._check()
+            gram_BAA = self._gram()
+            if self.unsplit_reason is None:
+                if self._moments is None:
+                    self._moments = self._new_moments()
+                    self._is_late = self._moments.is_attached_late
+                self._moments.before_step()
+        self._complain(check)
+        self._pending = PendingUpdate(
+            check,
+            gram_BAA,
+            float(optimizer.param_groups[0]["lr"]),
+            time.perf_counter() - start,
+        )
+
+    def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self._pending is None:
+            return
+        start = time.perf_counter()
+        pending, capture, step = self._pending, self._capture, self.current_step
+        split: StepSplit | None = None
+        with torch.no_grad():
+            if self._moments is not None:
+                split = self._moments.after_step(capture.gradient_AP, pending.check.scale)
+            theta_P = self._flat([p.detach() for p in self._layout.parameters])
+            distance = float(torch.linalg.vector_norm(theta_P.sub_(self._theta0_P)))
+        statistics = self._row_statistics(step)
+        metrics = UpdateMetrics(
+            learning_rate=pending.learning_rate,
+            grad_norm=pending.check.grad_norm,
+            clip_factor=pending.check.scale,
+            residual=pending.check.residual,
+            coverage=pending.check.coverage,
+            update_norm=math.nan if split is None else split.update_norm,
+            decay_norm=math.nan if split is None else split.decay_norm,
+            distance=distance,
+            loss=self.loss,
+            rows=self._num_rows,
+        )
+        seconds = pending.seconds + time.perf_counter() - start
+        record = UpdateRecord(
+            policy=self.policy,
+            step=step,
+            gram_BAA=pending.gram_BAA,
+            metrics=replace(metrics, probe_seconds=seconds),
+            update_gram_AA=None if split is None else split.update_gram_AA.cpu().numpy(),
+            transfer_AA=None if split is None else split.transfer_AA.cpu().numpy(),
+            row_statistics=statistics,
+        )
+        self.num_updates += 1
+        self.last, self.last_check = record, pending.check
+        self.worst_residual = max(self.worst_residual, pending.check.residual)
+        self._forget()
+        self._emit(record)
+
+    def _forget(self) -> None:
+        self._capture.clear()
+        self._pending, self._num_rows, self._batches = None, 0, []
+        self.loss = math.nan
+
+    def _check(self) -> SelfCheck:
+        """Fit g = c sum_a g_a and name whoever does not fit."""
+        capture, slots = self._capture, self._layout.slots
+        gradients = [p.grad for p in self._layout.parameters]
+        flat_P = self._flat(
+            [
+                torch.zeros_like(p) if gradient is None else gradient
+                for p, gradient in zip(self._layout.parameters, gradients, strict=True)
+            ]
+        )
+        sum_P = capture.gradient_AP.sum(0)
+        norm = float(torch.linalg.vector_norm(flat_P))
+        sum_norm2 = float(sum_P @ sum_P)
+        scale = float(flat_P @ sum_P) / sum_norm2 if sum_norm2 > 0 else math.nan
+        usable = scale if math.isfinite(scale) else 0.0
+        error_P = torch.sub(flat_P, sum_P, alpha=usable)
+        error = float(torch.linalg.vector_norm(error_P))
+        residual = error / norm if norm > 0 else (0.0 if sum_norm2 == 0 else math.inf)
+        if norm == 0 and sum_norm2 == 0:
+            scale = usable = 1.0  # nothing to fit: a step without any advantage
+        has_gradient = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        size = sum(slots[i].shape.numel() for i in has_gradient)
+        attributed = sum(slots[i].shape.numel() for i in has_gradient if i in capture.attributed)
+        suspects: list[tuple[float, str]] = []
+        # NaN compares false: a gradient that is not a number is a suspect too.
+        if not residual <= self._tolerance():
+            for i in has_gradient:
+                part = error_P[slots[i].start : slots[i].stop]
+                own = float(torch.linalg.vector_norm(part))
+                if not own <= self._tolerance() * norm:
+                    suspects.append((own, slots[i].name))
+            suspects.sort(reverse=True)
+        return SelfCheck(
+            scale,
+            residual,
+            norm / abs(usable) if usable else norm,
+            attributed / size,
+            tuple(name for _, name in suspects),
+        )
+
+    def _complain(self, check: SelfCheck) -> None:
+        """Warn once about each parameter whose gradient the agents do not explain."""
+        if check.residual <= self._tolerance() or set(check.suspects) <= self._warned:
+            return
+        self._warned |= set(check.suspects)
+        shown = ", ".join(check.suspects[:8]) + (" …" if len(check.suspects) > 8 else "")
+        if not self._capture.attributed:
+            cause = (
+                "no tagged forward reached them: call probe.tag(agents) before every training "
+                "forward, and do not untag() before it"
+            )
+        else:
+            cause = (
+                "either the parameter is used outside its own module (a fused head, F.linear on a "
+                "weight), or a forward was not tagged; exclude it from training, tag every "
+                "forward, or read this policy's shares as covering the rest only"
+            )
+        failures = "".join(f"; module '{s}' {why}" for s, why in self._capture.failures.items())
+        warnings.warn(
+            f"policy '{self.policy}', step {self.current_step}: the agents' gradients "
+            f"leave {check.residual:.2g} of the gradient unexplained (tolerance "
+            f"{self._tolerance():.0e}). Not explained: {shown}: {cause}{failures}. The "
+            "residual is in the record.",
+            stacklevel=4,
+        )
+
+    def _tolerance(self) -> float:
+        if self._capture.is_low_precision:
+            return TOLERANCE[torch.bfloat16]
+        return max(TOLERANCE.get(p.dtype, 1e-2) for p in self._layout.parameters)
+
+    def _gram(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        gradient_AP = self._capture.gradient_AP
+        grams = [
+            gradient_AP[:, start:stop] @ gradient_AP[:, start:stop].T
+            for _, start, stop in self._layout.blocks
+        ]
+        stacked: np.ndarray[Any, np.dtype[np.float64]] = torch.stack(grams).double().cpu().numpy()
+        return stacked
+
+    def _row_statistics(self, step: int) -> dict[str, RowStatistics]:
+        """Statistics of every role over the rows of the step so far."""
+        if step != self._rows_step:
+            self._rows_step, self._rows = step, Rows.empty(SKETCH_BUCKETS)
+        for batch in self._batches:
+            self._rows = self._rows.with_batch(
+                batch.sketch_nK.double().cpu().numpy(),
+                batch.norm2_n.double().cpu().numpy(),
+                batch.agent_n.cpu().numpy(),
+                batch.prompt_n.numpy(),
+                batch.sample_n.numpy(),
+            )
+        if not len(self._rows):
+            return {}
+        return {
+            role: row_statistics(
+                *self._rows.of([i for i, a in enumerate(self.agents) if a.role == role])
+            )
+            for role in dict.fromkeys(agent.role for agent in self.agents)
+        }
+
+    # Small parts.
+
+    def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
+        dtype = self._capture.dtype
+        return torch.cat([t.to_dense().reshape(-1).to(dtype) for t in tensors])
+
+    def _new_moments(self) -> Moments:
+        return Moments(self._optimizer, self._layout, len(self.agents), self._capture.dtype)
+
+    def _create_store(self, path: Path) -> Recorder:
+        from gradlab.writer import RunStore
+
+        roles = tuple(dict.fromkeys(agent.role for agent in self.agents))
+        meta = RunMeta(
+            run_id=path.stem,
+            workflow="custom",
+            task="custom",
+            model=self._model_name,
+            roles=roles,
+            routing=dict.fromkeys(roles, self.policy),
+            policies=(self.meta,),
+            versions={"torch": torch.__version__},
+        )
+        store: Recorder = RunStore.create(path, meta)
+        return store
