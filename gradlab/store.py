@@ -26,17 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlab import gram as readout
-from gradlab.disk import (
-    DOCUMENT,
-    Array,
-    GroupState,
-    StoreError,
-    journal_path,
-    read_group,
-    read_root,
-    read_rows,
-    row_dtype,
-)
+from gradlab.disk import DOCUMENT, Array, StoreError, journal_path, read_rows
+from gradlab.documents import GroupState, read_group, row_dtype
+from gradlab.identity import read_root
 from gradlab.journal import read as read_journal
 from gradlab.journal import replay
 from gradlab.records import (

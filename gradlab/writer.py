@@ -8,7 +8,6 @@ writes the chunks that hold new rows whole, and commits each group by one atomic
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import time
@@ -17,35 +16,41 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
 from gradlab.disk import (
-    DOCUMENT,
     PARTIAL,
     Array,
     Document,
-    GroupState,
     StoreError,
     chunk_name,
     encode_chunk,
-    encode_labels,
-    group_metadata,
     journal_path,
-    plain_group,
     put,
     put_document,
     read_document,
-    read_group,
-    read_root,
     read_rows,
-    root_attributes,
+)
+from gradlab.documents import (
+    GroupState,
+    encode_labels,
+    group_metadata,
+    plain_group,
+    read_group,
     row_dtype,
+)
+from gradlab.identity import (
+    check_meta,
+    check_same_labels,
+    check_same_run,
+    read_root,
+    root_attributes,
 )
 from gradlab.journal import Entry, Journal, replay
 from gradlab.journal import read as read_journal
-from gradlab.records import EvalRecord, RunMeta, StepRecord, UpdateRecord, values
+from gradlab.packing import fill_evaluation, fill_step, fill_update
+from gradlab.records import EvalRecord, RunMeta, StepRecord, UpdateRecord
 from gradlab.schema import GroupSpec, groups
 
 Record = UpdateRecord | StepRecord | EvalRecord
@@ -92,7 +97,7 @@ class RunStore:
         With `durable`, rows and commits also survive a power loss (an fsync per row and flush).
         """
         path = Path(path)
-        _check_meta(meta)
+        check_meta(meta)
         attributes = {**root_attributes(meta), **_writer_attributes(), "created": time.time()}
         if path.exists():
             raise StoreError(_exists(path))
@@ -134,10 +139,10 @@ class RunStore:
         try:
             stored, attributes = read_root(path)  # again: the last writer may just have closed
             if meta is not None:
-                _check_same_run(path, stored, meta)
+                check_same_run(path, stored, meta)
             states = [read_group(path, spec) for spec in groups(stored)]
             for state, spec in zip(states, groups(stored), strict=True):
-                _check_same_labels(path, state.spec, spec)
+                check_same_labels(path, state.spec, spec)
             # First of all: a consolidated root would hide every later commit from readers.
             attributes = {**attributes, **_writer_attributes()}
             put_document(path, plain_group(attributes), durable)
@@ -231,10 +236,10 @@ class RunStore:
                         f"update of policy '{record.policy}' at step {record.step}: this run has "
                         f"the policies {[policy.name for policy in self.meta.policies]}"
                     )
-                return group, partial(_fill_update, spec=group.spec, record=record)
+                return group, partial(fill_update, spec=group.spec, record=record)
             case StepRecord():
                 group = self._by_path["train"]
-                return group, partial(_fill_step, spec=group.spec, record=record)
+                return group, partial(fill_step, spec=group.spec, record=record)
             case EvalRecord():
                 group = self._by_path.get("eval")
                 if group is None:
@@ -242,7 +247,7 @@ class RunStore:
                         f"evaluation at step {record.step}: the run was created without held-out "
                         f"problems; name them in RunMeta.problems"
                     )
-                return group, partial(_fill_evaluation, spec=group.spec, record=record)
+                return group, partial(fill_evaluation, spec=group.spec, record=record)
 
     def _write_journal(self, group: _Group, row: Array) -> None:
         if not self._journal_is_whole:
@@ -416,78 +421,6 @@ class _Group:
         self.committed, self.generation = length, generation
 
 
-# -- records to rows ---------------------------------------------------------------------------
-
-
-def _fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
-    where = f"update of policy '{record.policy}' at step {record.step}"
-    row["step"] = record.step
-    _put(row, "gram", record.gram_BAA, spec, where)
-    if record.update_gram_AA is not None:
-        _put(row, "update_gram", record.update_gram_AA, spec, where)
-    if record.transfer_AA is not None:
-        _put(row, "transfer", record.transfer_AA, spec, where)
-    row["metrics"] = values(record.metrics)
-    for role, statistics in record.row_statistics.items():
-        row["rows"][_index(spec, "role", role, where)] = values(statistics)
-
-
-def _fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
-    where = f"step {record.step}"
-    row["step"] = record.step
-    row["wall_time"] = record.wall_time
-    row["run"] = values(record.run)
-    for role, ledger in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values(ledger)
-    for role, signature in record.signatures.items():
-        index = _index(spec, "role", role, where)
-        expected = row["signature"][index].shape
-        if np.shape(signature) != expected:
-            raise StoreError(
-                f"{where}: signature of role '{role}' has shape {np.shape(signature)}, "
-                f"expected {expected}: one share per bucket"
-            )
-        row["signature"][index] = signature
-
-
-def _fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
-    where = f"evaluation at step {record.step}"
-    row["step"] = record.step
-    if np.asarray(record.correct_PS).dtype.kind not in "bu":
-        raise StoreError(
-            f"{where}: correct_PS is {np.asarray(record.correct_PS).dtype}, expected uint8: "
-            f"1 solved, 0 not, 255 missing"
-        )
-    _put(row, "correct", record.correct_PS, spec, where)
-    _put(row, "role_correct", record.role_correct_RP, spec, where)
-    for role, evaluation in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values(evaluation)
-
-
-def _put(row: Array, name: str, value: Array, spec: GroupSpec, where: str) -> None:
-    array = next(array for array in spec.arrays if array.name == name)
-    expected = spec.row_shape(array)
-    if np.shape(value) != expected:
-        dims = ", ".join(f"{dim} {len(spec.labels[dim])}" for dim in array.dims[1:])
-        raise StoreError(
-            f"{where}: {name} has shape {np.shape(value)}, expected {expected} ({dims}), "
-            f"as the run was created"
-        )
-    row[name] = value
-
-
-def _index(spec: GroupSpec, dim: str, label: str, where: str) -> int:
-    if label not in spec.labels[dim]:
-        raise StoreError(
-            f"{where}: {dim} '{label}' is not in '{spec.path}'; "
-            f"it was created with {list(spec.labels[dim])}"
-        )
-    return spec.labels[dim].index(label)
-
-
-# -- a new store, and whether an old one is ours -----------------------------------------------
-
-
 def _exists(path: Path) -> str:
     return (
         f"{path} exists; continue it with RunStore.resume (gradlab train --resume), "
@@ -529,70 +462,3 @@ def _holder(path: Path) -> str:
         return str(read_document(path)["attributes"].get("writer", ""))
     except StoreError:
         return ""
-
-
-def _check_meta(meta: RunMeta) -> None:
-    if not meta.roles:
-        raise StoreError("RunMeta: roles is empty; name every role of the workflow")
-    if "total" in meta.roles:
-        raise StoreError("RunMeta: a role is named 'total', which means all agents; rename it")
-    for policy in meta.policies:
-        if not re.fullmatch(r"\w[\w.-]*", policy.name) or policy.name == DOCUMENT:
-            raise StoreError(
-                f"RunMeta: policy name '{policy.name}' cannot name a directory; "
-                f"use letters, digits, '_', '-' and '.'"
-            )
-        for agent in policy.agents:
-            if meta.routing.get(agent.role) != policy.name:
-                raise StoreError(
-                    f"RunMeta: policy '{policy.name}' has agent {agent}, but role '{agent.role}' "
-                    f"is routed to {meta.routing.get(agent.role)!r}; expected '{policy.name}'"
-                )
-    policies = tuple(policy.name for policy in meta.policies)
-    for what, labels in [
-        ("policies", policies),
-        *(
-            (f"groups '{spec.path}': {dim}", spec.labels[dim])
-            for spec in groups(meta)
-            for dim in spec.labels
-        ),
-    ]:
-        if not labels:
-            raise StoreError(f"RunMeta: {what} is empty; expected at least one")
-        if len(set(labels)) < len(labels):
-            twice = sorted({label for label in labels if labels.count(label) > 1})
-            raise StoreError(f"RunMeta: {what} has {twice} more than once; names must differ")
-
-
-def _check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
-    for name in (
-        "workflow",
-        "task",
-        "model",
-        "roles",
-        "routing",
-        "policies",
-        "problems",
-        "eval_samples",
-    ):
-        old, new = getattr(stored, name), getattr(meta, name)
-        if old != new:
-            raise StoreError(
-                f"{path} was recorded with {name} {_short(old)}, this run has {_short(new)}; "
-                f"resume with the configuration it was started with, or choose a new directory"
-            )
-
-
-def _check_same_labels(path: Path, stored: GroupSpec, spec: GroupSpec) -> None:
-    for dim, labels in spec.labels.items():
-        if stored.labels[dim] != labels:
-            other = sorted(set(labels) ^ set(stored.labels[dim]))
-            raise StoreError(
-                f"{path / spec.path}: {dim} differs from this version's in {other or 'order'}; "
-                f"resume with the gradlab that started the run, or start a new run"
-            )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"

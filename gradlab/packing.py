@@ -1,0 +1,75 @@
+"""Fill the row of a group from a record, refusing a record that does not fit the run."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from gradlab.disk import Array, StoreError
+from gradlab.records import EvalRecord, StepRecord, UpdateRecord, values
+from gradlab.schema import GroupSpec
+
+
+def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
+    where = f"update of policy '{record.policy}' at step {record.step}"
+    row["step"] = record.step
+    _put(row, "gram", record.gram_BAA, spec, where)
+    if record.update_gram_AA is not None:
+        _put(row, "update_gram", record.update_gram_AA, spec, where)
+    if record.transfer_AA is not None:
+        _put(row, "transfer", record.transfer_AA, spec, where)
+    row["metrics"] = values(record.metrics)
+    for role, statistics in record.row_statistics.items():
+        row["rows"][_index(spec, "role", role, where)] = values(statistics)
+
+
+def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
+    where = f"step {record.step}"
+    row["step"] = record.step
+    row["wall_time"] = record.wall_time
+    row["run"] = values(record.run)
+    for role, ledger in record.roles.items():
+        row["roles"][_index(spec, "role", role, where)] = values(ledger)
+    for role, signature in record.signatures.items():
+        index = _index(spec, "role", role, where)
+        expected = row["signature"][index].shape
+        if np.shape(signature) != expected:
+            raise StoreError(
+                f"{where}: signature of role '{role}' has shape {np.shape(signature)}, "
+                f"expected {expected}: one share per bucket"
+            )
+        row["signature"][index] = signature
+
+
+def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
+    where = f"evaluation at step {record.step}"
+    row["step"] = record.step
+    if np.asarray(record.correct_PS).dtype.kind not in "bu":
+        raise StoreError(
+            f"{where}: correct_PS is {np.asarray(record.correct_PS).dtype}, expected uint8: "
+            f"1 solved, 0 not, 255 missing"
+        )
+    _put(row, "correct", record.correct_PS, spec, where)
+    _put(row, "role_correct", record.role_correct_RP, spec, where)
+    for role, evaluation in record.roles.items():
+        row["roles"][_index(spec, "role", role, where)] = values(evaluation)
+
+
+def _put(row: Array, name: str, value: Array, spec: GroupSpec, where: str) -> None:
+    array = next(array for array in spec.arrays if array.name == name)
+    expected = spec.row_shape(array)
+    if np.shape(value) != expected:
+        dims = ", ".join(f"{dim} {len(spec.labels[dim])}" for dim in array.dims[1:])
+        raise StoreError(
+            f"{where}: {name} has shape {np.shape(value)}, expected {expected} ({dims}), "
+            f"as the run was created"
+        )
+    row[name] = value
+
+
+def _index(spec: GroupSpec, dim: str, label: str, where: str) -> int:
+    if label not in spec.labels[dim]:
+        raise StoreError(
+            f"{where}: {dim} '{label}' is not in '{spec.path}'; "
+            f"it was created with {list(spec.labels[dim])}"
+        )
+    return spec.labels[dim].index(label)
