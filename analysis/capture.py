@@ -136,9 +136,7 @@ class CaptureRule:
         if not captured_T.any():
             return Takeover(window, memory, excess_T, base, dominant_T, captured_T, None)
         onset, lower, upper = self._onset(odds_T, int(np.argmax(captured_T)), window)
-        return Takeover(
-            window, memory, excess_T, base, dominant_T, captured_T, onset, lower, upper
-        )
+        return Takeover(window, memory, excess_T, base, dominant_T, captured_T, onset, lower, upper)
 
     def _onset(self, odds_T: Floats, entry: int, window: int) -> tuple[int, int, int]:
         """Where D began to rise: the running median enters late, so a ramp is fitted up to it."""

@@ -219,7 +219,7 @@ class CliffTest:
 
     def findings(self, result: CliffResult) -> list[Finding]:
         """The drop as a finding; none for a run that held its level or cannot be judged."""
-        if result.shape in ("none", "too few evaluations") or result.onset is None:
+        if result.shape == "none" or result.shape == "too few evaluations" or result.onset is None:
             return []
         words = {
             "cliff": "fell off a cliff",

@@ -34,8 +34,8 @@ def log_likelihood(successes: Floats, trials: Floats) -> Floats:
     """Binomial log-likelihood at the maximum, without the constant."""
     failures = trials - successes
     level = successes / trials
-    total: Floats = xlogy(successes, level) + xlogy(np.maximum(failures, 0.0), 1.0 - level)
-    return total
+    hits, misses = xlogy(successes, level), xlogy(np.maximum(failures, 0.0), 1.0 - level)
+    return np.asarray(hits + misses, dtype=np.float64)
 
 
 def fit_prefixes(successes_BT: Floats, trials_T: Floats) -> PrefixFits:

@@ -46,13 +46,12 @@ class SignalKind:
 
     def on_scale(self, value_T: Floats) -> Floats:
         """The series where its noise is even."""
+        scaled = value_T
         if self.scale == "log":
-            scaled: Floats = np.log(np.maximum(value_T, self.floor))
-            return scaled
-        if self.scale == "logit":
+            scaled = np.log(np.maximum(value_T, self.floor))
+        elif self.scale == "logit":
             scaled = logit(np.clip(value_T, 0.005, 0.995))
-            return scaled
-        return value_T
+        return scaled
 
 
 KINDS: tuple[SignalKind, ...] = (
@@ -112,35 +111,38 @@ def collect(run: Run) -> list[Measured]:
 
 
 def _all(run: Run) -> Iterator[Measured]:
-    roles_of = {p.name: [r for r in run.roles if run.policy_of(r).name == p.name]
-                for p in run.policies}
-    masses = {name: run.step_mass(name) for name in ("share", "pull", "update")}
+    policy_of = {role: run.policy_of(role).name for role in run.roles}
+    masses = {
+        "share": run.step_mass("share"),
+        "pull": run.step_mass("pull"),
+        "update": run.step_mass("update"),
+    }
     for kind in KINDS:
         if kind.source == "policy":
             for policy in run.policies:
                 yield _policy_signal(run, kind, policy.name)
-        elif kind.source == "pair":
-            for policy, roles in roles_of.items():
-                for first, second in combinations(roles, 2):
-                    signal = run.cosine(first, second)
-                    subject = f"{first}, {second}"
-                    yield Measured(kind, subject, policy, "1", aligned(run.steps, signal))
-        else:
-            for role in run.roles:
-                policy = run.policy_of(role).name
-                if kind.source == "mass":
-                    if len(roles_of[policy]) < 2:
-                        continue  # alone in its policy, a role has all of it
-                    signal = masses[kind.name][role]
-                elif kind.source == "norm":
-                    signal = run.norm(role)
-                elif kind.source == "ledger":
-                    signal = run.ledger(kind.name, role)
-                else:
-                    drift_T = drift(run.signature(role))
-                    yield Measured(kind, role, policy, "nats", drift_T)
-                    continue
-                yield Measured(kind, role, policy, signal.unit, aligned(run.steps, signal))
+            continue
+        if kind.source == "pair":
+            for first, second in combinations(run.roles, 2):
+                if policy_of[first] == policy_of[second]:
+                    value_T = aligned(run.steps, run.cosine(first, second))
+                    yield Measured(kind, f"{first}, {second}", policy_of[first], "1", value_T)
+            continue
+        for role, name in policy_of.items():
+            is_shared = list(policy_of.values()).count(name) > 1
+            if kind.source == "signature":
+                yield Measured(kind, role, name, "nats", drift(run.signature(role)))
+            elif kind.source != "mass" or is_shared:  # alone in its policy, a role has all of it
+                signal = _role_signal(run, kind, role, masses)
+                yield Measured(kind, role, name, signal.unit, aligned(run.steps, signal))
+
+
+def _role_signal(
+    run: Run, kind: SignalKind, role: str, masses: dict[str, dict[str, Signal]]
+) -> Signal:
+    if kind.source == "mass":
+        return masses[kind.name][role]
+    return run.norm(role) if kind.source == "norm" else run.ledger(kind.name, role)
 
 
 def _policy_signal(run: Run, kind: SignalKind, policy: str) -> Measured:

@@ -1,0 +1,253 @@
+"""Order the signals of a run against its drop: which moved first, and which others they explain.
+
+The words are fixed: precedes, coincides, follows, no evidence. One run cannot show a cause; with
+the real cause unrecorded, any such rule blames a mediator two times in three. So the answer is a
+set of candidates, always with 'an unrecorded cause' in it.
+
+Legend: T steps, N signals, B bootstrap draws.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.bend import Bend, find_bends
+from analysis.cliff import CliffResult
+from analysis.findings import Onset, Order, SignalVerdict
+from analysis.signals import Measured
+
+Floats = NDArray[np.float64]
+
+UNRECORDED = "an unrecorded cause"
+
+PARENTS: dict[str, tuple[str, ...]] = {
+    "grad_norm": ("learning_rate", "logprob_gap"),
+    "conflict": ("learning_rate",),
+    "share": ("grad_norm", "conflict"),
+    "pull": ("share", "grad_norm", "conflict"),
+    "update": ("share", "grad_norm"),
+    "update_norm": ("learning_rate", "grad_norm", "logprob_gap"),
+    "kl": ("update_norm", "update", "share", "pull"),
+    "ratio_std": ("update_norm", "logprob_gap"),
+    "clip_fraction": ("ratio_std",),
+    "entropy": ("update_norm", "kl"),
+    "drift": ("kl", "update_norm", "share"),
+    "length_mean": ("kl", "entropy", "drift"),
+    "truncated": ("length_mean",),
+    "parse_failures": ("kl", "entropy", "drift", "length_mean", "truncated"),
+    "reward_std": ("parse_failures", "entropy", "kl"),
+    "zero_variance_groups": ("reward_std", "entropy", "parse_failures"),
+}
+"""Which kinds of signal can explain a kind, directly. An assumption, declared: it only removes
+candidates that an earlier candidate explains, it never adds one."""
+
+
+def ancestors(kind: str) -> frozenset[str]:
+    """Kinds that explain `kind`, directly or through others."""
+    found: set[str] = set()
+    waiting = list(PARENTS.get(kind, ()))
+    while waiting:
+        parent = waiting.pop()
+        if parent not in found:
+            found.add(parent)
+            waiting.extend(PARENTS.get(parent, ()))
+    return frozenset(found)
+
+
+@dataclass(frozen=True)
+class OnsetOrder:
+    """Thresholds of the rule; at these, 0-4 % of unrelated signals are said to precede."""
+
+    min_effect: float = 2.5
+    """Change in residual standard deviations."""
+    min_gain: float = 2.0
+    """Squared error of a straight line over that of the ramp."""
+    min_probability: float = 0.9
+    """Of one onset being before the other."""
+    max_lead: int = 100
+    """Steps; an earlier change is too far away to be named."""
+    max_bins: int = 100
+    num_draws: int = 200
+    min_steps: int = 20
+    seed: int = 0
+
+    def __call__(
+        self, signals: list[Measured], step_T: NDArray[np.int64], drop: CliffResult
+    ) -> list[SignalVerdict]:
+        """Every signal with its order to the drop: candidates first, then by order and effect."""
+        if len(step_T) < self.min_steps:
+            return []
+        rng = np.random.default_rng(self.seed)
+        start, stop = self._span(step_T, drop)
+        stride = max(1, math.ceil((stop - start) / self.max_bins))
+        bin_step = _bins(step_T[start:stop].astype(np.float64), stride)
+        drop_draws = self._drop_draws(drop, rng)
+        verdicts: list[tuple[Measured, SignalVerdict]] = []
+        judged: list[tuple[Measured, Floats]] = []
+        for signal in signals:
+            series = _bins(signal.kind.on_scale(signal.value_T[start:stop]), stride)
+            if signal.is_present and np.isfinite(series).mean() >= 0.5:
+                judged.append((signal, _filled(series)))
+        if not judged or len(bin_step) < 8:
+            return []
+        # A slow first pass over everything, then the onset's uncertainty only where it matters.
+        bends = find_bends(np.stack([series for _, series in judged]), rng)
+        moved = [n for n, bend in enumerate(bends) if self._has_moved(judged[n][0], bend)]
+        for n in moved:
+            bends[n] = find_bends(judged[n][1][None, :], rng, num_draws=self.num_draws)[0]
+        for n, (signal, series) in enumerate(judged):
+            verdicts.append(
+                (
+                    signal,
+                    self._verdict(signal, series, bends[n], n in moved, bin_step, drop_draws, rng),
+                )
+            )
+        return _ranked(_undominated(verdicts))
+
+    def _span(self, step_T: NDArray[np.int64], drop: CliffResult) -> tuple[int, int]:
+        """Rows looked at: the whole run, or twice `max_lead` around the fall of a long one."""
+        if drop.onset is None:
+            return 0, len(step_T)
+        first = np.searchsorted(step_T, drop.onset.lower - 2 * self.max_lead)
+        last = np.searchsorted(step_T, max(drop.end_step, drop.onset.upper) + self.max_lead)
+        start, stop = int(first), int(last)
+        if stop - start < self.min_steps:
+            return 0, len(step_T)
+        return start, stop
+
+    def _drop_draws(self, drop: CliffResult, rng: np.random.Generator) -> Floats:
+        """[B] plausible beginnings of the fall: an evaluation by its weight, then uniformly
+        between it and the next one; empty without a drop."""
+        if drop.onset is None:
+            return np.zeros(0)
+        step_T = drop.onset_step_T.astype(np.float64)
+        pick = rng.choice(len(step_T), self.num_draws, p=drop.onset_weight_T)
+        after = np.minimum(pick + 1, len(step_T) - 1)
+        drawn: Floats = step_T[pick] + rng.random(self.num_draws) * (step_T[after] - step_T[pick])
+        return drawn
+
+    def _has_moved(self, signal: Measured, bend: Bend) -> bool:
+        change = abs(bend.after - bend.before)
+        return (
+            abs(bend.effect) >= self.min_effect
+            and bend.gain >= self.min_gain
+            and change >= signal.kind.min_change
+        )
+
+    def _verdict(
+        self,
+        signal: Measured,
+        series: Floats,
+        bend: Bend,
+        has_moved: bool,
+        bin_step: Floats,
+        drop_draws: Floats,
+        rng: np.random.Generator,
+    ) -> SignalVerdict:
+        order: Order = "no evidence"
+        onset: Onset | None = None
+        lead = lower = upper = math.nan
+        if not has_moved:
+            note = "did not change" if abs(bend.effect) < self.min_effect else "no clear bend"
+        else:
+            index_B = bend.onset_B
+            point = np.arange(len(bin_step))
+            fine_B = np.interp(index_B + rng.random(len(index_B)), point, bin_step)
+            middle = float(np.interp(bend.onset + 0.5, point, bin_step))
+            first, last = np.quantile(fine_B, [0.05, 0.95])
+            onset = Onset(round(middle), round(min(first, middle)), round(max(last, middle)))
+            note = "changed"
+            if len(drop_draws):
+                lead_B = drop_draws - fine_B
+                lower, lead, upper = (float(q) for q in np.quantile(lead_B, [0.05, 0.5, 0.95]))
+                chance = float(np.mean(lead_B > 0))
+                if lead > self.max_lead:
+                    note = f"changed {lead:.0f} steps before: too early to be named"
+                elif chance > self.min_probability:
+                    order, note = "precedes", f"in {100 * chance:.0f} % of the draws"
+                elif chance < 1 - self.min_probability:
+                    order, note = "follows", f"in {100 * (1 - chance):.0f} % of the draws"
+                else:
+                    order, note = "coincides", "order not resolved"
+        before, after = _levels(signal, bend)
+        is_candidate = order == "precedes" and not signal.kind.is_outcome
+        return SignalVerdict(
+            signal.key,
+            signal.title,
+            signal.subject,
+            signal.unit,
+            order,
+            before,
+            after,
+            bend.effect,
+            onset,
+            lead,
+            lower,
+            upper,
+            is_candidate,
+            note,
+        )
+
+
+def _levels(signal: Measured, bend: Bend) -> tuple[float, float]:
+    """Levels before and after, back in the signal's own unit."""
+    if signal.kind.scale == "log":
+        return math.exp(bend.before), math.exp(bend.after)
+    if signal.kind.scale == "logit":
+        return 1 / (1 + math.exp(-bend.before)), 1 / (1 + math.exp(-bend.after))
+    return bend.before, bend.after
+
+
+def _undominated(verdicts: list[tuple[Measured, SignalVerdict]]) -> list[SignalVerdict]:
+    """Drop from the candidates those that an earlier candidate of the same policy explains."""
+
+    candidates = [(m, v) for m, v in verdicts if v.is_candidate]
+    result = []
+    for measured, verdict in verdicts:
+        explained_by = [
+            other.title
+            for parent, other in candidates
+            if verdict.is_candidate
+            and parent.policy == measured.policy
+            and parent.kind.name in ancestors(measured.kind.name)
+            and other.onset is not None
+            and verdict.onset is not None
+            and other.onset.step <= verdict.onset.step
+        ]
+        if explained_by:
+            note = f"precedes, but {explained_by[0]} moved first and can explain it"
+            verdict = replace(verdict, is_candidate=False, note=note)
+        result.append(verdict)
+    return result
+
+
+def _ranked(verdicts: list[SignalVerdict]) -> list[SignalVerdict]:
+    order = {"precedes": 0, "coincides": 1, "follows": 2, "no evidence": 3}
+    return sorted(
+        verdicts,
+        key=lambda v: (not v.is_candidate, order[v.order], v.onset is None, -abs(v.effect)),
+    )
+
+
+def _bins(value_T: Floats, stride: int) -> Floats:
+    """Means of the finite values of `stride` neighbours; NaN where there is none."""
+    if stride == 1:
+        return np.asarray(value_T, dtype=np.float64)
+    starts = np.arange(0, len(value_T), stride)
+    finite = np.isfinite(value_T)
+    total = np.add.reduceat(np.where(finite, value_T, 0.0), starts)
+    count = np.add.reduceat(finite.astype(np.float64), starts)
+    mean: Floats = np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
+    return mean
+
+
+def _filled(value_T: Floats) -> Floats:
+    """Gaps bridged by straight lines."""
+    known = np.isfinite(value_T)
+    point = np.arange(len(value_T))
+    filled: Floats = np.interp(point, point[known], value_T[known])
+    return filled

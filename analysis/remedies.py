@@ -1,0 +1,161 @@
+"""Map each kind of finding to what to change and the `gradlab train` option that changes it.
+
+The one place where the analysis names options: correct them here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from analysis.findings import Finding, Remedy, SignalVerdict
+
+BY_FINDING: dict[str, tuple[Remedy, ...]] = {
+    "cliff": (
+        Remedy(
+            "Keep the checkpoint before the fall",
+            "everything after step {step} lost accuracy",
+            "restart from checkpoints/ at or before step {step}",
+        ),
+        Remedy(
+            "Halve the learning rate",
+            "a cliff late in training is most often a step too long for the weights it meets",
+            "--learning-rate <half>",
+        ),
+    ),
+    "slow decay": (
+        Remedy(
+            "Stop at the peak, or lower the learning rate",
+            "accuracy decays steadily from step {step}: more training of this kind costs accuracy",
+            "--learning-rate <half>",
+        ),
+    ),
+    "unresolved drop": (
+        Remedy(
+            "Evaluate on more problems, or more often",
+            "the drop is there, its shape is not resolved",
+            "--eval-problems <more> --eval-every <fewer steps>",
+        ),
+    ),
+    "capture": (
+        Remedy(
+            "Anchor {role} to the reference policy",
+            "its gradient owns the shared weights; a KL term on this role alone slows it",
+            "--kl-coefficient {role}=0.05",
+        ),
+        Remedy(
+            "Give each role its own adapter",
+            "without a shared policy nothing can be captured",
+            "--routing isolated",
+        ),
+    ),
+    "dominance": (),
+    "amplification": (
+        Remedy(
+            "Hold {role}'s updates fixed",
+            "its parallel agents repeat one another on shared prompts: more rows are not more "
+            "evidence",
+            "--updates-per-role fixed",
+        ),
+        Remedy(
+            "Use fewer parallel agents, or let them see different prompts",
+            "agents that share prompts are worth fewer independent ones",
+            "--num-{role}s <fewer>",
+        ),
+    ),
+    "path amplification": (
+        Remedy(
+            "Give every role the same number of optimizer steps",
+            "{role} takes more steps than the others, which Adam turns into a longer path",
+            "--updates-per-role fixed",
+        ),
+    ),
+    "instrumentation": (
+        Remedy(
+            "Repair the measurement first",
+            "figures of an update that the probe cannot explain are not to be trusted",
+            "see the probe's warning in the training log",
+        ),
+    ),
+}
+
+BY_SIGNAL: dict[str, Remedy] = {
+    "learning_rate": Remedy(
+        "Lower the learning rate", "it rose before the drop", "--learning-rate <half>"
+    ),
+    "logprob_gap": Remedy(
+        "Check the adapter sync between sampler and trainer",
+        "rollouts no longer come from the weights that are trained",
+        "compare logprob_gap right after a sync",
+    ),
+    "grad_norm": Remedy(
+        "Clip harder", "{role}'s gradient norm rose before the drop", "--clip-norm <half>"
+    ),
+    "update_norm": Remedy(
+        "Shorten the steps", "the optimizer's steps grew before the drop", "--learning-rate <half>"
+    ),
+    "kl": Remedy(
+        "Anchor {role} to the reference policy",
+        "it left the reference before the drop",
+        "--kl-coefficient {role}=0.05",
+    ),
+    "drift": Remedy(
+        "Anchor {role} to the reference policy",
+        "its output changed before the drop",
+        "--kl-coefficient {role}=0.05",
+    ),
+    "entropy": Remedy(
+        "Keep {role}'s entropy up",
+        "it changed before the drop",
+        "--entropy-coefficient 0.001, or a larger --clip-high",
+    ),
+    "ratio_std": Remedy(
+        "Take fewer off-policy steps",
+        "importance ratios spread before the drop",
+        "--updates-per-role fixed",
+    ),
+    "length_mean": Remedy(
+        "Bound {role}'s responses",
+        "their length changed before the drop",
+        "--kl-coefficient {role}=0.05, or token-mean loss aggregation",
+    ),
+    "truncated": Remedy(
+        "Raise the token limit", "{role} was cut before the drop", "--max-tokens <more>"
+    ),
+    "parse_failures": Remedy(
+        "Protect {role}'s format",
+        "its responses stopped parsing before the drop",
+        "--kl-coefficient {role}=0.05",
+    ),
+    "zero_variance_groups": Remedy(
+        "Feed problems that still teach",
+        "groups without reward spread rose before the drop",
+        "a harder task, or more samples per problem",
+    ),
+}
+
+
+def remedies_for(
+    findings: tuple[Finding, ...], signals: tuple[SignalVerdict, ...]
+) -> tuple[Remedy, ...]:
+    """Remedies in the order of the findings, then of the candidates; one per option."""
+    chosen: dict[str, Remedy] = {}
+    for finding in findings:
+        step = str(finding.onset.lower) if finding.onset else "the first one"
+        for remedy in BY_FINDING[finding.kind]:
+            filled = _filled(remedy, finding.subject, step)
+            chosen.setdefault(filled.option, filled)
+    for verdict in signals:
+        known = BY_SIGNAL.get(verdict.key.split(":")[0])
+        if verdict.is_candidate and known:
+            filled = _filled(known, verdict.subject, "")
+            chosen.setdefault(filled.option, filled)
+    return tuple(chosen.values())
+
+
+def _filled(remedy: Remedy, role: str, step: str) -> Remedy:
+    def fill(text: str) -> str:
+        return text.replace("{role}", role).replace("{step}", step)
+
+    return replace(
+        remedy, title=fill(remedy.title), reason=fill(remedy.reason), option=fill(remedy.option)
+    )
