@@ -9,6 +9,7 @@ Legend: R rows, K sketch buckets.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,4 +69,121 @@ class Rows:
 def row_statistics(
     sketch_RK: Floats, norm2_R: Floats, agent_R: Ints, prompt_R: Ints, sample_R: Ints
 ) -> RowStatistics:
-    return RowStatistics(rows=len(norm2_R))
+    """Variance components of one role's row gradients; O(R K), NaN where no pair of rows exists.
+
+    `sketch_RK` may be anything with the right expected inner products; full gradients give the
+    exact statistics. A role with one agent has no pairs of agents: its `signal` comes from that
+    agent's own rows. Rows of unknown sample are each their own, and `episode` is NaN. `crosscov` uses the
+    prompts that every agent of the role answered, rows without gradient included: dropping those
+    would break its null. It is sum_{i<j} <g_i(x) - mean g_i, g_j(x) - mean g_j>, g_i(x) summed over
+    the rows of agent i on prompt x; crosscov / crosscov_se is a t statistic whose mean is 0 when
+    sharing a prompt couples nothing, pool it over steps.
+    """
+    num_rows = len(norm2_R)
+    if num_rows == 0:
+        return RowStatistics(agents=0, prompts=0, rows=0)
+    agent_R, prompt_R = compact(agent_R), compact(prompt_R)
+    is_known = bool((sample_R >= 0).all())
+    sample_R = compact(sample_R) if is_known else np.arange(num_rows)
+    num_agents, num_prompts = int(agent_R.max()) + 1, int(prompt_R.max()) + 1
+
+    # Sums of <g_r, g_s> over pairs of rows that share a key, and the numbers of such pairs. Own
+    # terms cancel in every difference below, but for the last one, the coherence.
+    pairs = _Pairs(sketch_RK, norm2_R)
+    everything = pairs.sharing(np.zeros(num_rows, dtype=np.int64))
+    agent, prompt = pairs.sharing(agent_R), pairs.sharing(prompt_R)
+    agent_prompt = pairs.sharing(agent_R, prompt_R)
+    episode, turn = pairs.sharing(prompt_R, sample_R), pairs.sharing(agent_R, prompt_R, sample_R)
+    signal = (
+        mean(everything - agent - prompt + agent_prompt)
+        if num_agents > 1
+        else mean(everything - prompt)
+    )
+    other_sample = mean(prompt - agent_prompt - episode + turn)
+    total = float(norm2_R.mean())
+    own = float(agent[0])
+    crosscov, crosscov_se = cross_covariance(sketch_RK, agent_R, prompt_R)
+    norm2 = float(norm2_R.sum())
+    return RowStatistics(
+        total=total,
+        signal=signal,
+        within=mean(agent_prompt - turn) - signal,
+        prompt=other_sample - signal,
+        episode=mean(episode - turn) - other_sample if is_known else math.nan,
+        coherence=float(everything[0]) / own if own > 0 else math.nan,
+        crosscov=crosscov,
+        crosscov_se=crosscov_se,
+        agents=num_agents,
+        prompts=num_prompts,
+        rows=num_rows,
+        dead_rows=float((norm2_R == 0).mean()),
+        top_row=float(norm2_R.max()) / norm2 if norm2 > 0 else math.nan,
+    )
+
+
+def icc(statistics: RowStatistics) -> float:
+    """Intraclass correlation of agents on one prompt: (prompt + episode) / (total - signal).
+
+    An unmeasured episode component counts as 0.
+    """
+    episode = 0.0 if math.isnan(statistics.episode) else statistics.episode
+    rest = statistics.total - statistics.signal
+    return (statistics.prompt + episode) / rest if rest > 0 else math.nan
+
+
+def deff(statistics: RowStatistics) -> float:
+    """Design effect 1 + (N - 1) ICC: N agents on one prompt are worth N / DEFF independent ones."""
+    return 1.0 + (statistics.agents - 1.0) * icc(statistics)
+
+
+def cross_covariance(sketch_RK: Floats, agent_R: Ints, prompt_R: Ints) -> tuple[float, float]:
+    """(mean, standard error) over prompts of the agents' centred cross-covariance; see above."""
+    num_agents, num_prompts = int(agent_R.max()) + 1, int(prompt_R.max()) + 1
+    shape = (num_prompts, num_agents)
+    cell_R = prompt_R * num_agents + agent_R
+    count_XN = np.bincount(cell_R, minlength=num_prompts * num_agents).reshape(shape)
+    is_shared_X = (count_XN > 0).all(axis=1)
+    n = int(is_shared_X.sum())
+    if num_agents < 2 or n < 2:
+        return math.nan, math.nan
+    sums = group_sums(sketch_RK, cell_R, num_prompts * num_agents)
+    centred_XNK = sums.reshape(*shape, -1)[is_shared_X]
+    centred_XNK = centred_XNK - centred_XNK.mean(axis=0)
+    together_XK = centred_XNK.sum(axis=1)
+    cross_X = ((together_XK**2).sum(axis=1) - (centred_XNK**2).sum(axis=(1, 2))) / 2
+    cross_X *= n / (n - 1)  # centring takes one degree of freedom
+    return float(cross_X.mean()), float(cross_X.std(ddof=1) / math.sqrt(n))
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    """Ordered pairs of rows, a row with itself included."""
+
+    sketch_RK: Floats
+    norm2_R: Floats
+
+    def sharing(self, *keys: Ints) -> Floats:
+        """[sum of <g_r, g_s>, number] over the pairs of rows that agree in all keys."""
+        group_R = np.unique(np.stack(keys), axis=1, return_inverse=True)[1].reshape(-1)
+        sizes = np.bincount(group_R)
+        sums = group_sums(self.sketch_RK, group_R, len(sizes))
+        sketched_own = float((self.sketch_RK**2).sum())
+        inner = float((sums**2).sum()) - sketched_own + float(self.norm2_R.sum())
+        return np.array([inner, float((sizes.astype(np.float64) ** 2).sum())])
+
+
+def group_sums(sketch_RK: Floats, group_R: Ints, num_groups: int) -> Floats:
+    """Sum of the rows of every group."""
+    sums = np.zeros((num_groups, sketch_RK.shape[1]))
+    np.add.at(sums, group_R, sketch_RK)
+    return sums
+
+
+def compact(label_R: Ints) -> Ints:
+    """Labels as 0, 1, 2, …"""
+    return np.unique(label_R, return_inverse=True)[1].reshape(-1)
+
+
+def mean(pairs: Floats) -> float:
+    """Mean inner product of [sum, number] of pairs; NaN if there are none."""
+    return float(pairs[0] / pairs[1]) if pairs[1] > 0 else math.nan
