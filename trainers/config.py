@@ -19,6 +19,8 @@ class TrainConfig:
     """Run directory to create; an existing one is refused unless --resume is given."""
     resume: bool = False
     """Continue the run in --out from its last checkpoint, to the same numbers."""
+    extend_to: int = 0
+    """With --resume: train up to this many steps instead of the run's own number."""
     seed: int = 0
     """Seed of everything random: problems, sampling, adapters, mini-batches."""
     steps: int = 60
@@ -38,7 +40,7 @@ class TrainConfig:
     """Dtype of the frozen weights; adapters are always float32."""
     lora_rank: int = 16
     """Rank of the adapters."""
-    lora_alpha: float = 16.0
+    lora_alpha: int = 16
     """Scale of the adapters is alpha / rank."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass to save memory."""
@@ -85,7 +87,7 @@ class TrainConfig:
     mix: float = 0.5
     """Weight of the outcome in --reward mix; the rest is own correctness."""
     group_by: Literal["role", "role_number", "role_turn"] = "role_number"
-    """Whose rewards on one problem are compared: a role's, one agent's, or one round's of a role."""
+    """Whose rewards on one problem are compared: a role's, an agent's, or a round's of a role."""
     normalize_std: bool = True
     """Divide advantages by the group's standard deviation (GRPO)."""
     singleton: Literal["zero", "reward"] = "zero"

@@ -78,8 +78,8 @@ def load_language_model(config: TrainConfig, policies: Sequence[str]) -> Languag
     device = pick_device(config.device)
     model, tokenizer = load_base(config.model, getattr(torch, config.dtype))
     model.to(device)
-    is_tiny = getattr(model.config, "max_position_embeddings", 0) <= 512
-    prompts: Prompts = CompactPrompts() if is_tiny else ChatPrompts(config.history)
+    is_compact = tokenizer.init_kwargs.get("prompt_style") == "compact"
+    prompts: Prompts = CompactPrompts() if is_compact else ChatPrompts(config.history)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LanguageModel(
@@ -115,7 +115,7 @@ def load_base(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
     elif name == "smollm2-135m":
         where, options = str(smollm.fetch()), {"gguf_file": smollm.FILE}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **options)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
     except OSError as error:
         raise ValueError(
@@ -142,13 +142,13 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
     for number, policy in enumerate(policies):
         lora = LoraConfig(
             r=config.lora_rank,
-            lora_alpha=config.lora_alpha,  # type: ignore[arg-type]  # a float scales just as well
+            lora_alpha=config.lora_alpha,
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(config.seed * 1000 + number)
         if adapted is None:
-            adapted = get_peft_model(model, lora, adapter_name=policy)  # type: ignore[assignment]
+            adapted = get_peft_model(model, lora, adapter_name=policy)
         else:
             adapted.add_adapter(policy, lora)
     assert adapted is not None, "a workflow has at least one policy"

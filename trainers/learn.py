@@ -1,0 +1,287 @@
+"""Train one policy on one step's rows: forward, backward under the probe, clip, optimizer step.
+
+Legend: B rows of a micro-batch, T response tokens (right-padded), P prompt tokens (left-padded).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainers.config import TrainConfig
+from trainers.episodes import Row
+from trainers.losses import kl_k3, policy_loss, token_weights
+from trainers.minibatches import micro_batches, plan_updates
+from trainers.models import LanguageModel
+from trainers.policies import Policy
+from trainers.sampling import left_padded
+
+MONITORED_ROWS = 32
+"""Rows per role on which trainer and reference log-probs are compared with the rollout's."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and going on silently would be worse."""
+
+
+@dataclass
+class TokenSums:
+    """Sums over the response tokens of one role in one step."""
+
+    tokens: float = 0.0
+    entropy: float = 0.0
+    ratio: float = 0.0
+    ratio_squared: float = 0.0
+    clipped: float = 0.0
+    weight: float = 0.0
+    """Loss weight of the role's rows, summed over updates."""
+    updates: int = 0
+    kl: float = float("nan")
+    """Mean k3 per token against the base model, on monitored rows."""
+    logprob_gap: float = float("nan")
+    """Mean |rollout - trainer| log-prob per token, on monitored rows."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch as tensors."""
+
+    rows: list[Row]
+    ids_BT: Tensor
+    """Prompts padded on the left and responses on the right: responses start in one column."""
+    mask_BT: Tensor
+    target_BT: Tensor
+    """[B, T] response tokens."""
+    is_token_BT: Tensor
+    old_BT: Tensor
+    advantage_B: Tensor
+
+
+def learn(
+    language: LanguageModel, policy: Policy, rows: Sequence[Row], config: TrainConfig, step: int
+) -> dict[str, TokenSums]:
+    """Run all of the policy's updates of one training step; what the tokens were like, by role.
+
+    Raises TrainingError when a loss or a gradient is not finite, naming what caused it.
+    """
+    sums = {role: TokenSums() for role in policy.roles}
+    if not rows:
+        return sums
+    language.activate(policy.name)
+    language.model.train()
+    monitor(language, policy, rows, config, sums)
+    old = old_logprobs(language, rows, config)
+    problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
+    key = (config.seed, step, *policy.name.encode())
+    for update in plan_updates(rows, config, key):
+        full = config.rows_per_update if config.partial_minibatch == "full" else None
+        weights = token_weights(
+            [len(row.turn.response_ids) for row in update], config.aggregation, full
+        )
+        weight_by_row = {id(row): float(w) for row, w in zip(update, weights, strict=True)}
+        for role in {row.turn.agent.role for row in update}:
+            sums[role].updates += 1
+        for micro in micro_batches(update, config.micro_tokens):
+            batch = to_batch(micro, language, old)
+            if policy.probe:
+                policy.probe.step = step
+                policy.probe.tag(
+                    [row.turn.agent for row in micro],
+                    prompts=[problems[row.problem] for row in micro],
+                    samples=[row.sample for row in micro],
+                )
+            loss = batch_loss(language, batch, weight_by_row, config, sums)
+            if not torch.isfinite(loss):
+                raise TrainingError(blame(batch, policy, step, loss))
+            loss.backward()  # type: ignore[no-untyped-call]
+            if policy.probe:
+                policy.probe.untag()
+        clip_and_step(policy, config, step)
+        if config.scheduler_tick == "update":
+            policy.schedule.step()
+    if config.scheduler_tick == "step":
+        policy.schedule.step()
+    return sums
+
+
+def clip_and_step(policy: Policy, config: TrainConfig, step: int) -> None:
+    limit = config.clip_norm or float("inf")
+    norm = torch.nn.utils.clip_grad_norm_(policy.parameters, limit)
+    if not torch.isfinite(norm):
+        raise TrainingError(
+            f"step {step}, policy '{policy.name}': gradient norm is {norm.item()}. Lower "
+            "--learning-rate, or resume from the last checkpoint with a smaller --clip-norm."
+        )
+    policy.optimizer.step()
+    policy.optimizer.zero_grad(set_to_none=True)
+
+
+def to_batch(
+    rows: list[Row], language: LanguageModel, old: dict[int, NDArray[np.float32]]
+) -> Batch:
+    pad, device = language.sampling.pad_id, language.device
+    prompt_BP, prompt_mask_BP = left_padded([row.turn.prompt_ids for row in rows], pad, device)
+    longest = max(len(row.turn.response_ids) for row in rows)
+    target = torch.full((len(rows), longest), pad)
+    is_token = torch.zeros((len(rows), longest), dtype=torch.bool)
+    old_BT = torch.zeros((len(rows), longest))
+    for i, row in enumerate(rows):
+        length = len(row.turn.response_ids)
+        target[i, :length] = torch.tensor(row.turn.response_ids)
+        is_token[i, :length] = True
+        old_BT[i, :length] = torch.as_tensor(old[id(row)])
+    target, is_token = target.to(device), is_token.to(device)
+    return Batch(
+        rows,
+        torch.cat([prompt_BP, target], dim=1),
+        torch.cat([prompt_mask_BP, is_token.long()], dim=1),
+        target,
+        is_token,
+        old_BT.to(device),
+        torch.tensor([row.advantage for row in rows], device=device),
+    )
+
+
+def response_logprobs(
+    language: LanguageModel, batch: Batch, *, entropy_grad: bool = False
+) -> tuple[Tensor, Tensor]:
+    """[B, T] log-probability of each response token under the temperature-scaled policy, and the
+    entropy of the distribution it was drawn from (nats), with a gradient only if asked for."""
+    longest = batch.target_BT.shape[1]
+    logits = language.model(
+        input_ids=batch.ids_BT,
+        attention_mask=batch.mask_BT,
+        position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
+        logits_to_keep=longest + 1,
+        use_cache=False,
+    ).logits[:, :-1]
+    logprobs_BTV = torch.log_softmax(logits.float() / language.sampling.temperature, dim=-1)
+    chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
+    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+        entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
+    return chosen, entropy
+
+
+def batch_loss(
+    language: LanguageModel,
+    batch: Batch,
+    weight_by_row: dict[int, float],
+    config: TrainConfig,
+    sums: dict[str, TokenSums],
+) -> Tensor:
+    """Weighted sum of the token losses of one micro-batch; adds to the roles' token sums."""
+    is_token = batch.is_token_BT
+    logprob_BT, entropy_BT = response_logprobs(
+        language, batch, entropy_grad=config.entropy_coefficient > 0
+    )
+    token = policy_loss(logprob_BT, batch.old_BT, batch.advantage_B, config)
+    loss_BT = token.loss_BT
+    coefficient_B = torch.tensor(
+        [config.kl_coefficient.get(row.turn.agent.role, 0.0) for row in batch.rows],
+        device=loss_BT.device,
+    )
+    if bool((coefficient_B > 0).any()):
+        reference_BT = reference_logprobs(language, batch)
+        loss_BT = loss_BT + coefficient_B[:, None] * kl_k3(logprob_BT, reference_BT)
+    if config.entropy_coefficient:
+        loss_BT = loss_BT - config.entropy_coefficient * entropy_BT
+    weight_B = torch.tensor([weight_by_row[id(row)] for row in batch.rows], device=loss_BT.device)
+    loss = torch.where(is_token, loss_BT * weight_B[:, None].to(loss_BT.dtype), 0.0).sum()
+
+    per_row = [
+        torch.where(is_token, value.detach().float(), 0.0).sum(1).tolist()
+        for value in (entropy_BT, token.ratio_BT, token.ratio_BT**2, token.is_clipped_BT)
+    ]
+    for row, entropy, ratio, squared, clipped in zip(batch.rows, *per_row, strict=True):
+        total = sums[row.turn.agent.role]
+        total.tokens += len(row.turn.response_ids)
+        total.entropy += entropy
+        total.ratio += ratio
+        total.ratio_squared += squared
+        total.clipped += clipped
+        total.weight += weight_by_row[id(row)] * len(row.turn.response_ids)
+    return loss
+
+
+@torch.no_grad()
+def reference_logprobs(language: LanguageModel, batch: Batch) -> Tensor:
+    """[B, T] log-probabilities under the base model: the model with its adapters switched off."""
+    was_training = language.model.training
+    language.model.eval()
+    with language.model.disable_adapter():
+        logprob_BT, _ = response_logprobs(language, batch)
+    language.model.train(was_training)
+    return logprob_BT
+
+
+def old_logprobs(
+    language: LanguageModel, rows: Sequence[Row], config: TrainConfig
+) -> dict[int, NDArray[np.float32]]:
+    """id(row) -> [T] log-probabilities in the denominator of the ratio."""
+    kept = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in rows}
+    if config.old_logprobs == "rollout":
+        return kept
+    recomputed: dict[int, NDArray[np.float32]] = {}
+    for micro in micro_batches(rows, config.micro_tokens):
+        with torch.no_grad():
+            logprob_BT, _ = response_logprobs(language, to_batch(micro, language, kept))
+        for row, values in zip(micro, logprob_BT.float().cpu().numpy(), strict=True):
+            recomputed[id(row)] = values[: len(row.turn.response_ids)]
+    return recomputed
+
+
+@torch.no_grad()
+def monitor(
+    language: LanguageModel,
+    policy: Policy,
+    rows: Sequence[Row],
+    config: TrainConfig,
+    sums: dict[str, TokenSums],
+) -> None:
+    """Compare rollout, trainer and base model on some rows of each role, before the first update.
+
+    A gap between rollout and trainer means that an adapter did not reach the sampler (verl#7495).
+    """
+    for role in policy.roles:
+        some = [row for row in rows if row.turn.agent.role == role][:MONITORED_ROWS]
+        tokens = gap = divergence = 0.0
+        kept = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in some}
+        for micro in micro_batches(some, config.micro_tokens):
+            batch = to_batch(micro, language, kept)
+            trainer_BT, _ = response_logprobs(language, batch)
+            reference_BT = reference_logprobs(language, batch)
+            is_token = batch.is_token_BT
+            tokens += float(is_token.sum())
+            gap += float((trainer_BT - batch.old_BT).abs()[is_token].sum())
+            divergence += float(kl_k3(trainer_BT, reference_BT)[is_token].sum())
+        if tokens:
+            sums[role].logprob_gap = gap / tokens
+            sums[role].kl = divergence / tokens
+
+
+def blame(batch: Batch, policy: Policy, step: int, loss: Tensor) -> str:
+    """Name what is not finite in a micro-batch whose loss is not."""
+    bad_weights = [
+        name for name, bad in ((str(i), not p.isfinite().all()) for i, p in
+                               enumerate(policy.parameters)) if bad
+    ]  # fmt: skip
+    bad_advantage = [row for row in batch.rows if not np.isfinite(row.advantage)]
+    agents = sorted({str(row.turn.agent) for row in (bad_advantage or batch.rows)})
+    cause = (
+        f"{len(bad_weights)} of its {len(policy.parameters)} parameters are not finite"
+        if bad_weights
+        else f"{len(bad_advantage)} rows have an advantage that is not finite"
+        if bad_advantage
+        else "weights and advantages are finite: the forward pass overflowed"
+    )
+    problems = sorted({row.problem for row in batch.rows})[:3]
+    return (
+        f"step {step}, policy '{policy.name}': loss is {loss.item()}; {cause}. Rows of "
+        f"{', '.join(agents)}, problems {', '.join(problems)}, … Lower --learning-rate, or resume "
+        "from the last checkpoint."
+    )

@@ -1,0 +1,117 @@
+"""Give every policy its adapter's parameters, an optimizer, a schedule and a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.nn import Parameter
+
+from gradlab.probe import Probe, attach
+from gradlab.records import Agent, PolicyMeta
+from trainers.config import TrainConfig
+from trainers.models import LanguageModel
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Weights that learn, and the agents that speak with them."""
+
+    name: str
+    agents: tuple[Agent, ...]
+    parameters: tuple[Parameter, ...]
+    optimizer: torch.optim.AdamW
+    schedule: torch.optim.lr_scheduler.LambdaLR
+    probe: Probe | None
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(agent.role for agent in self.agents))
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.schedule.get_last_lr()[0])
+
+    def meta(self) -> PolicyMeta:
+        return PolicyMeta(
+            self.name,
+            self.agents,
+            self.probe.blocks if self.probe else (),
+            sum(parameter.numel() for parameter in self.parameters),
+        )
+
+
+def build_policies(
+    language: LanguageModel,
+    config: TrainConfig,
+    agents: Sequence[Agent],
+) -> dict[str, Policy]:
+    """One policy per name in the routing, in order of first appearance.
+
+    Raises ValueError for a policy without trainable parameters.
+    """
+    routing = config.policy_by_role()
+    return {
+        name: _build_policy(
+            name,
+            tuple(agent for agent in agents if routing[agent.role] == name),
+            language,
+            config,
+        )
+        for name in dict.fromkeys(routing.values())
+    }
+
+
+def _build_policy(
+    name: str,
+    agents: tuple[Agent, ...],
+    language: LanguageModel,
+    config: TrainConfig,
+) -> Policy:
+    # One optimizer per adapter: an optimizer over all of them would let momentum and weight decay
+    # move the adapters that are not being trained.
+    language.activate(name)
+    named = adapter_parameters(language, name)
+    if not named:
+        raise ValueError(f"policy '{name}' has no trainable parameters; --lora-rank fits no layer")
+    optimizer = torch.optim.AdamW(
+        named.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+    )
+    probe = None
+    if config.probe:
+        probe = attach(
+            language.model,
+            optimizer,
+            agents=agents,
+            policy=name,
+            projection_seed=config.seed,
+        )
+    return Policy(
+        name,
+        agents,
+        tuple(named.values()),
+        optimizer,
+        torch.optim.lr_scheduler.LambdaLR(optimizer, warmup(config)),
+        probe,
+    )
+
+
+def adapter_parameters(language: LanguageModel, policy: str) -> Mapping[str, Parameter]:
+    """The parameters of one adapter by full name; exact match of the adapter key, no substring."""
+    return {
+        name: parameter
+        for name, parameter in language.model.named_parameters()
+        if policy in name.split(".")[-2:-1] and ".lora_" in name
+    }
+
+
+def warmup(config: TrainConfig) -> Callable[[int], float]:
+    """Linear warm-up, then constant. With `scheduler_tick='update'` the first update has rate 0,
+    as in the paper's code."""
+    offset = 0 if config.scheduler_tick == "update" else 1
+
+    def factor(tick: int) -> float:
+        return min(1.0, (tick + offset) / max(1, config.warmup_steps))
+
+    return factor if config.warmup_steps else lambda _: 1.0

@@ -1,0 +1,117 @@
+"""Create or reopen a run directory: configuration, versions and data that explain the run.
+
+run.zarr/       the measurements             config.json     configuration, versions, data
+episodes/       what every agent said        checkpoints/    adapters and optimizer state
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+import uuid
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from trainers.config import TrainConfig
+from trainers.problems import Task, problem_ids
+
+CONFIG = "config.json"
+STORE = "run.zarr"
+
+
+def create_run_directory(config: TrainConfig, task: Task) -> dict[str, Any]:
+    """Make `config.out` and write config.json; returns what was written.
+
+    Raises ValueError when the directory is not empty or cannot be written.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a directory to create")
+    if out.is_dir() and any(out.iterdir()):
+        what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
+        raise ValueError(
+            f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
+            "another --out"
+        )
+    about = {
+        "run_id": uuid.uuid4().hex[:12],
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "config": config.to_json(),
+        "versions": versions(),
+        "data": {
+            "task": task.name,
+            "train_problems": len(task.train),
+            "heldout": list(problem_ids(task.heldout)),
+            "sha256": task.content_hash,
+        },
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / CONFIG).write_text(json.dumps(about, indent=1) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"--out {out} cannot be written ({error.strerror}); give another"
+        ) from error
+    return about
+
+
+def read_run_directory(out: Path) -> dict[str, Any]:
+    """config.json of an existing run.
+
+    Raises ValueError when there is none, or it cannot be read.
+    """
+    path = out / CONFIG
+    if not path.is_file():
+        raise ValueError(f"--resume: {out} holds no {CONFIG}; there is no run to continue there")
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        about["config"]["steps"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"--resume: {path} is damaged ({error}); restore it, or start anew"
+        ) from error
+    return about
+
+
+def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
+    """The configuration a run was made with; only --out and --extend-to are taken from `given`.
+
+    Raises ValueError for a configuration of another version of gradlab.
+    """
+    stored = dict(about["config"])
+    known = {field.name for field in fields(TrainConfig)}
+    if set(stored) != known:
+        different = sorted(set(stored) ^ known)
+        raise ValueError(
+            f"--resume: {given.out / CONFIG} was written by gradlab "
+            f"{about['versions'].get('gradlab')} and differs in {', '.join(different)}; resume "
+            "with that version"
+        )
+    stored["data"] = Path(stored["data"]) if stored["data"] else None
+    stored["out"] = given.out
+    config = TrainConfig(**stored)
+    if given.extend_to > config.steps:
+        config = replace(config, steps=given.extend_to)
+    return replace(config, resume=True)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything whose change could change a number, and the commit if there is one."""
+    packages = ("gradlab", "torch", "transformers", "peft", "numpy", "zarr")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    found["python"] = platform.python_version()
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found

@@ -1,0 +1,213 @@
+"""Train a multi-agent workflow with GRPO, every backward pass measured by agent.
+
+    for step in …: rollout -> rewards -> advantages -> updates of every policy -> evaluate
+
+Left out of textbook GRPO on purpose: no value model, no reference model in the reward (a KL anchor
+per role is a loss term), no dynamic sampling. What differs from arXiv 2605.24202's code is listed
+in docs/training.md; the preset `faithful` takes the differences back.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.writer import RunStore
+from trainers.advantages import with_advantages
+from trainers.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from trainers.config import TrainConfig
+from trainers.episodes import save_episodes
+from trainers.evaluate import evaluate
+from trainers.learn import TokenSums, learn
+from trainers.ledger import step_record
+from trainers.models import LanguageModel, load_language_model
+from trainers.policies import Policy, build_policies
+from trainers.problems import Problem, Task, load_task, problem_ids
+from trainers.progress import Progress
+from trainers.rewards import reward_rows
+from trainers.rollout import rollout
+from trainers.rundir import STORE, create_run_directory, read_run_directory, stored_config
+from trainers.workflows import Workflow
+
+TRAINING = 0
+"""Part of the sampling key that keeps training apart from evaluation."""
+
+
+@dataclass
+class Run:
+    """A run that is being trained."""
+
+    config: TrainConfig
+    task: Task
+    workflow: Workflow
+    routing: dict[str, str]
+    language: LanguageModel
+    policies: dict[str, Policy]
+    store: RunStore
+    done: int
+    """Training steps finished."""
+
+
+def train(config: TrainConfig, progress: Progress | None = None) -> Path:
+    """Train as `config` says and return the run directory.
+
+    Raises ValueError for a configuration that cannot be run, before anything is written where that
+    can be told; TrainingError when a loss or gradient is not finite. After Ctrl-C the step in hand
+    is finished, a checkpoint is written, and KeyboardInterrupt is raised.
+    """
+    run = open_run_for_training(config)
+    config = run.config
+    progress = progress or Progress()
+    with run.store, progress.showing(config, run.done), interruptible() as is_interrupted:
+        if run.done == 0:
+            progress.evaluated(measure(run))
+        for step in range(run.done + 1, config.steps + 1):
+            progress.trained(train_step(run, step), run.policies)
+            run.done = step
+            is_last = step == config.steps or is_interrupted()
+            if step % config.eval_every == 0 or step == config.steps:
+                progress.evaluated(measure(run))
+            if step % config.checkpoint_every == 0 or is_last:
+                run.store.flush()
+                save_checkpoint(config.out, step, run.language, run.policies)
+            if is_interrupted() and step < config.steps:
+                raise KeyboardInterrupt(
+                    f"stopped after step {step}; continue with: gradlab train --resume "
+                    f"--out {config.out}"
+                )
+    return config.out
+
+
+def train_step(run: Run, step: int) -> StepRecord:
+    """One training step: play episodes, credit them, update every policy, record."""
+    config, started = run.config, time.perf_counter()
+    problems = step_problems(run.task.train, config, step)
+    key = (config.seed, step, TRAINING)
+    episodes = rollout(run.language, run.workflow, run.routing, problems, config.samples, key)
+    rows, counts = with_advantages(reward_rows(episodes, config), config)
+    played = time.perf_counter()
+    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes, rows)
+
+    sums: dict[str, TokenSums] = {}
+    learning_rates: dict[str, float] = {}
+    for policy in run.policies.values():
+        mine = [row for row in rows if row.turn.agent.role in policy.roles]
+        learning_rates |= dict.fromkeys(policy.roles, policy.learning_rate)
+        sums |= learn(run.language, policy, mine, config, step)
+    ended = time.perf_counter()
+    record = step_record(
+        step, episodes, rows, counts, sums, learning_rates, run.routing,
+        {
+            "rollout_seconds": played - started,
+            "train_seconds": ended - played,
+            "step_seconds": ended - started,
+        },
+    )  # fmt: skip
+    run.store.append(record)
+    return record
+
+
+def measure(run: Run) -> EvalRecord:
+    """Evaluate the policies as they are and record it."""
+    config = run.config
+    record, episodes = evaluate(
+        run.language, run.workflow, run.routing, run.task.heldout, config, run.done
+    )
+    save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
+    run.store.append(record)
+    return record
+
+
+def step_problems(problems: Sequence[Problem], config: TrainConfig, step: int) -> list[Problem]:
+    """The problems of a step: consecutive slices of a new permutation in every epoch."""
+    chosen: list[Problem] = []
+    position = (step - 1) * config.problems_per_step
+    while len(chosen) < config.problems_per_step:
+        epoch, offset = divmod(position, len(problems))
+        order = np.random.default_rng([config.seed, epoch]).permutation(len(problems))
+        part = order[offset : offset + config.problems_per_step - len(chosen)]
+        chosen += [problems[i] for i in part]
+        position += len(part)
+    return chosen
+
+
+def open_run_for_training(config: TrainConfig) -> Run:
+    """Load everything a run needs; with `config.resume`, as it was at the last checkpoint."""
+    about: dict[str, Any] | None = None
+    if config.resume:
+        about = read_run_directory(config.out)
+        config = stored_config(about, config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    workflow, routing = config.build_workflow(), config.policy_by_role()
+    task = load_task(
+        config.task, heldout=config.eval_problems, seed=config.seed, data=config.data,
+        difficulty=config.difficulty,
+    )  # fmt: skip
+    if about and about["data"]["sha256"] != task.content_hash:
+        raise ValueError(
+            f"--resume: the problems of task '{config.task}' have changed since the run began "
+            f"(SHA-256 {about['data']['sha256'][:12]}… then, {task.content_hash[:12]}… now); put "
+            "the original --data back, or start a new run"
+        )
+    language = load_language_model(config, list(dict.fromkeys(routing.values())))
+    if about is None:
+        about = create_run_directory(config, task)
+    policies = build_policies(language, config, workflow.agents)
+    meta = RunMeta(
+        run_id=about["run_id"],
+        workflow=config.workflow,
+        task=config.task,
+        model=config.model,
+        roles=workflow.roles,
+        routing=routing,
+        policies=tuple(policy.meta() for policy in policies.values()),
+        problems=problem_ids(task.heldout),
+        eval_samples=config.eval_samples,
+        config=about["config"],
+        versions=about["versions"],
+    )
+    step, store = _open_store(config, meta)
+    if step:
+        load_checkpoint(config.out, step, language, policies)
+    for policy in policies.values():
+        if policy.probe:
+            policy.probe.send_to(store)
+    return Run(config, task, workflow, routing, language, policies, store, step)
+
+
+def _open_store(config: TrainConfig, meta: RunMeta) -> tuple[int, RunStore]:
+    """The run's store, and the step of the checkpoint it was cut back to (0: a new run)."""
+    path = config.out / STORE
+    if not path.exists():
+        return 0, RunStore.create(path, meta)
+    step = last_checkpoint(config.out)
+    # Killed before its first checkpoint there is nothing to continue from: all rows go.
+    return step or 0, RunStore.resume(path, after_step=-1 if step is None else step, meta=meta)
+
+
+@contextmanager
+def interruptible() -> Iterator[Any]:
+    """Yield a function that tells whether Ctrl-C was pressed; a second one stops at once."""
+    pressed = False
+
+    def remember(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
