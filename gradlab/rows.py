@@ -73,11 +73,13 @@ def row_statistics(
 
     `sketch_RK` may be anything with the right expected inner products; full gradients give the
     exact statistics. A role with one agent has no pairs of agents: its `signal` comes from that
-    agent's own rows. Rows of unknown sample are each their own, and `episode` is NaN. `crosscov` uses the
-    prompts that every agent of the role answered, rows without gradient included: dropping those
-    would break its null. It is sum_{i<j} <g_i(x) - mean g_i, g_j(x) - mean g_j>, g_i(x) summed over
-    the rows of agent i on prompt x; crosscov / crosscov_se is a t statistic whose mean is 0 when
-    sharing a prompt couples nothing, pool it over steps.
+    agent's own rows. Rows of unknown sample are each their own, and `episode` is NaN.
+
+    `crosscov` uses the prompts that every agent of the role answered, rows without gradient
+    included (dropping those would break its null). It is the mean over prompts of
+    sum_{i<j} <g_i(x) - mean g_i, g_j(x) - mean g_j>, with g_i(x) summed over the rows of agent i on
+    prompt x; crosscov / crosscov_se is a t statistic whose mean is 0 when sharing a prompt couples
+    nothing. Pool it over steps.
     """
     num_rows = len(norm2_R)
     if num_rows == 0:
