@@ -154,7 +154,7 @@ class RunStore:
         except BaseException:
             journal.close()
             raise
-        last = max((group.last_step for group in store._groups), default=-1)
+        last = max(0, *(group.last_step for group in store._groups))
         if last < after_step:
             warnings.warn(
                 f"{path} ends at step {last}, the run resumes after step {after_step}: "
