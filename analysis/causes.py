@@ -189,6 +189,7 @@ class OnsetOrder:
             lower,
             upper,
             is_candidate,
+            signal.kind.is_outcome,
             note,
         )
 
@@ -203,7 +204,11 @@ def _levels(signal: Measured, bend: Bend) -> tuple[float, float]:
 
 
 def _undominated(verdicts: list[tuple[Measured, SignalVerdict]]) -> list[SignalVerdict]:
-    """Drop from the candidates those that an earlier candidate of the same policy explains."""
+    """Drop from the candidates those that another candidate of the same policy explains.
+
+    The other one must not have moved later, as far as the two onsets can be told apart; the graph
+    has no cycles, so somebody always remains.
+    """
 
     candidates = [(m, v) for m, v in verdicts if v.is_candidate]
     result = []
@@ -216,10 +221,10 @@ def _undominated(verdicts: list[tuple[Measured, SignalVerdict]]) -> list[SignalV
             and parent.kind.name in ancestors(measured.kind.name)
             and other.onset is not None
             and verdict.onset is not None
-            and other.onset.step <= verdict.onset.step
+            and other.onset.lower <= verdict.onset.upper
         ]
         if explained_by:
-            note = f"precedes, but {explained_by[0]} moved first and can explain it"
+            note = f"precedes, but {explained_by[0]} moved no later and can explain it"
             verdict = replace(verdict, is_candidate=False, note=note)
         result.append(verdict)
     return result
@@ -229,7 +234,13 @@ def _ranked(verdicts: list[SignalVerdict]) -> list[SignalVerdict]:
     order = {"precedes": 0, "coincides": 1, "follows": 2, "no evidence": 3}
     return sorted(
         verdicts,
-        key=lambda v: (not v.is_candidate, order[v.order], v.onset is None, -abs(v.effect)),
+        key=lambda v: (
+            not v.is_candidate,
+            order[v.order],
+            v.onset is None,
+            v.is_outcome,
+            -abs(v.effect),
+        ),
     )
 
 

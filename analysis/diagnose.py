@@ -63,7 +63,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     capture, unjudged_capture = detectors.capture.judge(run)
     amplification, unjudged_amplification = detectors.amplification.judge(run)
     drops = [
-        replace(finding, evidence=finding.evidence + tuple(_located(run, series, drop)))
+        replace(finding, evidence=(*_located(run, series, drop), *finding.evidence))
         for finding in detectors.cliff.findings(drop)
     ]
     findings = (*_instrumentation(run), *drops, *capture, *amplification)

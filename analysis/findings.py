@@ -81,6 +81,8 @@ class SignalVerdict:
     lead_upper: float
     is_candidate: bool
     """Precedes the drop, and no earlier signal of the declared graph explains it."""
+    is_outcome: bool
+    """Moves with accuracy by definition."""
     note: str
     """Why this order, in a few words."""
 

@@ -1,0 +1,230 @@
+"""Draw the plots of a diagnosis page as SVG text; matplotlib is imported on first use.
+
+Legend: T steps, E evaluations.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.cliff import AccuracySeries
+from analysis.findings import Diagnosis, Onset, SignalVerdict
+from analysis.signals import Measured, aligned
+from gradlab.palette import role_color
+from gradlab.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Floats = NDArray[np.float64]
+
+MAX_POINTS = 800
+"""Points of a line; longer series are averaged, a page has to stay small."""
+
+INK, SOFT, GRID, FALL = "#1d2433", "#5b6475", "#e8ebf1", "#c2410c"
+STYLE: dict[str, Any] = {
+    "font.size": 11,
+    "font.family": "DejaVu Sans",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "gradlab",
+    "axes.edgecolor": "#b6bdca",
+    "axes.labelcolor": SOFT,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "legend.frameon": False,
+    "legend.fontsize": 10,
+    "lines.solid_capstyle": "round",
+}
+
+
+def accuracy_svg(diagnosis: Diagnosis, run: Run) -> str:
+    """Held-out accuracy with its sampling interval, base, peak, levels and the onset."""
+    series = AccuracySeries.of(run)
+    with _figure(9.6, 3.6) as (figure, svg):
+        axes = figure.subplots()
+        step_E, rate_E = series.step_T, series.rate_T
+        low_E, high_E = _wilson(series.correct_T, series.trials_T)
+        axes.fill_between(step_E, 100 * low_E, 100 * high_E, color="#0072B2", alpha=0.13, lw=0)
+        axes.plot(step_E, 100 * rate_E, color="#0072B2", lw=2, marker="o", ms=3.5)
+        accuracy = diagnosis.accuracy
+        axes.axhline(100 * accuracy.base, color=SOFT, lw=1, ls=(0, (2, 3)))
+        _label(axes, float(step_E[-1]), 100 * accuracy.base, "base", SOFT)
+        drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
+        if drops and drops[0].onset:
+            _mark(axes, drops[0].onset, "fall begins")
+        else:
+            axes.axhline(100 * accuracy.peak, color="#0f766e", lw=1, ls=(0, (5, 3)))
+            _label(axes, float(step_E[-1]), 100 * accuracy.peak, "peak level", "#0f766e")
+        axes.set_ylabel("held-out accuracy (%)")
+        axes.set_xlabel("training step")
+        axes.margins(x=0.015)
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(0.0, bottom), min(100.0, top + 4))
+    return svg[0]
+
+
+def moved_svg(
+    diagnosis: Diagnosis, run: Run, signals: list[Measured], chosen: list[SignalVerdict]
+) -> str:
+    """The chosen signals above one another, on the steps of the run."""
+    by_key = {signal.key: signal for signal in signals}
+    drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
+    with _figure(9.6, 0.5 + 1.75 * len(chosen)) as (figure, svg):
+        all_axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, verdict in zip(all_axes, chosen, strict=True):
+            signal = by_key[verdict.key]
+            color = role_color(signal.subject) if signal.subject in run.roles else INK
+            _line(axes, run.steps, signal.value_T, color)
+            if signal.kind.scale == "log" and np.nanmin(signal.value_T) > 0:
+                _log_axis(axes)
+            if drops and drops[0].onset:
+                _mark(axes, drops[0].onset, "")
+            if verdict.onset:
+                axes.axvline(verdict.onset.step, color=color, lw=1.2, ls=(0, (4, 2)))
+            unit = f" ({verdict.unit})" if verdict.unit not in ("1", "") else ""
+            axes.set_title(f"{verdict.title}{unit}: {verdict.order}")
+            axes.margins(x=0.015)
+        all_axes[-1].set_xlabel("training step")
+    return svg[0]
+
+
+def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
+    """Gradient norm and share of the step mass per role, with the share of the loss dashed."""
+    shared = [
+        role
+        for role in run.roles
+        if sum(run.policy_of(other).name == run.policy_of(role).name for other in run.roles) > 1
+    ]
+    with _figure(9.6, 3.3) as (figure, svg):
+        panels = figure.subplots(1, 2 if shared else 1, squeeze=False)[0]
+        for role in run.roles:
+            _line(panels[0], run.steps, aligned(run.steps, run.norm(role)), role_color(role), role)
+        _log_axis(panels[0])
+        panels[0].set_title("gradient norm before clipping")
+        if shared:
+            shares = run.step_mass("share")
+            for role in shared:
+                color = role_color(role)
+                _line(panels[1], run.steps, 100 * aligned(run.steps, shares[role]), color, role)
+                weight_T = aligned(run.steps, run.ledger("loss_weight", role))
+                panels[1].plot(run.steps, 100 * weight_T, color=color, lw=1.2, ls=(0, (3, 3)))
+            panels[1].set_ylim(0, 100)
+            panels[1].set_title("share of the step mass (%)")
+        for axes in panels:
+            for finding in diagnosis.of_kind("capture"):
+                if finding.onset:
+                    axes.axvline(
+                        finding.onset.step, color=role_color(finding.subject), lw=1.3, ls="--"
+                    )
+            for finding in diagnosis.of_kind("cliff", "slow decay", "unresolved drop"):
+                if finding.onset:
+                    _mark(axes, finding.onset, "")
+            axes.set_xlabel("training step")
+            axes.margins(x=0.015)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=max(len(labels), 1))
+    return svg[0]
+
+
+@contextmanager
+def _figure(width: float, height: float) -> Iterator[tuple[Figure, list[str]]]:
+    """A figure without pyplot's global state; its SVG text is in the list afterwards."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    svg: list[str] = []
+    with rc_context(cast(Any, STYLE)):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure, svg
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = buffer.getvalue()
+    svg.append(re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL))
+
+
+def _line(
+    axes: Axes, step_T: NDArray[np.int64], value_T: Floats, color: str, label: str | None = None
+) -> None:
+    """The series faintly, its running median on top."""
+    step, value = _thinned(step_T.astype(np.float64), value_T)
+    axes.plot(step, value, color=color, lw=0.8, alpha=0.35)
+    window = max(3, len(value) // 40)
+    if len(value) <= 2 * window:
+        axes.plot(step, value, color=color, lw=1.8, label=label)
+        return
+    padded = np.concatenate([np.full(window, math.nan), value, np.full(window, math.nan)])
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * window + 1)
+    known = np.isfinite(around).any(axis=1)
+    median = np.full(len(value), math.nan)
+    median[known] = np.nanmedian(around[known], axis=1)
+    axes.plot(step, median, color=color, lw=1.9, label=label)
+
+
+def _thinned(step_T: Floats, value_T: Floats) -> tuple[Floats, Floats]:
+    size = math.ceil(len(step_T) / MAX_POINTS)
+    if size <= 1:
+        return step_T, value_T
+    starts = np.arange(0, len(step_T), size)
+    count = np.diff(np.append(starts, len(step_T)))
+    return np.add.reduceat(step_T, starts) / count, np.add.reduceat(value_T, starts) / count
+
+
+def _log_axis(axes: Axes) -> None:
+    """Logarithmic, with plain numbers: ticks such as 0.05 say more than powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    subs = (1.0,) if high / low > 50 else (1.0, 2.0, 5.0) if high / low > 3 else tuple(range(1, 10))
+    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _mark(axes: Axes, onset: Onset, text: str) -> None:
+    """The interval of an onset as a band."""
+    axes.axvspan(onset.lower, onset.upper, color=FALL, alpha=0.13, lw=0)
+    if text:
+        axes.text(
+            (onset.lower + onset.upper) / 2,
+            1.0,
+            text,
+            color=FALL,
+            ha="center",
+            va="bottom",
+            fontsize=10.5,
+            transform=axes.get_xaxis_transform(),
+        )
+
+
+def _label(axes: Axes, x: float, y: float, text: str, color: str) -> None:
+    axes.annotate(
+        text, (x, y), (0, 3), textcoords="offset points", color=color, ha="right", fontsize=10
+    )
+
+
+def _wilson(correct: Floats, trials: Floats) -> tuple[Floats, Floats]:
+    """95 % interval of a share: never outside 0..1, unlike the normal one."""
+    z = 1.96
+    rate = correct / trials
+    middle = (rate + z**2 / (2 * trials)) / (1 + z**2 / trials)
+    half = z * np.sqrt(rate * (1 - rate) / trials + z**2 / (4 * trials**2)) / (1 + z**2 / trials)
+    return middle - half, middle + half
