@@ -46,9 +46,9 @@ class TrainConfig:
     """Recompute activations in the backward pass to save memory."""
 
     task: str = "arithmetic"
-    """arithmetic, or gsm8k with --data."""
+    """arithmetic, gsm8k or dapo-math."""
     data: Path | None = None
-    """JSONL file of a task that needs one."""
+    """JSONL file of the task; without it $GRADLAB_DATA, data/ and ../shared/data/ are searched."""
     difficulty: int = 2
     """Digits of the numbers in arithmetic."""
     eval_problems: int = 100

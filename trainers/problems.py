@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainers.grading import final_number, same_number
 
 Kind = Literal["math"]
 
-TASKS = ("arithmetic", "gsm8k")
+TASKS = ("arithmetic", "gsm8k", "dapo-math")
+
+FOLDERS = ("data", "../shared/data")
+"""Where the file of a task is looked for without --data, after $GRADLAB_DATA."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def load_task(
     """Load a task by name.
 
     `heldout` problems are set aside by a shuffle with `seed`; the rest trains. `data` is the JSONL
-    file of a task that needs one; `difficulty` is the number of digits of `arithmetic`.
+    file of a task that needs one, looked for in `FOLDERS` when not given; `difficulty` is the
+    number of digits of `arithmetic`.
 
     Raises ValueError for an unknown task, a missing or malformed file (with the line number), or a
     task too small for the held-out set.
@@ -64,12 +69,9 @@ def load_task(
     if name == "arithmetic":
         problems = arithmetic(difficulty)
     elif name == "gsm8k":
-        if data is None:
-            raise ValueError(
-                "task 'gsm8k' needs --data FILE, a JSONL file with 'question' and 'answer' per "
-                "line (train.jsonl of openai/grade-school-math)"
-            )
-        problems = read_gsm8k(data)
+        problems = read_gsm8k(data or find_file(name, "gsm8k*.jsonl"))
+    elif name == "dapo-math":
+        problems = read_dapo(data or find_file(name, "dapo*.jsonl"))
     else:
         raise ValueError(f"task '{name}' is unknown; expected one of {', '.join(TASKS)}")
     if heldout >= len(problems):
@@ -96,37 +98,73 @@ def arithmetic(digits: int) -> list[Problem]:
     return [Problem(f"sum-{a}-{b}", "math", f"{a}+{b}", str(a + b)) for a, b in pairs]
 
 
+def find_file(task: str, pattern: str) -> Path:
+    """The first file that matches, in $GRADLAB_DATA and then in `FOLDERS`."""
+    folders = [Path(folder) for folder in (os.environ.get("GRADLAB_DATA"), *FOLDERS) if folder]
+    for folder in folders:
+        for path in sorted(folder.glob(pattern)):
+            return path
+    raise ValueError(
+        f"task '{task}' needs a JSONL file: no {pattern} in {', '.join(map(str, folders))}; give "
+        f"one with --data FILE ({SOURCES[task]})"
+    )
+
+
+SOURCES = {
+    "gsm8k": "train.jsonl of openai/grade-school-math",
+    "dapo-math": "the 'en' part of DAPO-Math-17k-Processed as JSON lines",
+}
+
+
 def read_gsm8k(path: Path) -> list[Problem]:
     """Read GSM8K's own format: `question`, and `answer` whose last line is `#### number`."""
-    if not path.is_file():
-        raise ValueError(f"task 'gsm8k': no file {path}; expected the JSONL file given by --data")
     problems = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        question, answer = _gsm8k_line(line, f"{path}, line {number}")
-        problems.append(Problem(f"gsm8k-{number}", "math", question, answer))
-    if not problems:
-        raise ValueError(f"task 'gsm8k': {path} holds no problem; expected one JSON object a line")
+    for number, where, row in _json_lines(path, "gsm8k"):
+        expected = 'expected {"question": "…", "answer": "… #### number"}'
+        question, solution = _texts(row, ("question", "answer"), where, expected)
+        _, mark, answer = solution.rpartition("####")
+        if not mark or final_number(answer) is None:
+            raise ValueError(f"{where}: no number after '####' in the answer; {expected}")
+        problems.append(Problem(f"gsm8k-{number}", "math", question, answer.strip()))
     return problems
 
 
-def _gsm8k_line(line: str, where: str) -> tuple[str, str]:
-    expected = 'expected {"question": "…", "answer": "… #### number"}'
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); {expected}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: got a {type(row).__name__}; {expected}")
-    texts = [row.get("question"), row.get("answer")]
+def read_dapo(path: Path) -> list[Problem]:
+    """Read DAPO-Math-17k-Processed as JSON lines: `prompt` and an integer `solution`."""
+    problems = []
+    for number, where, row in _json_lines(path, "dapo-math"):
+        expected = 'expected {"prompt": "…", "solution": "integer"}'
+        question, answer = _texts(row, ("prompt", "solution"), where, expected)
+        problems.append(Problem(f"dapo-{number}", "math", question, answer.strip()))
+    return problems
+
+
+def _json_lines(path: Path, task: str) -> list[tuple[int, str, dict[str, Any]]]:
+    """(line number, 'file, line n', object) of every line that is not blank."""
+    if not path.is_file():
+        raise ValueError(f"task '{task}': no file {path}; expected {SOURCES[task]}")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{where}: not JSON ({error}); expected an object") from error
+        if not isinstance(row, dict):
+            raise ValueError(f"{where}: got a {type(row).__name__}; expected a JSON object")
+        rows.append((number, where, row))
+    if not rows:
+        raise ValueError(f"task '{task}': {path} holds no problem; expected {SOURCES[task]}")
+    return rows
+
+
+def _texts(row: dict[str, Any], names: tuple[str, str], where: str, expected: str) -> list[str]:
+    texts = [row.get(name) for name in names]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where}: got fields {sorted(row)}; {expected}")
-    question, solution = map(str, texts)
-    _, mark, answer = solution.rpartition("####")
-    if not mark or final_number(answer) is None:
-        raise ValueError(f"{where}: no number after '####' in the answer; {expected}")
-    return question, answer.strip()
+    return [str(text) for text in texts]
 
 
 def problem_ids(problems: Sequence[Problem]) -> tuple[str, ...]:

@@ -1,0 +1,271 @@
+"""The commands: train, diagnose, figures, show, demo. The one file that looks up the layers.
+
+Everything heavy is imported inside the command that needs it: `gradlab --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+from tyro.conf import Positional
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """Say why a run fell off the cliff, or that it did not."""
+
+    run: Positional[Path]
+    """Run directory, or a .zarr store."""
+    json: bool = False
+    """Print the diagnosis as JSON instead of text."""
+    page: Path | None = None
+    """Where to write the HTML page; default: report.html in the run directory."""
+    no_page: bool = False
+    """Write no page."""
+
+
+@dataclass(frozen=True)
+class FiguresOptions:
+    """Draw the figures of one or many runs, as PDF and PNG with the numbers as CSV."""
+
+    runs: Positional[tuple[Path, ...]]
+    """Run directories or .zarr stores."""
+    out: Path = Path("figures-out")
+    """Directory to write."""
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """Print what every agent said in an episode, with rewards and advantages."""
+
+    run: Positional[Path]
+    """Run directory."""
+    step: int
+    """Training step, or evaluation step with --eval."""
+    problem: str | None = None
+    """Problem id; without it the step's problems are listed."""
+    sample: int | None = None
+    """Only this episode of the problem."""
+    eval: bool = False
+    """Show evaluation episodes instead of training episodes."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Train three runs on the embedded model, diagnose them and draw the figures."""
+
+    out: Path = Path("runs/demo")
+    """Directory to write; runs that are already finished there are kept."""
+
+
+def train(arguments: Sequence[str]) -> int:
+    """Train with instrumentation on."""
+    from trainers.config import TrainConfig
+    from trainers.presets import PRESETS, preset
+
+    arguments, name = _take_option(arguments, "--preset")
+    if name is None:
+        is_small = "smollm2-135m" in arguments or "--model=smollm2-135m" in arguments
+        name = "smollm2" if is_small else "clean"
+    config = tyro.cli(
+        TrainConfig,
+        prog="gradlab train",
+        description=(
+            "Train a multi-agent workflow with reinforcement learning, gradients measured by "
+            "agent.\n\nStarts from --preset NAME, whose values the options below replace: "
+            f"{', '.join(PRESETS)}, or a cell of the paper such as Voting-IP-1.7B-Math. Without it "
+            "'clean' is used, or 'smollm2' for --model smollm2-135m."
+        ),
+        default=preset(name),
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+    from trainers.train import train as run_training
+
+    out = run_training(config)
+    print(f"done. Next: gradlab diagnose {out}")
+    return 0
+
+
+def diagnose(arguments: Sequence[str]) -> int:
+    """Say why a run fell, or that it did not."""
+    options = _parse(DiagnoseOptions, "diagnose", arguments)
+    from rich.console import Console
+
+    from analysis.diagnose import diagnose as run_diagnosis
+    from analysis.report import print_text, write_page
+    from gradlab.store import open_run
+
+    run = open_run(options.run)
+    diagnosis = run_diagnosis(run)
+    if options.json:
+        print(diagnosis.to_json())
+    else:
+        print_text(diagnosis, Console())
+    if not options.no_page:
+        default = options.run / "report.html" if options.run.suffix != ".zarr" else None
+        page = options.page or default or options.run.with_suffix(".html")
+        write_page(diagnosis, run, page)
+        print(f"page: {page}", file=sys.stderr)
+    return 0
+
+
+def figures(arguments: Sequence[str]) -> int:
+    """Draw the figures of the given runs."""
+    options = _parse(FiguresOptions, "figures", arguments)
+    from figures.make import make_figures
+
+    for path in make_figures(options.runs, options.out):
+        print(path)
+    return 0
+
+
+def show(arguments: Sequence[str]) -> int:
+    """Print what every agent said."""
+    options = _parse(ShowOptions, "show", arguments)
+    from trainers.show import show_episodes
+
+    show_episodes(
+        options.run,
+        options.step,
+        problem=options.problem,
+        sample=options.sample,
+        is_evaluation=options.eval,
+    )
+    return 0
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train three small runs, diagnose them and draw the figures."""
+    options = _parse(DemoOptions, "demo", arguments)
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    from analysis.diagnose import diagnose as run_diagnosis
+    from analysis.report import write_page
+    from figures.make import make_figures
+    from gradlab.store import open_run
+    from trainers.presets import PRESETS
+    from trainers.train import train as run_training
+
+    console = Console()
+    configs = {
+        name.removeprefix("demo-"): make()
+        for name, make in PRESETS.items()
+        if name.startswith("demo-")
+    }
+    runs: dict[str, Path] = {}
+    for name, config in configs.items():
+        runs[name] = options.out / name
+        if runs[name].exists() and open_run(runs[name]).closed:
+            console.print(f"[bold]{runs[name]}[/bold]: finished before, kept")
+            continue
+        resume = (runs[name] / "config.json").exists()
+        run_training(replace(config, out=runs[name], resume=resume))
+    console.rule("What was found")
+    for path in runs.values():
+        run = open_run(path)
+        diagnosis = run_diagnosis(run)
+        write_page(diagnosis, run, path / "report.html")
+        console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}")
+        console.print(f"  page: {path / 'report.html'}")
+    written = make_figures(list(runs.values()), options.out / "figures")
+    console.print(f"{len(written)} files of figures in {options.out / 'figures'}")
+    console.print(f"Next: gradlab diagnose {runs['cliff']}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "train": train,
+    "diagnose": diagnose,
+    "figures": figures,
+    "show": show,
+    "demo": demo,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the console script; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in {"-h", "--help", "help"}:
+        print(_help())
+        return 0
+    if given[0] == "--version":
+        import importlib.metadata
+
+        print(f"gradlab {importlib.metadata.version('gradlab')}")
+        return 0
+    if given[0] not in COMMANDS:
+        return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
+    try:
+        return COMMANDS[given[0]](given[1:])
+    except KeyboardInterrupt as stop:
+        print(f"\ngradlab {given[0]}: {stop or 'stopped'}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except (ValueError, RuntimeError, OSError) as error:
+        # Messages are written for the user; a traceback in front of them would hide them.
+        if os.environ.get("GRADLAB_TRACEBACK"):
+            raise
+        return _fail(f"gradlab {given[0]}: {error}")
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    lines = [f"  {name:10} {command.__doc__}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "gradlab: gradient dynamics of multi-agent LLM reinforcement learning",
+            "",
+            "usage: gradlab COMMAND [options]        gradlab COMMAND --help",
+            "",
+            *lines,
+            "",
+            "Set GRADLAB_TRACEBACK=1 to see the traceback of an error.",
+        ]
+    )
+
+
+def _take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:
+    """Remove `option VALUE` or `option=VALUE` from the arguments and return the value."""
+    rest, value = list(arguments), None
+    for i, argument in enumerate(rest):
+        if argument.startswith(f"{option}="):
+            value = argument.partition("=")[2]
+            del rest[i]
+            break
+        if argument == option:
+            if i + 1 == len(rest):
+                raise ValueError(f"{option} needs a value")
+            value = rest[i + 1]
+            del rest[i : i + 2]
+            break
+    return rest, value
+
+
+def _parse(kind: type[Options], command: str, arguments: Sequence[str]) -> Options:
+    return tyro.cli(
+        kind,
+        prog=f"gradlab {command}",
+        description=kind.__doc__,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

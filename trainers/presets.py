@@ -1,0 +1,148 @@
+"""Name whole configurations: defaults, the paper's choices and cells, and the demo's runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from trainers.config import TrainConfig
+from trainers.workflows import WorkflowName
+
+
+def clean() -> TrainConfig:
+    """The defaults: the pitfalls of the paper's code fixed. `gradlab train`, under a minute."""
+    return TrainConfig()
+
+
+def faithful() -> TrainConfig:
+    """The choices and quirks of arXiv 2605.24202's code, on the embedded model.
+
+    Batch sizes are scaled down to it; see `cell` for the paper's own sizes. Quirks kept: malformed
+    evaluator chats, raw-reward singletons, one schedule tick per update with a first rate of 0,
+    length-ordered mini-batches, partial mini-batches divided by the full size.
+    """
+    return TrainConfig(
+        temperature=0.7,
+        history="shared",
+        singleton="reward",
+        scheduler_tick="update",
+        warmup_steps=15,
+        minibatches="length",
+        partial_minibatch="full",
+        old_logprobs="trainer",
+    )
+
+
+def smollm2() -> TrainConfig:
+    """SmolLM2-135M on GSM8K, sized for two CPU cores: about a minute or two a step."""
+    return TrainConfig(
+        model="smollm2-135m",
+        task="gsm8k",
+        steps=2,
+        problems_per_step=2,
+        samples=4,
+        eval_problems=4,
+        eval_every=1,
+        max_response_tokens=96,
+        learning_rate=1e-4,
+        rows_per_update=32,
+        micro_tokens=2048,
+    )
+
+
+DEMO = Path("runs/demo")
+
+
+def demo_shared() -> TrainConfig:
+    """Voting on tiny, one adapter for both roles: climbs within a minute."""
+    return TrainConfig(out=DEMO / "shared", routing="shared", steps=60, learning_rate=1.5e-3)
+
+
+def demo_isolated() -> TrainConfig:
+    """Voting on tiny, one adapter per role: climbs within a minute."""
+    return TrainConfig(out=DEMO / "isolated", routing="isolated", steps=60)
+
+
+def demo_cliff() -> TrainConfig:
+    """Voting on tiny under a harsh setting: a learning rate far too large for the adapters."""
+    return TrainConfig(out=DEMO / "cliff", routing="isolated", steps=60, learning_rate=4e-3)
+
+
+PRESETS: dict[str, Callable[[], TrainConfig]] = {
+    "clean": clean,
+    "faithful": faithful,
+    "smollm2": smollm2,
+    "demo-shared": demo_shared,
+    "demo-isolated": demo_isolated,
+    "demo-cliff": demo_cliff,
+}
+
+CELL = re.compile(
+    r"(?P<workflow>Voting|EvalOpt|OrchWorkers|Single)-(?P<routing>IP|SP)-(?P<size>0\.6B|1\.7B|4B)-"
+    r"(?P<task>Math|Code)"
+)
+_WORKFLOWS: dict[str, WorkflowName] = {
+    "Voting": "voting",
+    "EvalOpt": "evaluator_optimizer",
+    "OrchWorkers": "orchestrator_workers",
+    "Single": "solo",
+}
+_MATH_PROMPT_TOKENS = {"Voting": 20480, "EvalOpt": 30720, "OrchWorkers": 20480, "Single": 15360}
+
+
+def cell(name: str) -> TrainConfig:
+    """A cell of the paper's matrix, e.g. 'Voting-IP-1.7B-Math': Qwen3, rank 64, 64 x 8 episodes.
+
+    500 steps of 512 episodes; days on one GPU. DAPO-Math-17K is read from --data.
+    """
+    match = CELL.fullmatch(name)
+    if match is None:
+        raise ValueError(f"'{name}' is no cell; expected e.g. Voting-IP-1.7B-Math ({CELL.pattern})")
+    if match["task"] == "Code":
+        raise ValueError(
+            f"cell '{name}': code problems need a sandbox, which this version does not have; "
+            "Math cells work"
+        )
+    return replace(
+        faithful(),
+        out=Path("runs") / name,
+        model=f"Qwen/Qwen3-{match['size']}",
+        dtype="bfloat16",
+        device="cuda",
+        task="dapo-math",
+        workflow=_WORKFLOWS[match["workflow"]],
+        routing="isolated" if match["routing"] == "IP" else "shared",
+        lora_rank=64,
+        lora_alpha=32,
+        gradient_checkpointing=True,
+        steps=500,
+        eval_every=10,
+        checkpoint_every=5,
+        eval_problems=1412,
+        problems_per_step=64,
+        samples=8,
+        rollout_rows=256,
+        max_prompt_tokens=_MATH_PROMPT_TOKENS[match["workflow"]],
+        max_response_tokens=5120,
+        rows_per_update=512,
+        micro_tokens=40960,
+        learning_rate=2e-5,
+        group_by="role" if match["workflow"] != "Voting" else "role_number",
+    )
+
+
+def preset(name: str) -> TrainConfig:
+    """The configuration of a preset or cell.
+
+    Raises ValueError listing what there is.
+    """
+    if name in PRESETS:
+        return PRESETS[name]()
+    if CELL.fullmatch(name):
+        return cell(name)
+    raise ValueError(
+        f"--preset '{name}' is unknown; expected {', '.join(PRESETS)}, or a cell of the paper such "
+        "as Voting-IP-1.7B-Math"
+    )
