@@ -210,6 +210,7 @@ class Run:
         mass: sum over updates of ||g_r||. share: mass / sum of the masses of the policy's roles.
         pull: sum over updates of <g_r, g> / sum of ||g||^2, signed. update: the same of the
         optimizer step, <d_r, d> / ||d||^2; NaN where it was not split, and not known by block.
+        With a block, the roles whose policy has it.
         """
         if measure not in ("mass", "share", "pull", "update"):
             raise ValueError(
@@ -217,8 +218,12 @@ class Run:
             )
         if measure == "update" and block is not None:
             raise ValueError("update shares are recorded for the whole policy; leave block out")
+        if block is not None:
+            _index({name for policy in self.policies for name in policy.blocks}, block, "block")
         signals: dict[str, Signal] = {}
         for policy in self.policies:
+            if block is not None and block not in policy.blocks:
+                continue
             roles = _roles(policy)
             step_U = self._groups[f"updates/{policy.name}"].array("step")
             gram_UAA = (
