@@ -80,7 +80,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         findings,
         verdicts,
         _candidates(drop, verdicts, findings),
-        remedies_for(findings, verdicts),
+        remedies_for(findings, verdicts, _learning_rate(run)),
         (
             *_unjudged(run, series, drop, signals, detectors),
             *unjudged_capture,
@@ -224,6 +224,14 @@ def _column_means(
     count = known.sum(axis=0)
     total = np.where(known, value_TP, 0.0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+
+
+def _learning_rate(run: Run) -> float:
+    """The highest that any policy used; NaN if none was recorded."""
+    rates = [run.update_metric("learning_rate", policy.name).value_T for policy in run.policies]
+    known = np.concatenate(rates)
+    known = known[np.isfinite(known)]
+    return float(known.max()) if len(known) else math.nan
 
 
 def _instrumentation(run: Run) -> list[Finding]:

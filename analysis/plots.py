@@ -66,13 +66,15 @@ def accuracy_svg(diagnosis: Diagnosis, run: Run) -> str:
         axes.plot(step_E, 100 * rate_E, color="#0072B2", lw=2, marker="o", ms=3.5)
         accuracy = diagnosis.accuracy
         axes.axhline(100 * accuracy.base, color=SOFT, lw=1, ls=(0, (2, 3)))
-        _label(axes, float(step_E[-1]), 100 * accuracy.base, "base", SOFT)
+        _label(axes, 100 * accuracy.base, "base", SOFT)
+        axes.axhline(100 * accuracy.peak, color="#0f766e", lw=1, ls=(0, (5, 3)))
+        _label(axes, 100 * accuracy.peak, "best level", "#0f766e")
         drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
         if drops and drops[0].onset:
             _mark(axes, drops[0].onset, "fall begins")
-        else:
-            axes.axhline(100 * accuracy.peak, color="#0f766e", lw=1, ls=(0, (5, 3)))
-            _label(axes, float(step_E[-1]), 100 * accuracy.peak, "peak level", "#0f766e")
+            axes.axhline(100 * accuracy.terminal, color=FALL, lw=1, ls=(0, (5, 3)))
+            if accuracy.peak - accuracy.terminal > 0.05 < abs(accuracy.base - accuracy.terminal):
+                _label(axes, 100 * accuracy.terminal, "at the end", FALL)
         axes.set_ylabel("held-out accuracy (%)")
         axes.set_xlabel("training step")
         axes.margins(x=0.015)
@@ -215,9 +217,16 @@ def _mark(axes: Axes, onset: Onset, text: str) -> None:
         )
 
 
-def _label(axes: Axes, x: float, y: float, text: str, color: str) -> None:
-    axes.annotate(
-        text, (x, y), (0, 3), textcoords="offset points", color=color, ha="right", fontsize=10
+def _label(axes: Axes, y: float, text: str, color: str) -> None:
+    """A name for a horizontal line, to the right of the axes."""
+    axes.text(
+        1.01,
+        y,
+        text,
+        color=color,
+        va="center",
+        fontsize=10,
+        transform=axes.get_yaxis_transform(),
     )
 
 

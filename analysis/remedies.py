@@ -5,7 +5,7 @@ The one place where the analysis names options: correct them here.
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 
 from analysis.findings import Finding, Remedy, SignalVerdict
 
@@ -19,14 +19,14 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
         Remedy(
             "Halve the learning rate",
             "a cliff late in training is most often a step too long for the weights it meets",
-            "--learning-rate <half>",
+            "--learning-rate {half_rate}",
         ),
     ),
     "slow decay": (
         Remedy(
             "Stop at the peak, or lower the learning rate",
             "accuracy decays steadily from step {step}: more training of this kind costs accuracy",
-            "--learning-rate <half>",
+            "--learning-rate {half_rate}",
         ),
     ),
     "unresolved drop": (
@@ -40,7 +40,7 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
         Remedy(
             "Anchor {role} to the reference policy",
             "its gradient owns the shared weights; a KL term on this role alone slows it",
-            "--kl-coefficient {role}=0.05",
+            "--kl-coefficient {role} 0.05",
         ),
         Remedy(
             "Give each role its own adapter",
@@ -54,19 +54,19 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
             "Hold {role}'s updates fixed",
             "its parallel agents repeat one another on shared prompts: more rows are not more "
             "evidence",
-            "--updates-per-role fixed",
+            "--updates fixed",
         ),
         Remedy(
             "Use fewer parallel agents, or let them see different prompts",
             "agents that share prompts are worth fewer independent ones",
-            "--num-{role}s <fewer>",
+            "--votes 2, or --workers 2",
         ),
     ),
     "path amplification": (
         Remedy(
             "Give every role the same number of optimizer steps",
             "{role} takes more steps than the others, which Adam turns into a longer path",
-            "--updates-per-role fixed",
+            "--updates fixed",
         ),
     ),
     "instrumentation": (
@@ -80,7 +80,7 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
 
 BY_SIGNAL: dict[str, Remedy] = {
     "learning_rate": Remedy(
-        "Lower the learning rate", "it rose before the drop", "--learning-rate <half>"
+        "Lower the learning rate", "it rose before the drop", "--learning-rate {half_rate}"
     ),
     "logprob_gap": Remedy(
         "Check the adapter sync between sampler and trainer",
@@ -88,74 +88,78 @@ BY_SIGNAL: dict[str, Remedy] = {
         "compare logprob_gap right after a sync",
     ),
     "grad_norm": Remedy(
-        "Clip harder", "{role}'s gradient norm rose before the drop", "--clip-norm <half>"
+        "Clip harder", "{role}'s gradient norm rose before the drop", "--clip-norm 0.5"
     ),
     "update_norm": Remedy(
-        "Shorten the steps", "the optimizer's steps grew before the drop", "--learning-rate <half>"
+        "Shorten the steps",
+        "the optimizer's steps grew before the drop",
+        "--learning-rate {half_rate}",
     ),
     "kl": Remedy(
         "Anchor {role} to the reference policy",
         "it left the reference before the drop",
-        "--kl-coefficient {role}=0.05",
+        "--kl-coefficient {role} 0.05",
     ),
     "drift": Remedy(
         "Anchor {role} to the reference policy",
         "its output changed before the drop",
-        "--kl-coefficient {role}=0.05",
+        "--kl-coefficient {role} 0.05",
     ),
     "entropy": Remedy(
         "Keep {role}'s entropy up",
         "it changed before the drop",
-        "--entropy-coefficient 0.001, or a larger --clip-high",
+        "--entropy-coefficient 0.001",
     ),
     "ratio_std": Remedy(
         "Take fewer off-policy steps",
         "importance ratios spread before the drop",
-        "--updates-per-role fixed",
+        "--updates fixed",
     ),
     "length_mean": Remedy(
         "Bound {role}'s responses",
         "their length changed before the drop",
-        "--kl-coefficient {role}=0.05, or token-mean loss aggregation",
+        "--kl-coefficient {role} 0.05",
     ),
     "truncated": Remedy(
-        "Raise the token limit", "{role} was cut before the drop", "--max-tokens <more>"
+        "Raise the token limit", "{role} was cut before the drop", "--max-response-tokens <more>"
     ),
     "parse_failures": Remedy(
         "Protect {role}'s format",
         "its responses stopped parsing before the drop",
-        "--kl-coefficient {role}=0.05",
+        "--kl-coefficient {role} 0.05",
     ),
     "zero_variance_groups": Remedy(
         "Feed problems that still teach",
         "groups without reward spread rose before the drop",
-        "a harder task, or more samples per problem",
+        "--samples <more>",
     ),
 }
 
 
 def remedies_for(
-    findings: tuple[Finding, ...], signals: tuple[SignalVerdict, ...]
+    findings: tuple[Finding, ...],
+    signals: tuple[SignalVerdict, ...],
+    learning_rate: float = math.nan,
 ) -> tuple[Remedy, ...]:
     """Remedies in the order of the findings, then of the candidates; one per option."""
+    half = f"{learning_rate / 2:.2g}" if math.isfinite(learning_rate) else "<half of this run's>"
     chosen: dict[str, Remedy] = {}
     for finding in findings:
         step = str(finding.onset.lower) if finding.onset else "the first one"
+        words = {"role": finding.subject, "step": step, "half_rate": half}
         for remedy in BY_FINDING[finding.kind]:
-            filled = _filled(remedy, finding.subject, step)
+            filled = _filled(remedy, words)
             chosen.setdefault(filled.option, filled)
     for verdict in signals:
         known = BY_SIGNAL.get(verdict.key.split(":")[0])
         if verdict.is_candidate and known:
-            filled = _filled(known, verdict.subject, "")
+            filled = _filled(known, {"role": verdict.subject, "half_rate": half})
             chosen.setdefault(filled.option, filled)
     return tuple(chosen.values())
 
 
-def _filled(remedy: Remedy, role: str, step: str) -> Remedy:
-    def fill(text: str) -> str:
-        return text.replace("{role}", role).replace("{step}", step)
-
-    return replace(
-        remedy, title=fill(remedy.title), reason=fill(remedy.reason), option=fill(remedy.option)
+def _filled(remedy: Remedy, words: dict[str, str]) -> Remedy:
+    """The remedy with its {placeholders} replaced."""
+    return Remedy(
+        remedy.title.format(**words), remedy.reason.format(**words), remedy.option.format(**words)
     )

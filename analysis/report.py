@@ -16,7 +16,7 @@ from rich.text import Text
 
 from analysis.findings import Diagnosis, Finding, SignalVerdict, percent
 from analysis.signals import collect
-from gradlab.palette import role_color
+from gradlab.palette import GREY, role_color
 from gradlab.store import Run
 
 STATUS_STYLE = {
@@ -28,6 +28,7 @@ STATUS_STYLE = {
 }
 MAX_SIGNALS = 7
 """Rows of the signal table in the terminal; the page has all."""
+_NOTHING_MOVED = '<div class="card">No recorded signal clearly left its level.</div>'
 PLOTTED = 3
 """Signals drawn beside the accuracy."""
 
@@ -78,9 +79,16 @@ def _accuracy_line(diagnosis: Diagnosis) -> str:
 
 
 def _finding_text(finding: Finding) -> Text:
-    text = Text("• ", style=role_color(finding.subject))
+    text = Text("• ", style=_color(finding))
     text.append(finding.summary, style="bold")
     return text.append(f" [{finding.confidence} confidence]", style="not bold dim")
+
+
+def _color(finding: Finding) -> str:
+    """The role's; red for a drop; grey for a policy."""
+    if finding.kind in ("cliff", "slow decay", "unresolved drop"):
+        return "#c2410c"
+    return GREY if finding.kind == "instrumentation" else role_color(finding.subject)
 
 
 def _signal_table(moved: list[SignalVerdict]) -> Table:
@@ -135,7 +143,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
             _header(diagnosis, run),
             _tiles(diagnosis),
             accuracy_plot,
-            _section("What moved", moved_plot + _candidate_list(diagnosis)),
+            _section("What moved", (moved_plot or _NOTHING_MOVED) + _candidate_list(diagnosis)),
             _section("The roles", roles_plot),
             _section("Findings", "".join(_finding_card(f) for f in diagnosis.findings)),
             _section("To try next", _remedy_table(diagnosis)),
@@ -219,7 +227,7 @@ def _finding_card(finding: Finding) -> str:
         measured += f", p = {finding.p_value:.2g}"
     return (
         f'<div class="card"><span class="kind"><span class="dot" '
-        f'style="background:{role_color(finding.subject)}"></span>{escape(finding.kind)} · '
+        f'style="background:{_color(finding)}"></span>{escape(finding.kind)} · '
         f"{escape(finding.subject)} · {finding.confidence} confidence</span>"
         f"<div><b>{escape(finding.summary)}</b></div>"
         f"<ul><li>{escape(measured)}</li>{evidence}</ul></div>"

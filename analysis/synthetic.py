@@ -38,6 +38,7 @@ from gradlab.records import (
     UpdateRecord,
     names,
 )
+from gradlab.rows import row_statistics
 from gradlab.writer import RunStore
 
 Floats = NDArray[np.float64]
@@ -244,54 +245,13 @@ def row_gradients(
     )
 
 
-def row_statistics(gradient_NXKD: Floats) -> RowStatistics:
-    """U-statistics of row gradients, by sums: no pair is formed twice."""
-    num_agents, num_prompts, num_samples, _ = gradient_NXKD.shape
-
-    def energy(vectors: Floats) -> float:
-        return float((vectors**2).sum())
-
-    own = energy(gradient_NXKD)
-    per_prompt = gradient_NXKD.sum(axis=2)
-    per_episode = gradient_NXKD.sum(axis=0)
-    together = per_prompt.sum(axis=0)
-    num_rows = num_agents * num_prompts * num_samples
-    cross_prompts = energy(together.sum(axis=0)) - energy(together)
-    signal = cross_prompts / (num_agents**2 * num_samples**2 * num_prompts * (num_prompts - 1))
-    pairs_own = num_rows * (num_samples - 1)
-    within = (energy(per_prompt) - own) / pairs_own - signal if pairs_own else math.nan
-    same_episode = energy(per_episode) - own
-    other_episode = energy(together) - energy(per_prompt) - same_episode
-    pairs = num_rows * (num_agents - 1)
-    prompt = episode = crosscov = crosscov_se = math.nan
-    if num_agents > 1:
-        centred = per_prompt / num_samples
-        centred = centred - centred.mean(axis=1, keepdims=True)
-        t_X = ((centred.sum(axis=0) ** 2).sum(axis=1) - (centred**2).sum(axis=(0, 2))) / 2
-        crosscov = float(t_X.mean()) * num_prompts / (num_prompts - 1)
-        crosscov_se = float(t_X.std(ddof=1)) / math.sqrt(num_prompts)
-        if num_samples > 1:
-            other = other_episode / (pairs * (num_samples - 1))
-            prompt, episode = other - signal, same_episode / pairs - other
-        else:
-            prompt, episode = same_episode / pairs - signal, math.nan
-    by_agent = gradient_NXKD.sum(axis=(1, 2))
-    row_energy = (gradient_NXKD**2).sum(axis=-1)
-    return RowStatistics(
-        total=own / num_rows,
-        signal=signal,
-        within=within,
-        prompt=prompt,
-        episode=episode,
-        coherence=energy(by_agent.sum(axis=0)) / energy(by_agent),
-        crosscov=crosscov,
-        crosscov_se=crosscov_se,
-        agents=num_agents,
-        prompts=num_prompts,
-        rows=num_rows,
-        dead_rows=0.0,
-        top_row=float(row_energy.max() / row_energy.sum()),
+def statistics_of(gradient_NXKD: Floats) -> RowStatistics:
+    """What the probe would record of these rows."""
+    agent_R, prompt_R, sample_R = (
+        index.reshape(-1) for index in np.indices(gradient_NXKD.shape[:3])
     )
+    row_RD = gradient_NXKD.reshape(len(agent_R), -1)
+    return row_statistics(row_RD, (row_RD**2).sum(axis=1), agent_R, prompt_R, sample_R)
 
 
 class _World:
@@ -345,7 +305,7 @@ class _World:
             for role, num in self.agents.items()
         }
         statistics = {
-            role: row_statistics(gradient * num)
+            role: statistics_of(gradient * num)
             for (role, gradient), num in zip(gradients.items(), self.agents.values(), strict=True)
         }
         records = []
