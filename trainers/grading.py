@@ -15,6 +15,8 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
+_OPERATION = re.compile(r"[\^_!*+]|\\\\(?!text|mathrm|left|right|quad|\W)|/|[−-]\s*$")
+"""What makes the text around a number more than a unit: 'x+1', '5\\pi', '\\sqrt{3}', '3!'."""
 MAX_DIGITS = 400
 """Longer digit strings are not answers; refusing them bounds the time spent on hostile input."""
 
@@ -31,10 +33,13 @@ def final_number(text: str) -> Fraction | None:
     fraction = re.fullmatch(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", cleaned)
     if fraction:
         cleaned = f"{fraction[1]}{fraction[2]}/{fraction[3]}"
+    cleaned = re.sub(r"\^\{?\\circ\}?", "", cleaned)
     found = [m for m in _NUMBER.finditer(cleaned) if m["whole"] or m["decimals"]]
     if len(found) != 1:
         return None
     number = found[0]
+    if _OPERATION.search(f"{cleaned[: number.start()]} {cleaned[number.end() :]}"):
+        return None
     value = Fraction((number["whole"] or "0").replace(",", "") + (number["decimals"] or ""))
     if number["denominator"]:
         if int(number["denominator"]) == 0:

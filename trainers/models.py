@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from trainers import smollm
 from trainers.compact import CompactPrompts
@@ -114,6 +116,8 @@ def load_base(name: str, dtype: torch.dtype) -> tuple[Any, Any]:
         where = str(WEIGHTS / (TINY[0] if name == "tiny" else name))
     elif name == "smollm2-135m":
         where, options = str(smollm.fetch()), {"gguf_file": smollm.FILE}
+    # Bars for weights that load in a second would bury the run's own progress.
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         model = AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options)
@@ -147,10 +151,13 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
             task_type="CAUSAL_LM",
         )
         torch.manual_seed(config.seed * 1000 + number)
-        if adapted is None:
-            adapted = get_peft_model(model, lora, adapter_name=policy)
-        else:
-            adapted.add_adapter(policy, lora)
+        with warnings.catch_warnings():
+            # peft 0.21 asks transformers 5.23 for a property that was renamed.
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            if adapted is None:
+                adapted = get_peft_model(model, lora, adapter_name=policy)
+            else:
+                adapted.add_adapter(policy, lora)
     assert adapted is not None, "a workflow has at least one policy"
     if config.gradient_checkpointing:
         adapted.gradient_checkpointing_enable({"use_reentrant": False})
