@@ -106,3 +106,23 @@ def _resample(residual_T: Floats, num_draws: int, block: int, rng: np.random.Gen
     index = (start + np.arange(block)).reshape(num_draws, -1)[:, :num_points] % num_points
     drawn: Floats = residual_T[index]
     return drawn
+
+
+def bins(value_T: Floats, stride: int) -> Floats:
+    """Means of the finite values of `stride` neighbours; NaN where there is none."""
+    if stride == 1:
+        return np.asarray(value_T, dtype=np.float64)
+    starts = np.arange(0, len(value_T), stride)
+    finite = np.isfinite(value_T)
+    total = np.add.reduceat(np.where(finite, value_T, 0.0), starts)
+    count = np.add.reduceat(finite.astype(np.float64), starts)
+    mean: Floats = np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
+    return mean
+
+
+def bridged(value_T: Floats) -> Floats:
+    """Gaps bridged by straight lines."""
+    known = np.isfinite(value_T)
+    point = np.arange(len(value_T))
+    filled: Floats = np.interp(point, point[known], value_T[known])
+    return filled

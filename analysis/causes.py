@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.bend import Bend, find_bends
+from analysis.bend import Bend, bins, bridged, find_bends
 from analysis.cliff import CliffResult
 from analysis.findings import Onset, Order, SignalVerdict
 from analysis.signals import Measured
@@ -84,14 +84,14 @@ class OnsetOrder:
         rng = np.random.default_rng(self.seed)
         start, stop = self._span(step_T, drop)
         stride = max(1, math.ceil((stop - start) / self.max_bins))
-        bin_step = _bins(step_T[start:stop].astype(np.float64), stride)
+        bin_step = bins(step_T[start:stop].astype(np.float64), stride)
         drop_draws = self._drop_draws(drop, rng)
         verdicts: list[tuple[Measured, SignalVerdict]] = []
         judged: list[tuple[Measured, Floats]] = []
         for signal in signals:
-            series = _bins(signal.kind.on_scale(signal.value_T[start:stop]), stride)
+            series = bins(signal.kind.on_scale(signal.value_T[start:stop]), stride)
             if signal.is_present and np.isfinite(series).mean() >= 0.5:
-                judged.append((signal, _filled(series)))
+                judged.append((signal, bridged(series)))
         if not judged or len(bin_step) < 8:
             return []
         # A slow first pass over everything, then the onset's uncertainty only where it matters.
@@ -242,23 +242,3 @@ def _ranked(verdicts: list[SignalVerdict]) -> list[SignalVerdict]:
             -abs(v.effect),
         ),
     )
-
-
-def _bins(value_T: Floats, stride: int) -> Floats:
-    """Means of the finite values of `stride` neighbours; NaN where there is none."""
-    if stride == 1:
-        return np.asarray(value_T, dtype=np.float64)
-    starts = np.arange(0, len(value_T), stride)
-    finite = np.isfinite(value_T)
-    total = np.add.reduceat(np.where(finite, value_T, 0.0), starts)
-    count = np.add.reduceat(finite.astype(np.float64), starts)
-    mean: Floats = np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
-    return mean
-
-
-def _filled(value_T: Floats) -> Floats:
-    """Gaps bridged by straight lines."""
-    known = np.isfinite(value_T)
-    point = np.arange(len(value_T))
-    filled: Floats = np.interp(point, point[known], value_T[known])
-    return filled

@@ -223,7 +223,7 @@ class CliffTest:
             return []
         words = {
             "cliff": "fell off a cliff",
-            "slow decay": "decayed slowly",
+            "slow decay": f"decayed over {result.end_step - result.onset.step} steps",
             "unresolved drop": "dropped",
         }
         summary = (

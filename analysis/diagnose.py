@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from analysis.amplification import AmplificationTest
+from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import UNRECORDED, OnsetOrder
 from analysis.cliff import AccuracySeries, CliffResult, CliffTest
@@ -23,7 +24,7 @@ from analysis.findings import (
 )
 from analysis.remedies import remedies_for
 from analysis.signals import Measured, collect
-from gradlab.store import Run
+from gradlab.store import RUN_ZARR, Run
 
 MAX_RESIDUAL = 0.02
 """Of a gradient that its agents do not explain; bfloat16 rounding stays below."""
@@ -47,6 +48,7 @@ class Detectors:
     cliff: CliffTest = field(default_factory=CliffTest)
     capture: CaptureRule = field(default_factory=CaptureRule)
     amplification: AmplificationTest = field(default_factory=AmplificationTest)
+    breakdown: BreakdownRule = field(default_factory=BreakdownRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -61,26 +63,34 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     series = AccuracySeries.of(run)
     drop = detectors.cliff.measure(series)
     capture, unjudged_capture = detectors.capture.judge(run)
+    broken = detectors.breakdown(run)
     amplification, unjudged_amplification = detectors.amplification.judge(run)
     drops = [
         replace(finding, evidence=(*_located(run, series, drop), *finding.evidence))
         for finding in detectors.cliff.findings(drop)
     ]
-    findings = (*_instrumentation(run), *drops, *capture, *amplification)
+    findings = (*_instrumentation(run), *drops, *broken, *capture, *amplification)
     signals = collect(run)
     verdicts = tuple(detectors.order(signals, run.steps, drop))
     accuracy = _accuracy(series, drop)
-    status = _status(drop)
+    status = _status(drop, broken)
+    to_remedy = tuple(
+        # More steps for the parallel role is the paper's set-up: no remedy while nothing fails.
+        finding
+        for finding in findings
+        if status != "healthy" or finding.kind != "path amplification"
+    )
     return Diagnosis(
         run.meta.run_id,
+        run.path.parent.name if run.path.name == RUN_ZARR else run.path.stem,
         status,
-        _verdict(run, drop, accuracy, capture),
+        _verdict(run, drop, accuracy, [*broken, *capture]),
         _confidence(drop, drops, capture),
         accuracy,
         findings,
         verdicts,
         _candidates(drop, verdicts, findings),
-        remedies_for(findings, verdicts, _learning_rate(run)),
+        remedies_for(to_remedy, verdicts, _learning_rate(run)),
         (
             *_unjudged(run, series, drop, signals, detectors),
             *unjudged_capture,
@@ -99,19 +109,22 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     )
 
 
-def _status(drop: CliffResult) -> Status:
+def _status(drop: CliffResult, broken: list[Finding]) -> Status:
+    if drop.shape in ("none", "too few evaluations") and broken:
+        return "role breakdown"
     if drop.shape == "none":
         return "healthy"
     return "not judged" if drop.shape == "too few evaluations" else drop.shape
 
 
-def _verdict(run: Run, drop: CliffResult, accuracy: Accuracy, capture: list[Finding]) -> str:
-    taken = [finding for finding in capture if finding.kind == "capture"]
+def _verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Finding]) -> str:
     also = " ".join(
         f"{finding.subject} captured policy '{run.policy_of(finding.subject).name}' from "
         f"step {finding.onset.step}."
-        for finding in taken
-        if finding.onset
+        if finding.kind == "capture"
+        else finding.summary
+        for finding in others
+        if finding.onset and finding.kind in ("capture", "role breakdown")
     )
     if drop.shape == "too few evaluations":
         num = drop.num_evaluations
@@ -126,7 +139,7 @@ def _verdict(run: Run, drop: CliffResult, accuracy: Accuracy, capture: list[Find
         assert drop.onset is not None
         what = {
             "cliff": "Accuracy fell off a cliff",
-            "slow decay": "Accuracy decayed slowly",
+            "slow decay": f"Accuracy decayed over {drop.end_step - drop.onset.step} steps",
             "unresolved drop": "Accuracy dropped",
         }[drop.shape]
         start = (
@@ -278,9 +291,11 @@ def _candidates(
     if drop.onset is None:
         return ()
     found = [
-        f"{finding.kind} by {finding.subject} (from step {finding.onset.step})"
+        f"{_titled(finding)} (from step {finding.onset.step})"
         for finding in findings
-        if finding.kind == "capture" and finding.onset and finding.onset.step <= drop.onset.upper
+        if finding.kind in ("capture", "role breakdown")
+        and finding.onset
+        and finding.onset.step <= drop.onset.upper
     ]
     found += [
         f"{verdict.title} (moved at step {verdict.onset.step}, {verdict.lead:.0f} steps before)"
@@ -288,6 +303,11 @@ def _candidates(
         if verdict.is_candidate and verdict.onset
     ]
     return (*found, UNRECORDED)
+
+
+def _titled(finding: Finding) -> str:
+    word = "by" if finding.kind == "capture" else "of"
+    return f"{finding.kind} {word} {finding.subject}"
 
 
 def _unjudged(

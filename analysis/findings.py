@@ -13,6 +13,7 @@ FindingKind = Literal[
     "unresolved drop",
     "capture",
     "dominance",
+    "role breakdown",
     "amplification",
     "path amplification",
     "instrumentation",
@@ -21,7 +22,10 @@ Confidence = Literal["high", "moderate", "low"]
 Order = Literal["precedes", "coincides", "follows", "no evidence"]
 """The only words a diagnosis uses for a signal beside a drop. A cause needs a replayed run."""
 
-Status = Literal["healthy", "cliff", "slow decay", "unresolved drop", "not judged"]
+Status = Literal[
+    "healthy", "cliff", "slow decay", "unresolved drop", "role breakdown", "not judged"
+]
+"""'role breakdown': accuracy held, but a role stopped doing its job."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,8 @@ class Diagnosis:
     """What all detectors say together."""
 
     run_id: str
+    name: str
+    """Of the run's directory."""
     status: Status
     verdict: str
     """The answer in one or two sentences."""

@@ -49,6 +49,23 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
         ),
     ),
     "dominance": (),
+    "role breakdown": (
+        Remedy(
+            "Anchor {role} to the reference policy",
+            "a KL term on this role alone keeps the format that it lost",
+            "--kl-coefficient {role} 0.05",
+        ),
+        Remedy(
+            "Pay {role} for its own work",
+            "under a broadcast outcome a fallback earns the reward that its format no longer does",
+            "--reward mix",
+        ),
+        Remedy(
+            "Halve the learning rate",
+            "formats break under long steps",
+            "--learning-rate {half_rate}",
+        ),
+    ),
     "amplification": (
         Remedy(
             "Hold {role}'s updates fixed",

@@ -24,6 +24,7 @@ STATUS_STYLE = {
     "cliff": "red",
     "slow decay": "red",
     "unresolved drop": "yellow",
+    "role breakdown": "yellow",
     "not judged": "cyan",
 }
 MAX_SIGNALS = 7
@@ -38,7 +39,7 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
     style = STATUS_STYLE[diagnosis.status]
     say = Text(diagnosis.verdict, style="bold")
     say.append(f"\nConfidence: {diagnosis.confidence}.", style="not bold dim")
-    title = f"{diagnosis.run_id}: {diagnosis.status}"
+    title = f"{diagnosis.name}: {diagnosis.status}"
     console.print(Panel(say, title=title, title_align="left", border_style=style))
     console.print(Text(_accuracy_line(diagnosis), style="dim"))
     for finding in diagnosis.findings:
@@ -93,19 +94,23 @@ def _color(finding: Finding) -> str:
 
 def _signal_table(moved: list[SignalVerdict]) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("signal that moved", "at step", "from → to", "to the drop", "steps before"):
+    columns = ["signal that moved", "at step", "from → to"]
+    if any(math.isfinite(verdict.lead) for verdict in moved):
+        columns += ["to the drop", "steps before"]
+    for column in columns:
         table.add_column(column)
     for verdict in moved[:MAX_SIGNALS]:
-        is_dated = math.isfinite(verdict.lead)
-        table.add_row(
+        cells: list[str | Text] = [
             Text(verdict.title, style="bold" if verdict.is_candidate else ""),
             f"{verdict.onset.step}" if verdict.onset else "",
             f"{_number(verdict.before)} → {_number(verdict.after)}",
-            verdict.order if is_dated else "",
-            f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})"
-            if is_dated
-            else "",
-        )
+        ]
+        if math.isfinite(verdict.lead):
+            cells += [
+                verdict.order,
+                f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})",
+            ]
+        table.add_row(*cells)
     if len(moved) > MAX_SIGNALS:
         table.add_row(Text(f"… {len(moved) - MAX_SIGNALS} more", style="dim"))
     return table
@@ -156,7 +161,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
     page = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(diagnosis.run_id)}: {escape(diagnosis.status)}</title>"
+        f"<title>{escape(diagnosis.name)}: {escape(diagnosis.status)}</title>"
         f"<style>{style}</style></head><body><main>\n{body}\n</main></body></html>\n"
     )
     path = Path(path)
@@ -170,7 +175,7 @@ def _header(diagnosis: Diagnosis, run: Run) -> str:
     routing = ", ".join(f"{role} → {policy}" for role, policy in meta.routing.items())
     kind = diagnosis.status.split()[0]
     return (
-        f"<header><h1>{escape(diagnosis.run_id)}</h1>"
+        f"<header><h1>{escape(diagnosis.name)}</h1>"
         f"<p>{escape(meta.workflow)} on {escape(meta.task)} with {escape(meta.model)} · {steps} "
         f"· {escape(routing)}</p></header>"
         f'<section class="card verdict {kind}"><p class="say">{escape(diagnosis.verdict)}</p>'

@@ -1,0 +1,103 @@
+"""Find roles that stopped doing their job, whether or not accuracy shows it.
+
+A workflow can hide a broken role: when the aggregator's choices no longer parse, the fallback votes
+for it and accuracy stays. Two signals say so without a model of the workflow: responses that do not
+parse, and responses cut by the token limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from analysis.bend import bins, bridged, find_bends
+from analysis.findings import Finding, Onset, percent
+from analysis.signals import KIND, MIN_FINITE, aligned
+from gradlab.store import Run
+
+SIGNALS = {
+    "parse_failures": "{share} of its responses do not parse",
+    "truncated": "{share} of its responses are cut by the token limit",
+}
+BESIDE = ("length_mean", "entropy", "kl", "own_accuracy")
+
+
+@dataclass(frozen=True)
+class BreakdownRule:
+    """Thresholds of the rule."""
+
+    min_share: float = 0.5
+    """Of responses that fail, at the end of the change."""
+    min_rise: float = 0.3
+    min_effect: float = 2.5
+    """Rise in residual standard deviations."""
+    min_steps: int = 20
+    max_bins: int = 100
+    seed: int = 0
+
+    def __call__(self, run: Run) -> list[Finding]:
+        """One finding per broken role, with the signal that broke first."""
+        if len(run.steps) < self.min_steps:
+            return []
+        findings = []
+        for role in run.roles:
+            broken = [found for name in SIGNALS if (found := self._signal(run, role, name))]
+            if broken:
+                findings.append(min(broken, key=lambda f: f.onset.step if f.onset else 0))
+        return findings
+
+    def _signal(self, run: Run, role: str, name: str) -> Finding | None:
+        value_T = aligned(run.steps, run.ledger(name, role))
+        stride = max(1, math.ceil(len(value_T) / self.max_bins))
+        series = bins(value_T, stride)
+        if np.isfinite(series).mean() < MIN_FINITE:
+            return None
+        rng = np.random.default_rng(self.seed)
+        bend = find_bends(bridged(series)[None, :], rng, num_draws=200)[0]
+        still = float(np.nanmedian(value_T[-max(5, len(value_T) // 10) :]))
+        if (
+            bend.after - bend.before < self.min_rise
+            or min(bend.after, still) < self.min_share
+            or bend.effect < self.min_effect
+        ):
+            return None
+        bin_step = bins(run.steps.astype(np.float64), stride)
+        low, high = np.quantile(bend.onset_B, [0.05, 0.95])
+        at, lower, upper = (
+            round(float(np.interp(index, np.arange(len(bin_step)), bin_step)))
+            for index in (bend.onset, min(low, bend.onset), max(high, bend.onset) + 1)
+        )
+        what = SIGNALS[name].format(share=percent(bend.after))
+        return Finding(
+            "role breakdown",
+            role,
+            f"{role} broke down from step {at} ({lower} to {upper}): {what}, "
+            f"{percent(max(bend.before, 0.0))} before.",
+            bend.after - bend.before,
+            "rise of the share of responses",
+            "high" if bend.effect > 2 * self.min_effect else "moderate",
+            Onset(at, lower, upper),
+            evidence=tuple(_beside(run, role, at)),
+        )
+
+
+def _beside(run: Run, role: str, step: int) -> list[str]:
+    """What else of the role is different at the end, where it is different by much."""
+    sentences = []
+    before = run.steps <= step
+    last = run.steps > run.steps[-1] - max(5, len(run.steps) // 10)
+    for name in BESIDE:
+        kind = KIND[name]
+        value_T = aligned(run.steps, run.ledger(name, role))
+        early, late = value_T[before & np.isfinite(value_T)], value_T[last & np.isfinite(value_T)]
+        if not len(early) or not len(late):
+            continue
+        first, final = float(np.median(early)), float(np.median(late))
+        ends = kind.on_scale(np.array([first, final]))
+        if abs(ends[1] - ends[0]) >= kind.min_change:
+            unit = run.ledger(name, role).unit
+            unit = "" if unit == "1" else f" {unit}"
+            sentences.append(f"{kind.title} went from {first:.3g} to {final:.3g}{unit}")
+    return sentences
