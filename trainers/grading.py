@@ -15,8 +15,8 @@ _NUMBER = re.compile(
     """,
     re.VERBOSE,
 )
-_OPERATION = re.compile(r"[\^_!*+]|\\\\(?!text|mathrm|left|right|quad|\W)|/|[−-]\s*$")
-"""What makes the text around a number more than a unit: 'x+1', '5\\pi', '\\sqrt{3}', '3!'."""
+_OPERATION = re.compile(r"[\^_+]|\\(?!text|mathrm|left|right|quad|\W)")
+"""Makes what stands around a number more than a unit: 'x+1', '5\\pi', '\\sqrt{3}', 'x^2'."""
 MAX_DIGITS = 400
 """Longer digit strings are not answers; refusing them bounds the time spent on hostile input."""
 
@@ -24,8 +24,8 @@ MAX_DIGITS = 400
 def final_number(text: str) -> Fraction | None:
     """The number that `text` consists of, exactly: '$1,200.50' and '-3/4' are understood.
 
-    A unit or word around it ('18 dollars') is stripped if exactly one number is left; otherwise
-    None, because guessing which of two numbers is meant would reward a gamble.
+    A unit or word around it ('18 dollars') is stripped if exactly one number is left; otherwise,
+    and when it is part of a formula ('\\sqrt{3}'), None: a guess would reward a gamble.
     """
     if len(text) > MAX_DIGITS:
         return None
@@ -33,12 +33,13 @@ def final_number(text: str) -> Fraction | None:
     fraction = re.fullmatch(r"(-?)\\[dt]?frac\{(\d+)\}\{(\d+)\}", cleaned)
     if fraction:
         cleaned = f"{fraction[1]}{fraction[2]}/{fraction[3]}"
-    cleaned = re.sub(r"\^\{?\\circ\}?", "", cleaned)
+    cleaned = re.sub(r"\^\{?\\circ\}?", "", cleaned)  # degrees
     found = [m for m in _NUMBER.finditer(cleaned) if m["whole"] or m["decimals"]]
     if len(found) != 1:
         return None
     number = found[0]
-    if _OPERATION.search(f"{cleaned[: number.start()]} {cleaned[number.end() :]}"):
+    around = f"{cleaned[: number.start()]} {cleaned[number.end() :]}"
+    if _OPERATION.search(around) or cleaned[number.end() :].startswith("!"):
         return None
     value = Fraction((number["whole"] or "0").replace(",", "") + (number["decimals"] or ""))
     if number["denominator"]:
