@@ -1,12 +1,21 @@
-"""Make small random models whose gradients can be checked against slow, obviously right twins."""
+"""Make small models and runs whose numbers can be checked against slow, obviously right twins."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from gradlab.records import Agent
+from trainers.config import TrainConfig
+from trainers.episodes import Row, Turn
+from trainers.progress import Progress
+from trainers.tiny import build_tokenizer
 
 torch.set_num_threads(1)
 
@@ -64,3 +73,79 @@ def qwen3() -> Callable[..., Qwen3ForCausalLM]:
 @pytest.fixture
 def llama() -> Callable[..., LlamaForCausalLM]:
     return make_llama
+
+
+@pytest.fixture(scope="session")
+def char_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a random 2-layer model with the character tokenizer of the tiny models."""
+    directory = tmp_path_factory.mktemp("models") / "char"
+    tokenizer = build_tokenizer()
+    model = make_qwen3(
+        seed=3, dtype=torch.float32, vocab_size=len(tokenizer), eos_token_id=1, bos_token_id=None
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+SmallConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def small_config(tmp_path: Path) -> SmallConfig:
+    """Make configurations of runs that take about a second, in a fresh directory each."""
+
+    def make(**settings: object) -> TrainConfig:
+        small = {
+            "out": tmp_path / "run",
+            "steps": 2,
+            "eval_every": 2,
+            "problems_per_step": 4,
+            "samples": 4,
+            "eval_problems": 6,
+            "rows_per_update": 32,
+            "max_response_tokens": 16,
+            "lora_rank": 4,
+            "threads": 1,
+            "device": "cpu",
+        }
+        return TrainConfig(**{**small, **settings})  # type: ignore[arg-type]
+
+    return make
+
+
+@pytest.fixture
+def quiet() -> Progress:
+    """A progress display that writes into the void."""
+    return Progress(Console(file=io.StringIO()))
+
+
+def make_turn(agent: Agent = Agent("generator"), **settings: object) -> Turn:  # noqa: B008
+    """A turn of which only the named fields matter."""
+    plain = {
+        "round": 0,
+        "kind": "answer",
+        "prompt": "",
+        "prompt_ids": (5, 6),
+        "response": "",
+        "response_ids": (7, 1),
+        "logprobs": (-0.5, -0.5),
+        "parse_ok": True,
+        "truncated": False,
+        "own_correct": None,
+        "offered_correct": None,
+    }
+    return Turn(agent=agent, **{**plain, **settings})  # type: ignore[arg-type]
+
+
+def make_row(
+    turn: Turn | None = None,
+    *,
+    problem: str = "p",
+    sample: int = 0,
+    outcome: bool = False,
+    reward: float = 0.0,
+    advantage: float = 0.0,
+) -> Row:
+    """A row of which only the named fields matter."""
+    return Row(turn or make_turn(), problem, sample, outcome, reward, advantage)
