@@ -86,6 +86,7 @@ def learn(
         weight_by_row = {id(row): float(w) for row, w in zip(update, weights, strict=True)}
         for role in {row.turn.agent.role for row in update}:
             sums[role].updates += 1
+        total_loss = 0.0
         for micro in micro_batches(update, config.micro_tokens):
             batch = to_batch(micro, language, old)
             if policy.probe:
@@ -99,8 +100,10 @@ def learn(
             if not torch.isfinite(loss):
                 raise TrainingError(blame(batch, policy, step, loss))
             loss.backward()  # type: ignore[no-untyped-call]
+            total_loss += loss.item()
             if policy.probe:
                 policy.probe.untag()
+                policy.probe.loss = total_loss
         clip_and_step(policy, config, step)
         if config.scheduler_tick == "update":
             policy.schedule.step()
