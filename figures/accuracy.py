@@ -1,0 +1,172 @@
+"""Draw held-out accuracy over training, with base, peak, end and the drop that was found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis.findings import Diagnosis
+from figures.cells import COLUMNS, diagnosed, identity, titles
+from figures.style import (
+    FAINT,
+    INK,
+    PALE,
+    YELLOW,
+    Floats,
+    few_ticks,
+    legend,
+    note,
+    paper,
+    small_multiples,
+    step_axes,
+    title,
+)
+from figures.tables import Table
+from gradlab.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DROPS = ("cliff", "slow decay", "unresolved drop")
+
+
+@dataclass(frozen=True)
+class AccuracyFigure:
+    """One panel per run; base, peak and end are the diagnosis' numbers."""
+
+    name: str = "accuracy"
+    per_page: int = 12
+    z: float = 1.96
+    """Half width of the binomial band, in standard errors (Wilson)."""
+
+    def missing(self, run: Run) -> str | None:
+        """Why the run has nothing to show; None if it has."""
+        return None if run.evaluations().num_samples_E().any() else "no evaluations"
+
+    def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
+        """The panels of `runs`, a page of `among`."""
+        with paper():
+            figure, panels = small_multiples(len(runs), head=0.45)
+            for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
+                self._panel(axes, run, name)
+            columns = 1 if len(runs) == 1 else 2
+            step_axes(panels, columns)
+            for axes in panels[::columns]:
+                axes.set_ylabel("accuracy (%)")
+            legend(figure, _handles(), columns=3)
+            return figure
+
+    def table(self, runs: Sequence[Run]) -> Table:
+        """One row per evaluation; the diagnosis' numbers of the run stand in each."""
+        columns = ("step", "accuracy", "lower", "upper", "correct", "answers")
+        judged = ("base", "peak", "peak_step", "terminal", "status", "onset", "onset_lower")
+        rows = []
+        for run in runs:
+            if self.missing(run):
+                continue
+            evaluations = run.evaluations()
+            correct_E, num_E = evaluations.num_correct_E(), evaluations.num_samples_E()
+            accuracy_E = np.asarray(evaluations.accuracy().value_T, dtype=np.float64)
+            lower_E, upper_E = wilson(correct_E.astype(float), num_E.astype(float), self.z)
+            diagnosis = diagnosed(run)
+            summary, onset = diagnosis.accuracy, _onset(diagnosis)
+            verdict = (
+                *(summary.base, summary.peak, summary.peak_step, summary.terminal),
+                diagnosis.status,
+                *((onset.step, onset.lower, onset.upper) if onset else ("", "", "")),
+            )
+            rows += [
+                (
+                    *identity(run),
+                    *(int(step), float(accuracy), float(lower), float(upper)),
+                    *(int(correct), int(num)),
+                    *verdict,
+                )
+                for step, accuracy, lower, upper, correct, num in zip(
+                    evaluations.step_E, accuracy_E, lower_E, upper_E, correct_E, num_E, strict=True
+                )
+            ]
+        return Table((*COLUMNS, *columns, *judged, "onset_upper"), rows)
+
+    def _panel(self, axes: Axes, run: Run, name: str) -> None:
+        reason = self.missing(run)
+        if reason:
+            title(axes, name)
+            note(axes, reason)
+            return
+        evaluations = run.evaluations()
+        num_E = evaluations.num_samples_E()
+        known = num_E > 0
+        step_E = evaluations.step_E[known]
+        correct_E = evaluations.num_correct_E()[known].astype(float)
+        lower_E, upper_E = wilson(correct_E, num_E[known].astype(float), self.z)
+        diagnosis = diagnosed(run)
+        summary, onset = diagnosis.accuracy, _onset(diagnosis)
+        if onset:
+            axes.axvspan(onset.lower, onset.upper, color=YELLOW, alpha=0.55, linewidth=0)
+            axes.axvline(onset.step, color=INK, linewidth=0.7, linestyle=(0, (1, 1.5)))
+        axes.axhline(100 * summary.base, color=FAINT, linewidth=0.8, linestyle=(0, (5, 2)))
+        axes.fill_between(step_E, 100 * lower_E, 100 * upper_E, color=PALE, alpha=0.6, linewidth=0)
+        dot = "o" if len(step_E) <= 30 else None
+        rate_E = 100 * correct_E / num_E[known]
+        axes.plot(step_E, rate_E, color=INK, linewidth=0.9, marker=dot, markersize=1.5)
+        mark: dict[str, Any] = {
+            "linestyle": "none",
+            "color": "white",
+            "markersize": 5,
+            "markeredgecolor": INK,
+            "zorder": 5,
+        }
+        axes.plot([summary.peak_step], [100 * summary.peak], marker="^", **mark)
+        axes.plot([step_E[-1]], [100 * summary.terminal], marker="s", **mark)
+        axes.margins(x=0.04)
+        few_ticks(axes)
+        title(axes, name, _verdict(diagnosis))
+
+
+def wilson(correct_E: Floats, num_E: Floats, z: float) -> tuple[Floats, Floats]:
+    """Wilson's binomial interval of correct / num; NaN without answers."""
+    num = np.where(num_E > 0, num_E, np.nan)
+    rate = correct_E / num
+    middle = (rate + z**2 / (2 * num)) / (1 + z**2 / num)
+    half = z * np.sqrt(rate * (1 - rate) / num + z**2 / (4 * num**2)) / (1 + z**2 / num)
+    return middle - half, middle + half
+
+
+def _onset(diagnosis: Diagnosis) -> Any:
+    drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
+    return drops[0].onset if drops else None
+
+
+def _verdict(diagnosis: Diagnosis) -> str:
+    drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
+    if drops:
+        onset = f" at step {drops[0].onset.step}" if drops[0].onset else ""
+        return f"{drops[0].kind}, −{100 * drops[0].strength:.0f} points{onset}"
+    if diagnosis.status == "healthy":
+        return "no drop found"
+    return f"{diagnosis.accuracy.num_evaluations} evaluations: not judged"
+
+
+def _handles() -> list[Any]:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    mark: dict[str, Any] = {
+        "linestyle": "none",
+        "color": "white",
+        "markeredgecolor": INK,
+        "markersize": 5,
+    }
+    return [
+        Line2D([], [], color=INK, linewidth=0.9, label="accuracy"),
+        Patch(color=PALE, label="95 % binomial"),
+        Line2D([], [], color=FAINT, linewidth=0.8, linestyle=(0, (5, 2)), label="base"),
+        Line2D([], [], marker="^", label="peak level", **mark),
+        Line2D([], [], marker="s", label="end level", **mark),
+        Patch(facecolor=YELLOW, alpha=0.55, label="onset of drop"),
+    ]

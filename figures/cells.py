@@ -1,0 +1,89 @@
+"""Name the runs of a figure by what differs between them, and diagnose each once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import lru_cache
+from pathlib import PurePath
+
+from analysis.diagnose import diagnose
+from analysis.findings import Diagnosis
+from gradlab.store import RUN_ZARR, Run
+
+COLUMNS = ("run", "workflow", "routing", "model", "task")
+"""What opens every row of a table of numbers; `identity` fills it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The place of a run in the experiment matrix."""
+
+    workflow: str
+    routing: str
+    model: str
+    task: str
+
+
+def cell_of(run: Run) -> Cell:
+    """Workflow, routing, model and task of a run, fit for a label."""
+    meta = run.meta
+    model = PurePath(meta.model).name or meta.model
+    return Cell(meta.workflow.replace("_", "-"), routing_of(run), model, meta.task)
+
+
+def routing_of(run: Run) -> str:
+    """'shared' (one policy), 'isolated' (one per role) or 'partial'."""
+    num_policies = len(set(run.meta.routing.values()))
+    if num_policies == 1:
+        return "shared"
+    return "isolated" if num_policies == len(run.roles) else "partial"
+
+
+def folder(run: Run) -> str:
+    """The run's folder, as its user named it."""
+    return run.path.resolve().parent.name if run.path.name == RUN_ZARR else run.path.stem
+
+
+def identity(run: Run) -> tuple[str, str, str, str, str]:
+    """The values of `COLUMNS`."""
+    cell = cell_of(run)
+    return folder(run), cell.workflow, cell.routing, cell.model, cell.task
+
+
+def titles(
+    runs: Sequence[Run], *, among: Sequence[Run] | None = None, without: Sequence[str] = ()
+) -> list[str]:
+    """What tells each run from the others: the differing parts of its cell, then its folder.
+
+    `among` is the whole set of which `runs` is a page; `without` leaves parts out that the figure
+    shows elsewhere.
+    """
+    everyone = [cell_of(run) for run in (among or runs)]
+    parts = [
+        part
+        for part in Cell.__dataclass_fields__
+        if part not in without
+        and (len(everyone) == 1 or len({getattr(cell, part) for cell in everyone}) > 1)
+    ]
+    times = Counter(everyone)
+    named = []
+    for run in runs:
+        cell = cell_of(run)
+        words = [getattr(cell, part) for part in parts]
+        if times[cell] > 1 or not words:
+            words.append(folder(run))
+        named.append(" · ".join(words))
+    return named
+
+
+def order(run: Run) -> tuple[str, ...]:
+    """Sorting key: by cell, then by folder."""
+    return (*astuple(cell_of(run)), folder(run))
+
+
+@lru_cache(maxsize=256)
+def diagnosed(run: Run) -> Diagnosis:
+    """The run's diagnosis; two figures and their tables show the same one."""
+    return diagnose(run)

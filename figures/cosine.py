@@ -1,0 +1,243 @@
+"""Draw how gradients align: between agents over the whole run, and between roles over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures.cells import COLUMNS, identity, titles
+from figures.style import (
+    FAINT,
+    INK,
+    PALE,
+    TINY,
+    Floats,
+    blank,
+    few_ticks,
+    legend,
+    note,
+    paper,
+    role_style,
+    row_title,
+    running_median,
+)
+from figures.tables import Table
+from gradlab.records import Agent
+from gradlab.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SEPARATE = "separate spaces"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two roles, or the siblings of one (`second` is None)."""
+
+    first: str
+    second: str | None
+
+    def __str__(self) -> str:
+        return f"{self.first} × {self.second}" if self.second else f"{self.first} siblings"
+
+
+@dataclass(frozen=True)
+class CosineFigure:
+    """One row per run: mean cosine of every two agents; cosine of siblings and of roles per step.
+
+    Gradients of different policies live in different spaces: their cells stay grey.
+    """
+
+    name: str = "cosine"
+    per_page: int = 5
+    max_numbered: int = 6
+    """Agents up to which the cells carry numbers."""
+
+    def missing(self, run: Run) -> str | None:
+        """Why the run has nothing to show; None if it has."""
+        if not len(run.steps):
+            return "no training steps"
+        if not pairs_of(run):
+            return "one agent per policy: nothing to compare"
+        return None
+
+    def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
+        """The rows of `runs`, a page of `among`."""
+        with paper():
+            pairs = list(dict.fromkeys(pair for run in runs for pair in pairs_of(run)))
+            figure = blank(0.55 + 0.12 * ((len(pairs) + 1) // 2) + 1.35 * len(runs))
+            grid = figure.subplots(
+                len(runs), 2, squeeze=False, gridspec_kw={"width_ratios": [1, 1.25]}
+            )
+            tables = {run: matrix(run) for run in runs if not self.missing(run)}
+            strongest = [np.abs(m[np.isfinite(m) & (m < 1)]) for m in tables.values()]
+            top = max([0.1, *(float(s.max()) for s in strongest if len(s))])
+            image = None
+            for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
+                left, right = grid[index]
+                row_title(left, name, has_column_heads=False)
+                reason = self.missing(run)
+                if reason:
+                    note(left, "")
+                    note(right, reason)
+                    continue
+                image = self._matrix(left, run, tables[run], top)
+                self._over_time(right, run)
+            grid[-1][1].set_xlabel("training step")
+            if image is not None:
+                bar = figure.colorbar(
+                    image, ax=list(grid[:, 0]), location="bottom", aspect=14, shrink=0.8, pad=0.02
+                )
+                bar.set_label("cosine, mean over the run", size=TINY)
+                bar.outline.set_visible(False)
+            legend(figure, [_handle(pair) for pair in pairs], columns=2)
+            return figure
+
+    def table(self, runs: Sequence[Run]) -> Table:
+        """Rows 'agents' (mean over the run) and rows of siblings and role pairs per step."""
+        rows: list[tuple[str | int | float, ...]] = []
+        for run in runs:
+            agents = agents_of(run)
+            value_AA = matrix(run)
+            for a, b in combinations(range(len(agents)), 2):
+                is_apart = run.meta.routing[agents[a].role] != run.meta.routing[agents[b].role]
+                kind = SEPARATE if is_apart else "agents, mean over the run"
+                names = (str(agents[a]), str(agents[b]))
+                rows.append((*identity(run), kind, *names, "", float(value_AA[a, b])))
+            for pair in pairs_of(run):
+                step_T, value_T = series(run, pair)
+                kind = "roles" if pair.second else "siblings, mean of pairs"
+                names = (pair.first, pair.second or pair.first)
+                rows += [
+                    (*identity(run), kind, *names, int(step), float(value))
+                    for step, value in zip(step_T, value_T, strict=True)
+                ]
+        return Table((*COLUMNS, "kind", "first", "second", "step", "cosine"), rows)
+
+    def _matrix(self, axes: Axes, run: Run, value_AA: Floats, top: float) -> Any:
+        agents = agents_of(run)
+        shown = value_AA.copy()
+        np.fill_diagonal(shown, np.nan)
+        axes.set_facecolor(PALE)
+        image = axes.imshow(shown, cmap="RdBu", vmin=-top, vmax=top, aspect="equal")
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.set_xticks([])
+        axes.set_yticks(range(len(agents)), [_label(run, agent) for agent in agents])
+        axes.tick_params(left=False)
+        for tick, agent in zip(axes.get_yticklabels(), agents, strict=True):
+            tick.set_color(role_style(agent.role).color)
+        for edge in range(1, len(agents)):
+            is_border = agents[edge].role != agents[edge - 1].role
+            width = 1.6 if is_border else 0.4
+            axes.axhline(edge - 0.5, color="white", linewidth=width)
+            axes.axvline(edge - 0.5, color="white", linewidth=width)
+        for a, b in np.ndindex(*shown.shape):
+            if a == b:
+                axes.add_patch(_square(a, "white"))
+            elif np.isfinite(shown[a, b]) and len(agents) <= self.max_numbered:
+                ink = "white" if abs(shown[a, b]) > 0.6 * top else INK
+                text = f"{shown[a, b]:.2f}".replace("0.", ".").replace("-", "−")
+                axes.text(b, a, text, ha="center", va="center", size=5.5, color=ink)
+        return image
+
+    def _over_time(self, axes: Axes, run: Run) -> None:
+        axes.axhline(0, color=FAINT, linewidth=0.5)
+        for pair in pairs_of(run):
+            step_T, value_T = series(run, pair)
+            window = max(1, len(value_T) // 40)
+            first = role_style(pair.first)
+            if window > 1:
+                axes.plot(step_T, value_T, color=first.color, linewidth=0.4, alpha=0.25)
+            axes.plot(step_T, running_median(value_T, window), **_line(pair, len(step_T)))
+        axes.margins(y=0.1)
+        few_ticks(axes)
+
+
+def agents_of(run: Run) -> list[Agent]:
+    """All agents, role by role."""
+    return [agent for role in run.roles for agent in run.agents(role)]
+
+
+def pairs_of(run: Run) -> list[Pair]:
+    """Roles with siblings, and pairs of roles that share a policy."""
+    siblings = [Pair(role, None) for role in run.roles if len(run.agents(role)) > 1]
+    routing = run.meta.routing
+    return siblings + [
+        Pair(a, b) for a, b in combinations(run.roles, 2) if routing[a] == routing[b]
+    ]
+
+
+def series(run: Run, pair: Pair) -> tuple[Any, Floats]:
+    """Steps and cosine per step; of siblings the mean over their pairs."""
+    if pair.second:
+        signal = run.cosine(pair.first, pair.second)
+        return signal.step_T, np.asarray(signal.value_T, dtype=np.float64)
+    signals = [run.cosine(a, b) for a, b in combinations(run.agents(pair.first), 2)]
+    return signals[0].step_T, _mean(np.array([signal.value_T for signal in signals]))
+
+
+def matrix(run: Run) -> Floats:
+    """[A, A] cosine of every two agents, mean over steps; NaN across policies."""
+    agents = agents_of(run)
+    value_AA = np.full((len(agents), len(agents)), np.nan)
+    np.fill_diagonal(value_AA, 1.0)
+    for a, b in combinations(range(len(agents)), 2):
+        if run.meta.routing[agents[a].role] == run.meta.routing[agents[b].role]:
+            value_T = np.asarray(run.cosine(agents[a], agents[b]).value_T, dtype=np.float64)
+            value_AA[a, b] = value_AA[b, a] = _mean(value_T[:, None])[0] if len(value_T) else np.nan
+    return value_AA
+
+
+def _mean(value_XT: Floats) -> Floats:
+    """Mean of the finite values along the first axis; NaN without any."""
+    known = np.isfinite(value_XT)
+    num = known.sum(axis=0)
+    total = np.where(known, value_XT, 0.0).sum(axis=0)
+    return np.asarray(np.where(num > 0, total / np.maximum(num, 1), np.nan), dtype=np.float64)
+
+
+def _label(run: Run, agent: Agent) -> str:
+    if len(run.agents(agent.role)) == 1:
+        return agent.role
+    return f"{agent.role} 0" if agent.number == 0 else str(agent.number)
+
+
+def _line(pair: Pair, num_steps: int) -> dict[str, Any]:
+    """Siblings in the role's own line; two roles in dashes of both colours."""
+    first = role_style(pair.first)
+    every = (0, max(1, num_steps // 6))
+    if pair.second is None:
+        return {
+            "color": first.color,
+            "linestyle": first.dash,
+            "marker": first.marker,
+            "markevery": every,
+        }
+    second = role_style(pair.second)
+    return {
+        "color": first.color,
+        "gapcolor": second.color,
+        "linestyle": (0, (3, 3)),
+        "marker": first.marker,
+        "markerfacecolor": second.color,
+        "markevery": every,
+    }
+
+
+def _handle(pair: Pair) -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=str(pair), **_line(pair, 6))
+
+
+def _square(index: int, color: str) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((index - 0.5, index - 0.5), 1, 1, facecolor=color, edgecolor="none")

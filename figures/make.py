@@ -1,0 +1,98 @@
+"""Draw every figure of the paper from run stores: PDF, PNG and the numbers behind as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from figures.accuracy import AccuracyFigure
+from figures.amplification import AmplificationFigure
+from figures.cells import folder, order
+from figures.cosine import CosineFigure
+from figures.empirical_map import EmpiricalMap
+from figures.norms import NormsFigure
+from figures.step_mass import StepMassFigure
+from figures.style import paper
+from figures.tables import Table
+from gradlab.store import Run, open_run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class PaperFigure(Protocol):
+    """What every figure of the paper offers."""
+
+    @property
+    def name(self) -> str:
+        """File name without its ending."""
+
+    @property
+    def per_page(self) -> int:
+        """Runs on one page."""
+
+    def missing(self, run: Run) -> str | None:
+        """Why the run has nothing to show; None if it has."""
+
+    def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
+        """The figure of `runs`, a page of `among`."""
+
+    def table(self, runs: Sequence[Run]) -> Table:
+        """The numbers behind the figure."""
+
+
+FIGURES: tuple[PaperFigure, ...] = (
+    AccuracyFigure(),
+    NormsFigure(),
+    StepMassFigure(),
+    CosineFigure(),
+    AmplificationFigure(),
+    EmpiricalMap(),
+)
+
+
+def make_figures(
+    paths: Sequence[Path | str],
+    out: Path | str,
+    *,
+    figures: Sequence[PaperFigure] = FIGURES,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
+    """Write all figures of the runs at `paths` into the folder `out`; returns the files written.
+
+    A figure with nothing to show for any run is skipped; `say` is told why. With more runs than
+    fit a page, a figure has several: accuracy-1.pdf, accuracy-2.pdf, and one CSV for all.
+
+    Example:
+        >>> make_figures(["runs/shared", "runs/isolated"], "paper")
+    """
+    if not paths:
+        raise ValueError("make_figures: no runs given; expected the folders of one or more runs")
+    runs = sorted((open_run(path) for path in dict.fromkeys(map(Path, paths))), key=order)
+    folder_out = Path(out)
+    folder_out.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for figure in figures:
+        reasons = {folder(run): reason for run in runs if (reason := figure.missing(run))}
+        if len(reasons) == len(runs):
+            because = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            say(f"skipped {figure.name}: {because}")
+            continue
+        written += _write(figure, runs, folder_out)
+    return written
+
+
+def _write(figure: PaperFigure, runs: Sequence[Run], out: Path) -> list[Path]:
+    starts = range(0, len(runs), figure.per_page)
+    written = []
+    for number, start in enumerate(starts, 1):
+        stem = figure.name if len(starts) == 1 else f"{figure.name}-{number}"
+        drawn = figure.draw(runs[start : start + figure.per_page], among=runs)
+        with paper():
+            # No date inside: the same store gives the same bytes.
+            drawn.savefig(out / f"{stem}.pdf", metadata={"CreationDate": None})
+            drawn.savefig(out / f"{stem}.png")
+        written += [out / f"{stem}.pdf", out / f"{stem}.png"]
+    figure.table(runs).write(out / f"{figure.name}.csv")
+    return [*written, out / f"{figure.name}.csv"]

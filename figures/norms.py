@@ -1,0 +1,83 @@
+"""Draw the gradient norm of every role over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from figures.cells import COLUMNS, identity, titles
+from figures.style import (
+    few_ticks,
+    legend,
+    note,
+    paper,
+    role_handle,
+    role_line,
+    small_multiples,
+    step_axes,
+    title,
+)
+from figures.tables import Table
+from gradlab.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class NormsFigure:
+    """One panel per run, norms before clipping on a log axis shared by all panels."""
+
+    name: str = "norms"
+    per_page: int = 12
+
+    def missing(self, run: Run) -> str | None:
+        """Why the run has nothing to show; None if it has."""
+        return None if len(run.steps) else "no training steps"
+
+    def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
+        """The panels of `runs`, a page of `among`."""
+        with paper():
+            roles = roles_of(runs)
+            figure, panels = small_multiples(len(runs), head=0.25 + 0.12 * (len(roles) > 3))
+            for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
+                self._panel(axes, run, name)
+            columns = 1 if len(runs) == 1 else 2
+            step_axes(panels, columns)
+            for axes in panels[::columns]:
+                axes.set_ylabel("gradient norm")
+            legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
+            return figure
+
+    def table(self, runs: Sequence[Run]) -> Table:
+        """One row per run, role and step."""
+        rows = [
+            (*identity(run), role, int(step), float(value))
+            for run in runs
+            for role in run.roles
+            for signal in (run.norm(role),)
+            for step, value in zip(signal.step_T, signal.value_T, strict=True)
+        ]
+        return Table((*COLUMNS, "role", "step", "norm"), list(rows))
+
+    def _panel(self, axes: Axes, run: Run, name: str) -> None:
+        title(axes, name)
+        reason = self.missing(run)
+        if reason:
+            note(axes, reason)
+            return
+        axes.set_yscale("log")
+        for role in run.roles:
+            signal = run.norm(role)
+            value_T = np.asarray(signal.value_T, dtype=np.float64)
+            role_line(axes, role, signal.step_T, np.where(value_T > 0, value_T, np.nan))
+        few_ticks(axes)
+
+
+def roles_of(runs: Sequence[Run]) -> list[str]:
+    """All roles of the runs, in the order in which they speak."""
+    return list(dict.fromkeys(role for run in runs for role in run.roles))

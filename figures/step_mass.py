@@ -1,0 +1,137 @@
+"""Draw each role's share of a step, three ways: by norm, by pull, by the optimizer's step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from figures.cells import COLUMNS, identity, titles
+from figures.norms import roles_of
+from figures.style import (
+    FAINT,
+    blank,
+    few_ticks,
+    legend,
+    note,
+    paper,
+    role_handle,
+    role_line,
+    role_style,
+    row_title,
+)
+from figures.tables import Table
+from gradlab.store import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Measure = Literal["share", "pull", "update"]
+PANELS: tuple[tuple[Measure, str], ...] = (
+    ("share", "norm share"),
+    ("pull", "pull"),
+    ("update", "update share"),
+)
+
+
+@dataclass(frozen=True)
+class StepMassFigure:
+    """One row per run; roles that have a policy to themselves are left out: their share is 1."""
+
+    name: str = "step_mass"
+    per_page: int = 6
+
+    def missing(self, run: Run) -> str | None:
+        """Why the run has nothing to show; None if it has."""
+        if not len(run.steps):
+            return "no training steps"
+        if not _competing(run):
+            return "every role has a policy to itself: shares are 1"
+        return None
+
+    def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
+        """The rows of `runs`, a page of `among`."""
+        with paper():
+            roles = [role for role in roles_of(runs) if any(role in _competing(r) for r in runs)]
+            height = 1.25 if len(runs) == 1 else 0.95
+            figure = blank(0.5 + height * len(runs))
+            grid = figure.subplots(len(runs), 3, sharey="col", squeeze=False)
+            for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
+                self._row(list(grid[index]), run)
+                row_title(grid[index][0], name, has_column_heads=index == 0)
+            for axes, (_, head) in zip(grid[0], PANELS, strict=True):
+                axes.set_title(head)
+            self._limits(list(grid[0]), runs)
+            grid[-1][1].set_xlabel("training step")
+            legend(figure, [*(role_handle(role) for role in roles), _null()], columns=3)
+            return figure
+
+    def table(self, runs: Sequence[Run]) -> Table:
+        """One row per run, role and step; shares are within the role's policy."""
+        rows: list[tuple[str | int | float, ...]] = []
+        for run in runs:
+            by_measure = [run.step_mass(measure) for measure, _ in PANELS]
+            for role in run.roles:
+                weight = run.ledger("loss_weight", role)
+                null = dict(zip(weight.step_T.tolist(), weight.value_T.tolist(), strict=True))
+                signals = [masses[role] for masses in by_measure]
+                rows += [
+                    (
+                        *(*identity(run), role, run.policy_of(role).name, step),
+                        *(float(signal.value_T[t]) for signal in signals),
+                        null.get(step, float("nan")),
+                    )
+                    for t, step in enumerate(signals[0].step_T.tolist())
+                ]
+        columns = ("role", "policy", "step", *(measure for measure, _ in PANELS), "loss_weight")
+        return Table((*COLUMNS, *columns), rows)
+
+    def _row(self, panels: list[Axes], run: Run) -> None:
+        reason = self.missing(run)
+        if reason:
+            for axes in panels:
+                note(axes, "")
+            note(panels[1], reason)
+            return
+        for axes, (measure, _) in zip(panels, PANELS, strict=True):
+            masses = run.step_mass(measure)
+            roles = [role for role in _competing(run) if np.isfinite(masses[role].value_T).any()]
+            if not roles:
+                note(axes, "not recorded")
+            for role in roles:
+                weight = run.ledger("loss_weight", role)
+                style = role_style(role)
+                axes.plot(weight.step_T, weight.value_T, color=style.color, lw=0.7, ls=(0, (1, 1)))
+                value_T = np.asarray(masses[role].value_T, dtype=np.float64)
+                role_line(axes, role, masses[role].step_T, value_T)
+            few_ticks(axes, 2)
+
+    def _limits(self, panels: list[Axes], runs: Sequence[Run]) -> None:
+        """Shares fill 0 to 1; a pull may leave it, but one wild step must not set the scale."""
+        for axes, (measure, _) in zip(panels, PANELS, strict=True):
+            everything = [
+                np.asarray(signal.value_T, dtype=np.float64)
+                for run in runs
+                for role, signal in run.step_mass(measure).items()
+                if role in _competing(run)
+            ]
+            value = np.concatenate(everything) if everything else np.zeros(0)
+            value = value[np.isfinite(value)]
+            low, high = np.quantile(value, [0.01, 0.99]) if len(value) else (0.0, 1.0)
+            axes.set_ylim(min(-0.03, float(low) - 0.05), max(1.03, float(high) + 0.05))
+
+
+def _competing(run: Run) -> list[str]:
+    """Roles that share their policy with another role."""
+    times = Counter(run.meta.routing.values())
+    return [role for role in run.roles if times[run.meta.routing[role]] > 1]
+
+
+def _null() -> object:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=FAINT, linewidth=0.7, linestyle=(0, (1, 1)), label="loss weight")

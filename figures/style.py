@@ -1,0 +1,233 @@
+"""Give every figure one look: a paper's column, small type, one colour and line per role.
+
+Colours are Okabe-Ito (`gradlab.palette`); every role also has its own dash and marker, so that a
+figure survives grayscale. Figures are made without pyplot: nothing is global, nothing stays open.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradlab.palette import BLACK, GREY, role_color
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+Floats = NDArray[np.float64]
+
+COLUMN = 3.35
+"""Width of a paper's column, in inches."""
+SMALL, TINY = 7.0, 6.0
+"""Sizes of labels and of ticks, notes and numbers in cells, in points."""
+PALE, INK, FAINT, YELLOW = "#D9D9D9", BLACK, GREY, "#F0E442"
+"""Neutral colours and a highlight: none of them is a role's."""
+
+RC: Any = {
+    "font.size": SMALL,
+    "axes.titlesize": SMALL,
+    "axes.labelsize": SMALL,
+    "xtick.labelsize": TINY,
+    "ytick.labelsize": TINY,
+    "legend.fontsize": SMALL,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlepad": 3.0,
+    "axes.labelpad": 2.0,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.0,
+    "ytick.major.size": 2.0,
+    "xtick.minor.size": 1.2,
+    "ytick.minor.size": 1.2,
+    "xtick.major.pad": 1.5,
+    "ytick.major.pad": 1.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3.0,
+    "lines.dash_capstyle": "butt",
+    "legend.frameon": False,
+    "legend.handlelength": 2.4,
+    "legend.columnspacing": 1.2,
+    "legend.handletextpad": 0.5,
+    "legend.borderaxespad": 0.2,
+    "figure.constrained_layout.h_pad": 0.03,
+    "figure.constrained_layout.w_pad": 0.03,
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # text stays text
+}
+
+Dash = Literal["solid"] | tuple[float, tuple[float, ...]]
+ROLE_MARKS: dict[str, tuple[Dash, str]] = {
+    "generator": ("solid", "o"),
+    "aggregator": ((0.0, (4.0, 1.5)), "s"),
+    "evaluator": ((0.0, (1.2, 1.2)), "^"),
+    "orchestrator": ((0.0, (5.0, 1.2, 1.2, 1.2)), "D"),
+    "worker": ("solid", "v"),
+    "synthesizer": ((0.0, (2.5, 1.2)), "P"),
+    "solver": ("solid", "X"),
+}
+"""Dash and marker by role."""
+UNKNOWN_ROLE: tuple[Dash, str] = ((0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "*")
+
+
+@dataclass(frozen=True)
+class RoleStyle:
+    """How a role is drawn, in every figure."""
+
+    color: str
+    dash: Dash
+    marker: str
+
+
+def role_style(role: str) -> RoleStyle:
+    """The role's colour, dash and marker."""
+    dash, marker = ROLE_MARKS.get(role, UNKNOWN_ROLE)
+    return RoleStyle(role_color(role), dash, marker)
+
+
+@contextmanager
+def paper() -> Iterator[None]:
+    """Draw inside with this style alone, whatever the user's matplotlibrc says."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(RC)
+        yield
+
+
+def blank(height: float) -> Figure:
+    """An empty figure of a column's width."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(COLUMN, height), layout="constrained")
+
+
+def small_multiples(num: int, *, head: float) -> tuple[Figure, list[Axes]]:
+    """One panel per run, two beside each other, all on the same y axis.
+
+    `head` is the height left for the legend, in inches.
+    """
+    columns = 1 if num == 1 else 2
+    rows = math.ceil(num / columns)
+    each = 1.75 if num == 1 else 1.3 if rows <= 3 else 1.15
+    figure = blank(head + rows * each)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = list(grid.ravel())
+    for unused in panels[num:]:
+        unused.set_axis_off()
+    return figure, panels[:num]
+
+
+def legend(figure: Figure, handles: Sequence[Any], *, columns: int) -> None:
+    """The figure's one legend, above all panels."""
+    if handles:
+        figure.legend(handles=list(handles), loc="outside upper center", ncols=columns)
+
+
+def role_handle(role: str) -> Line2D:
+    """The legend entry of a role."""
+    from matplotlib.lines import Line2D
+
+    style = role_style(role)
+    return Line2D([], [], color=style.color, linestyle=style.dash, marker=style.marker, label=role)
+
+
+def role_line(axes: Axes, role: str, step_T: NDArray[np.int64], value_T: Floats) -> Floats:
+    """A role's series: raw values faint, running median bold; returns the median."""
+    style = role_style(role)
+    window = max(1, len(value_T) // 40)
+    middle_T = running_median(value_T, window)
+    if window > 1:
+        axes.plot(step_T, value_T, color=style.color, linewidth=0.4, alpha=0.3)
+    axes.plot(
+        step_T,
+        middle_T,
+        color=style.color,
+        linestyle=style.dash,
+        marker=style.marker,
+        markevery=(0, max(1, len(step_T) // 6)),
+    )
+    return middle_T
+
+
+def running_median(value_T: Floats, window: int) -> Floats:
+    """Median of the finite values within `window` steps on either side; NaN without any."""
+    value_T = np.asarray(value_T, dtype=np.float64)
+    if window <= 1:
+        return value_T
+    padded = np.pad(value_T, window, constant_values=np.nan)
+    around = np.lib.stride_tricks.sliding_window_view(padded, 2 * window + 1)
+    result = np.full(len(value_T), np.nan)
+    known = np.isfinite(around).any(axis=1)
+    result[known] = np.nanmedian(around[known], axis=1)
+    return result
+
+
+def note(axes: Axes, text: str) -> None:
+    """Say in an empty panel what is missing."""
+    axes.set_xticks([])
+    axes.tick_params(which="both", left=False, labelleft=False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_visible(False)
+    written = axes.text(
+        0.5,
+        0.5,
+        text,
+        transform=axes.transAxes,
+        ha="center",
+        va="center",
+        size=TINY,
+        color=FAINT,
+        style="italic",
+    )
+    written.set_in_layout(False)
+
+
+def title(axes: Axes, text: str, below: str = "") -> None:
+    """A panel's title, left-aligned, with an optional second line in grey."""
+    axes.set_title(text + ("\n" if below else ""), loc="left", linespacing=1.1)
+    if below:
+        second = axes.annotate(
+            below,
+            (0, 1),
+            (0, 3),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            size=TINY,
+            color=FAINT,
+        )
+        second.set_in_layout(False)
+
+
+def few_ticks(axes: Axes, num: int = 4) -> None:
+    """At most `num` intervals on the step axis, on whole steps."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(num, integer=True))
+
+
+def step_axes(panels: Sequence[Axes], columns: int) -> None:
+    """Label the steps under the lowest panel of every column."""
+    for index, axes in enumerate(panels):
+        if index + columns >= len(panels):
+            axes.set_xlabel("training step")
+
+
+def row_title(axes: Axes, text: str, *, has_column_heads: bool) -> None:
+    """The title of a row of panels, above its first one; it may run on over the others."""
+    lift = 3.0 + (1.25 * SMALL if has_column_heads else 0.0)
+    axes.set_title(" \n " if has_column_heads else " ", loc="left")
+    written = axes.annotate(
+        text, (0, 1), (0, lift), xycoords="axes fraction", textcoords="offset points", weight="bold"
+    )
+    written.set_in_layout(False)
