@@ -1,0 +1,160 @@
+"""Tasks: what they hold, that held-out problems are never trained on, and what bad files say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainers.problems import Problem, arithmetic, load_task, read_dapo, read_gsm8k
+
+GSM8K = {"question": "2+2 apples?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_arithmetic_holds_every_pair_once() -> None:
+    """Two digits: 90 numbers from 10 to 99, so 90 * 90 = 8100 sums."""
+    problems = arithmetic(2)
+    assert len(problems) == len({problem.id for problem in problems}) == 8100
+    assert problems[0] == Problem("sum-10-10", "math", "10+10", "20")
+    assert problems[-1] == Problem("sum-99-99", "math", "99+99", "198")
+    assert len(arithmetic(1)) == 81  # 1 to 9
+
+
+def test_long_sums_are_drawn_the_same_every_time() -> None:
+    problems = arithmetic(4)
+    assert problems == arithmetic(4)
+    assert len({problem.id for problem in problems}) == len(problems) > 19_000
+    for problem in problems[:100]:
+        a, b = map(int, problem.question.split("+"))
+        assert 1000 <= min(a, b) <= max(a, b) <= 9999
+        assert problem.answer == str(a + b)
+
+
+def test_no_answer_is_wrong() -> None:
+    assert not arithmetic(1)[0].is_correct(None)
+    assert arithmetic(1)[0].is_correct("2.0")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_training_and_heldout_problems_are_disjoint_and_complete(seed: int) -> None:
+    task = load_task("arithmetic", heldout=100, seed=seed)
+    train, heldout = ({problem.id for problem in part} for part in (task.train, task.heldout))
+    assert len(heldout) == 100
+    assert not train & heldout
+    assert len(train | heldout) == 8100
+
+
+def test_the_split_and_the_hash_depend_on_the_seed_alone() -> None:
+    first, again = (load_task("arithmetic", heldout=10, seed=3) for _ in range(2))
+    other = load_task("arithmetic", heldout=10, seed=4)
+    assert first == again
+    assert first.content_hash == again.content_hash != other.content_hash
+    # Pinned: a run is resumed only on the problems it began with, so a change of this number
+    # breaks the resumption of every older run.
+    assert load_task("arithmetic", heldout=10, seed=0).content_hash.startswith("9209b5708ceca353")
+
+
+def test_gsm8k_is_read_with_its_answer(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "gsm8k.jsonl",
+        json.dumps(GSM8K),
+        "",  # blank lines count as lines but hold no problem
+        json.dumps({"question": "Café?", "answer": "x #### 3 #### 1,200"}),
+    )
+    problems = read_gsm8k(path)
+    assert problems == [
+        Problem("gsm8k-1", "math", "2+2 apples?", "4"),
+        Problem("gsm8k-3", "math", "Café?", "1,200"),
+    ]
+    assert problems[1].is_correct("1200")
+    task = load_task("gsm8k", heldout=1, seed=0, data=path)
+    assert (len(task.train), len(task.heldout)) == (1, 1)
+
+
+def test_a_changed_problem_changes_the_hash(tmp_path: Path) -> None:
+    hashes = set()
+    for answer in ("#### 4", "#### 5"):
+        path = write(tmp_path / "a.jsonl", json.dumps({"question": "q", "answer": answer}))
+        hashes.add(load_task("gsm8k", heldout=0, seed=0, data=path).content_hash)
+    assert len(hashes) == 2
+
+
+def test_dapo_is_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "dapo.jsonl", json.dumps({"prompt": "6*7?", "solution": "42"}))
+    assert read_dapo(path) == [Problem("dapo-1", "math", "6*7?", "42")]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"question": "q"', "not JSON"),
+        ("[1, 2]", "got a list; expected a JSON object"),
+        ("3", "got a int; expected a JSON object"),
+        ('{"question": "q"}', r"got fields \['question'\]; expected"),
+        ('{"question": 3, "answer": "#### 3"}', "got fields"),
+        ('{"question": "q", "answer": "it is 4"}', "no number after '####'"),
+        ('{"question": "q", "answer": "#### four"}', "no number after '####'"),
+        ('{"question": "q", "answer": "####"}', "no number after '####'"),
+    ],
+)
+def test_a_malformed_line_is_named_by_file_and_number(
+    tmp_path: Path, line: str, complaint: str
+) -> None:
+    path = write(tmp_path / "bad.jsonl", json.dumps(GSM8K), "", line)
+    with pytest.raises(ValueError, match=f"bad.jsonl, line 3: {complaint}"):
+        load_task("gsm8k", heldout=1, seed=0, data=path)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [('{"prompt": "p"}', "got fields"), ('{"prompt": "p", "solution": 42}', "got fields")],
+)
+def test_a_malformed_dapo_line_is_named(tmp_path: Path, line: str, complaint: str) -> None:
+    path = write(tmp_path / "bad.jsonl", line)
+    with pytest.raises(ValueError, match=f"bad.jsonl, line 1: {complaint}.*integer"):
+        load_task("dapo-math", heldout=1, seed=0, data=path)
+
+
+def test_a_missing_file_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no file .*nowhere\.jsonl; expected train\.jsonl of"):
+        load_task("gsm8k", heldout=1, seed=0, data=tmp_path / "nowhere.jsonl")
+
+
+def test_an_empty_file_says_so(tmp_path: Path) -> None:
+    path = write(tmp_path / "empty.jsonl", "", "  ")
+    with pytest.raises(ValueError, match=r"empty\.jsonl holds no problem"):
+        load_task("gsm8k", heldout=1, seed=0, data=path)
+
+
+def test_without_data_the_folders_searched_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GRADLAB_DATA", str(tmp_path / "mine"))
+    with pytest.raises(ValueError, match=r"no gsm8k\*\.jsonl in .*mine, data, .*--data FILE"):
+        load_task("gsm8k", heldout=1, seed=0)
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine" / "gsm8k_part.jsonl", json.dumps(GSM8K), json.dumps(GSM8K))
+    assert len(load_task("gsm8k", heldout=1, seed=0).train) == 1
+
+
+def test_a_task_smaller_than_its_heldout_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 81 problems; expected more than the 81 held out"):
+        load_task("arithmetic", heldout=81, seed=0, difficulty=1)
+
+
+def test_an_unknown_task_lists_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="'chess' is unknown; expected one of arithmetic, gsm8k"):
+        load_task("chess", heldout=1, seed=0)
+
+
+@pytest.mark.parametrize("digits", [0, 7])
+def test_difficulty_has_bounds(digits: int) -> None:
+    with pytest.raises(ValueError, match="expected 1 to 6 digits"):
+        arithmetic(digits)

@@ -1,0 +1,128 @@
+"""Every prompt rendered: it holds what the role needs, alternates, and has no template left in."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import pytest
+
+from trainers.compact import CompactPrompts
+from trainers.problems import Problem
+from trainers.prompts import Chat, ChatPrompts, Prompts, numbered
+
+PROBLEM = Problem("p1", "math", "What is 80+11?", "91")
+SUM = Problem("sum-80-11", "math", "80+11", "91")
+
+
+def all_chats(prompts: Prompts, problem: Problem) -> dict[str, Chat]:
+    return {
+        "generate": prompts.generate(problem),
+        "aggregate": prompts.aggregate(problem, ["first", "second"]),
+        "evaluate": prompts.evaluate(problem, "my solution"),
+        "refine": prompts.refine(problem, "my solution", "the feedback"),
+        "orchestrate": prompts.orchestrate(problem, 3),
+        "work": prompts.work(problem, "add the tens first"),
+        "synthesize": prompts.synthesize(problem, ["first", "second"]),
+    }
+
+
+def text_of(chat: Chat) -> str:
+    return "\n".join(message.text for message in chat)
+
+
+def is_alternating(chat: Chat) -> bool:
+    return all(a.speaker != b.speaker for a, b in pairwise(chat))
+
+
+@pytest.mark.parametrize("history", ["own", "shared"])
+def test_every_chat_starts_and_ends_with_the_user(history: Literal["own", "shared"]) -> None:
+    for prompts in (ChatPrompts(history), CompactPrompts()):
+        for name, chat in all_chats(prompts, PROBLEM).items():
+            assert (chat[0].speaker, chat[-1].speaker) == ("user", "user"), name
+
+
+def test_chats_alternate() -> None:
+    for prompts in (ChatPrompts(), CompactPrompts()):
+        for name, chat in all_chats(prompts, PROBLEM).items():
+            assert is_alternating(chat), name
+
+
+def test_the_shared_history_is_malformed_only_where_the_paper_has_it() -> None:
+    """The refiner's chat has two assistant turns in a row: the solution and the verdict on it."""
+    chats = all_chats(ChatPrompts("shared"), PROBLEM)
+    assert [name for name, chat in chats.items() if not is_alternating(chat)] == ["refine"]
+    assert [message.speaker for message in chats["refine"]] == [
+        "user", "assistant", "assistant", "user",
+    ]  # fmt: skip
+    assert "the one above" in chats["evaluate"][-1].text
+    own = all_chats(ChatPrompts("own"), PROBLEM)
+    assert {name for name in own if own[name] != chats[name]} == {"evaluate", "refine"}
+
+
+@pytest.mark.parametrize("history", ["own", "shared"])
+def test_no_template_syntax_is_left_in_a_prompt(history: Literal["own", "shared"]) -> None:
+    """The paper's refiner saw a literal `\\boxed{{}}`: its template was never formatted."""
+    for name, chat in all_chats(ChatPrompts(history), PROBLEM).items():
+        text = text_of(chat)
+        assert "{{" not in text, name
+        assert "}}" not in text, name
+        assert "{problem" not in text, name
+        assert "None" not in text, name
+
+
+@pytest.mark.parametrize("history", ["own", "shared"])
+def test_a_prompt_holds_everything_the_role_is_asked_about(
+    history: Literal["own", "shared"],
+) -> None:
+    chats = {name: text_of(chat) for name, chat in all_chats(ChatPrompts(history), PROBLEM).items()}
+    assert all(PROBLEM.question in text for text in chats.values())
+    assert not any(PROBLEM.answer in text for text in chats.values())
+    assert "--- Solution 1 ---\nfirst" in chats["aggregate"]
+    assert "--- Solution 2 ---\nsecond" in chats["synthesize"]
+    assert "my solution" in chats["evaluate"]
+    assert "my solution" in chats["refine"]
+    assert "the feedback" in chats["refine"]
+    assert "at most 3" in chats["orchestrate"]
+    assert "add the tens first" in chats["work"]
+
+
+def test_the_prompt_asks_for_the_format_that_the_reader_reads() -> None:
+    prompts = ChatPrompts()
+    for name in ("generate", "work", "synthesize", "refine"):
+        assert r"\boxed{}" in all_chats(prompts, PROBLEM)[name][-1].text, name
+    assert prompts.read_choice(prompts.aggregate(PROBLEM, ["a"])[-1].text, 2).value == 0
+    verdicts = prompts.evaluate(PROBLEM, "a")[-1].text
+    assert r"\boxed{Correct}" in verdicts
+    assert r"\boxed{Incorrect}" in verdicts
+    assert "STRATEGY n:" in prompts.orchestrate(PROBLEM, 3)[-1].text
+
+
+def test_candidates_are_numbered_from_one() -> None:
+    assert numbered("Solution", ["a", "b"]) == "--- Solution 1 ---\na\n\n--- Solution 2 ---\nb"
+
+
+def test_compact_prompts_are_these_characters() -> None:
+    rendered = {name: text_of(chat) for name, chat in all_chats(CompactPrompts(), SUM).items()}
+    assert rendered == {
+        "generate": "g80+11",
+        "aggregate": "a80+11 first second",
+        "evaluate": "e80+11 my solution",
+        "refine": "r80+11 my solution the feedback",
+        "orchestrate": "o80+11 3",
+        "work": "w80+11 add the tens first",
+        "synthesize": "s80+11 first second",
+    }
+
+
+def test_text_with_braces_and_markup_goes_through_unchanged() -> None:
+    hostile = "{problem} {{0}} %s \\boxed{1} [bold]"
+    assert hostile in text_of(ChatPrompts().evaluate(PROBLEM, hostile))
+    assert hostile in text_of(ChatPrompts().aggregate(PROBLEM, [hostile]))
+    assert hostile in text_of(CompactPrompts().refine(PROBLEM, hostile, hostile))
+
+
+@pytest.mark.parametrize("prompts", [ChatPrompts(), CompactPrompts()])
+def test_no_two_roles_get_the_same_prompt(prompts: Prompts) -> None:
+    rendered = [text_of(chat) for chat in all_chats(prompts, PROBLEM).values()]
+    assert len(set(rendered)) == len(rendered)
