@@ -53,12 +53,15 @@ def micro_batches(rows: Sequence[Row], max_tokens: int) -> list[list[Row]]:
     Within a batch the rows of an agent stand together, which lets the probe slice instead of copy.
     """
     batches: list[list[Row]] = []
-    longest = 0
+    # Prompts and responses are padded each to their own longest: a long prompt with a short
+    # response next to a short prompt with a long response costs more than either.
+    prompt = response = 0
     for row in sorted(rows, key=lambda row: (row_tokens(row), row.turn.agent)):
-        longest = max(longest, row_tokens(row))
-        if not batches or longest * (len(batches[-1]) + 1) > max_tokens:
+        prompt = max(prompt, len(row.turn.prompt_ids))
+        response = max(response, len(row.turn.response_ids))
+        if not batches or (prompt + response) * (len(batches[-1]) + 1) > max_tokens:
             batches.append([])
-            longest = row_tokens(row)
+            prompt, response = len(row.turn.prompt_ids), len(row.turn.response_ids)
         batches[-1].append(row)
     return [sorted(batch, key=lambda row: row.turn.agent) for batch in batches]
 

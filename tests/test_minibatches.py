@@ -1,0 +1,151 @@
+"""Every row is trained exactly once, problems stay whole, and budgets are kept."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import make_row, make_turn
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gradlab.records import Agent
+from trainers.config import TrainConfig
+from trainers.episodes import Row
+from trainers.minibatches import micro_batches, num_updates, plan_updates, row_tokens
+
+
+def make_rows(lengths: list[int], num_problems: int) -> list[Row]:
+    return [
+        make_row(
+            make_turn(
+                Agent("generator", i % 3),
+                prompt_ids=tuple(range(length)),
+                response_ids=(7,) * (1 + i % 4),
+            ),
+            problem=f"p{i % num_problems}",
+            sample=i,
+        )
+        for i, length in enumerate(lengths)
+    ]
+
+
+rows_strategy = st.builds(
+    make_rows, st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(1, 9)
+)
+
+
+def ids_of(parts: list[list[Row]]) -> list[int]:
+    return sorted(row.sample for part in parts for row in part)
+
+
+@given(
+    rows_strategy,
+    st.sampled_from(["samples", "fixed"]),
+    st.sampled_from(["prompts", "length"]),
+    st.integers(1, 70),
+    st.integers(1, 5),
+)
+def test_every_row_is_in_exactly_one_update(
+    rows: list[Row], updates: str, minibatches: str, rows_per_update: int, fixed: int
+) -> None:
+    config = TrainConfig(
+        updates=updates,  # type: ignore[arg-type]
+        minibatches=minibatches,  # type: ignore[arg-type]
+        rows_per_update=rows_per_update,
+        fixed_updates=fixed,
+    )
+    planned = plan_updates(rows, config, (0, 1))
+    assert ids_of(planned) == list(range(len(rows)))
+    assert all(planned)
+
+
+@given(rows_strategy, st.integers(1, 300))
+def test_every_row_is_in_exactly_one_micro_batch_within_the_budget(
+    rows: list[Row], max_tokens: int
+) -> None:
+    batches = micro_batches(rows, max_tokens)
+    assert ids_of(batches) == list(range(len(rows)))
+    for batch in batches:
+        # Prompts are padded to the longest prompt, responses to the longest response.
+        prompt = max(len(row.turn.prompt_ids) for row in batch)
+        response = max(len(row.turn.response_ids) for row in batch)
+        assert len(batch) * (prompt + response) <= max_tokens or len(batch) == 1
+
+
+@given(rows_strategy, st.integers(1, 300))
+def test_rows_of_an_agent_stand_together(rows: list[Row], max_tokens: int) -> None:
+    for batch in micro_batches(rows, max_tokens):
+        agents = [row.turn.agent for row in batch]
+        assert agents == sorted(agents)
+
+
+@given(rows_strategy, st.integers(1, 30), st.integers(0, 5))
+def test_problems_stay_whole(rows: list[Row], rows_per_update: int, seed: int) -> None:
+    planned = plan_updates(rows, TrainConfig(rows_per_update=rows_per_update), (seed,))
+    homes = Counter(problem for part in planned for problem in {row.problem for row in part})
+    assert set(homes.values()) == {1}
+
+
+def test_the_shuffle_depends_on_its_key_alone() -> None:
+    rows = make_rows(list(range(1, 41)), 20)
+    config = TrainConfig(rows_per_update=10)
+    first, again, other = (plan_updates(rows, config, key) for key in ((0, 1), (0, 1), (0, 2)))
+    assert first == again
+    assert first != other
+
+
+def voting_rows(problems: int, samples: int) -> dict[str, list[Row]]:
+    agents = [*(Agent("generator", i) for i in range(3)), Agent("aggregator")]
+    rows = [
+        make_row(make_turn(agent), problem=f"p{problem}", sample=sample)
+        for problem in range(problems)
+        for sample in range(samples)
+        for agent in agents
+    ]
+    return {
+        role: [row for row in rows if row.turn.agent.role == role]
+        for role in ("generator", "aggregator")
+    }
+
+
+def test_the_parallel_role_of_isolated_voting_gets_three_updates_to_one() -> None:
+    """16 problems x 8 samples: 384 generator rows, 128 aggregator rows, 128 rows an update."""
+    rows = voting_rows(16, 8)
+    config = TrainConfig()
+    assert len(plan_updates(rows["generator"], config, (0,))) == 3
+    assert len(plan_updates(rows["aggregator"], config, (0,))) == 1
+    assert num_updates(512, config) == 4  # shared: all 512 rows in one policy
+
+
+def test_fixed_updates_take_the_confound_away() -> None:
+    rows = voting_rows(16, 8)
+    config = TrainConfig(updates="fixed", fixed_updates=2)
+    assert [len(part) for part in plan_updates(rows["generator"], config, (0,))] == [192, 192]
+    assert [len(part) for part in plan_updates(rows["aggregator"], config, (0,))] == [64, 64]
+
+
+def test_by_length_updates_are_consecutive_slices_in_order_of_length() -> None:
+    rows = make_rows([30, 10, 20, 40, 5, 25, 35, 15, 12, 33], 3)
+    planned = plan_updates(rows, TrainConfig(minibatches="length", rows_per_update=4), (0,))
+    assert [len(part) for part in planned] == [4, 4, 2]
+    lengths = [row_tokens(row) for part in planned for row in part]
+    assert lengths == sorted(lengths)
+
+
+def test_fewer_problems_than_updates_give_fewer_updates_and_none_empty() -> None:
+    rows = make_rows([5] * 30, 2)
+    assert len(plan_updates(rows, TrainConfig(rows_per_update=3), (0,))) == 2
+
+
+def test_no_rows_no_updates() -> None:
+    assert plan_updates([], TrainConfig(), (0,)) == []
+    assert micro_batches([], 10) == []
+
+
+@pytest.mark.parametrize("rows_per_update", [1, 7, 128])
+def test_the_number_of_updates_is_rounded_up(rows_per_update: int) -> None:
+    config = TrainConfig(rows_per_update=rows_per_update)
+    assert num_updates(100, config) == math.ceil(np.float64(100) / rows_per_update)
