@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.cliff import AccuracySeries
 from analysis.findings import Diagnosis, Onset, SignalVerdict
-from analysis.signals import Measured, aligned
+from analysis.signals import Measured, aligned, learners
 from gradlab.palette import role_color
 from gradlab.store import Run
 
@@ -110,14 +110,12 @@ def moved_svg(
 
 def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
     """Gradient norm and share of the step mass per role, with the share of the loss dashed."""
-    shared = [
-        role
-        for role in run.roles
-        if sum(run.policy_of(other).name == run.policy_of(role).name for other in run.roles) > 1
-    ]
+    trained = learners(run)
+    policies = [run.policy_of(role).name for role in trained]
+    shared = [role for role in trained if policies.count(run.policy_of(role).name) > 1]
     with _figure(9.6, 3.3) as (figure, svg):
         panels = figure.subplots(1, 2 if shared else 1, squeeze=False)[0]
-        for role in run.roles:
+        for role in trained:
             _line(panels[0], run.steps, aligned(run.steps, run.norm(role)), role_color(role), role)
         _log_axis(panels[0])
         panels[0].set_title("gradient norm before clipping")

@@ -111,7 +111,7 @@ def collect(run: Run) -> list[Measured]:
 
 
 def _all(run: Run) -> Iterator[Measured]:
-    policy_of = {role: run.policy_of(role).name for role in run.roles}
+    policy_of = {role: run.policy_of(role).name for role in learners(run)}
     masses = {
         "share": run.step_mass("share"),
         "pull": run.step_mass("pull"),
@@ -123,18 +123,26 @@ def _all(run: Run) -> Iterator[Measured]:
                 yield _policy_signal(run, kind, policy.name)
             continue
         if kind.source == "pair":
-            for first, second in combinations(run.roles, 2):
+            for first, second in combinations(policy_of, 2):
                 if policy_of[first] == policy_of[second]:
                     value_T = aligned(run.steps, run.cosine(first, second))
                     yield Measured(kind, f"{first}, {second}", policy_of[first], "1", value_T)
             continue
-        for role, name in policy_of.items():
+        for role in run.roles:
+            name = run.policy_of(role).name
+            if role not in policy_of and kind.source in ("mass", "norm"):
+                continue
             is_shared = list(policy_of.values()).count(name) > 1
             if kind.source == "signature":
                 yield Measured(kind, role, name, "nats", drift(run.signature(role)))
             elif kind.source != "mass" or is_shared:  # alone in its policy, a role has all of it
                 signal = _role_signal(run, kind, role, masses)
                 yield Measured(kind, role, name, signal.unit, aligned(run.steps, signal))
+
+
+def learners(run: Run) -> tuple[str, ...]:
+    """Roles with agents in their policy: the others speak, but are not trained."""
+    return tuple(role for role in run.roles if run.agents(role))
 
 
 def _role_signal(

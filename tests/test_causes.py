@@ -1,0 +1,93 @@
+"""Signals are put in the order in which they moved, with words that claim no cause."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from analysis.causes import PARENTS, UNRECORDED, ancestors
+from analysis.diagnose import diagnose
+from analysis.findings import Order, SignalVerdict
+from analysis.signals import KIND
+from analysis.synthetic import Cliff, Shift, synthetic_run
+from gradlab.store import open_run
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SignalVerdict]:
+    """A cliff at step 200 with a KL that rises before, a length that grows after."""
+    path = synthetic_run(
+        tmp_path_factory.mktemp("causes") / "run",
+        steps=300,
+        evals=61,
+        problems=300,
+        cliff=Cliff(200, 0.25),
+        shifts=(
+            Shift("kl", "generator", 170, 5.0),
+            Shift("entropy", "generator", 180, 0.4),
+            Shift("length_mean", "aggregator", 230, 2.0),
+            Shift("logprob_gap", "aggregator", 40, 8.0),
+        ),
+        seed=4,
+    )
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "cliff"
+    assert diagnosis.candidates[-1] == UNRECORDED
+    return {verdict.key: verdict for verdict in diagnosis.signals}
+
+
+def test_earlier_change_precedes_and_later_change_follows(
+    verdicts: dict[str, SignalVerdict],
+) -> None:
+    kl = verdicts["kl:generator"]
+    assert kl.order == "precedes"
+    assert kl.is_candidate
+    assert kl.onset is not None
+    assert abs(kl.onset.step - 170) <= 4
+    assert kl.lead == pytest.approx(28, abs=8)
+    assert kl.after / kl.before == pytest.approx(5.0, rel=0.15)
+    assert verdicts["length_mean:aggregator"].order == "follows"
+
+
+def test_candidate_that_an_earlier_one_explains_is_dropped(
+    verdicts: dict[str, SignalVerdict],
+) -> None:
+    entropy = verdicts["entropy:generator"]
+    assert entropy.order == "precedes"
+    assert not entropy.is_candidate
+    assert "generator KL" in entropy.note
+
+
+def test_change_long_before_the_drop_is_not_named(verdicts: dict[str, SignalVerdict]) -> None:
+    early = verdicts["logprob_gap:aggregator"]
+    assert early.order == "no evidence"
+    assert "too early" in early.note
+
+
+def test_signals_that_did_not_move_are_no_evidence(verdicts: dict[str, SignalVerdict]) -> None:
+    still = [
+        verdict
+        for key, verdict in verdicts.items()
+        if key.split(":")[0] in ("truncated", "parse_failures", "clip_fraction", "ratio_std")
+    ]
+    assert len(still) == 8
+    assert all(verdict.order == "no evidence" for verdict in still)
+
+
+def test_outcomes_are_never_candidates(verdicts: dict[str, SignalVerdict]) -> None:
+    outcomes = [verdict for verdict in verdicts.values() if verdict.is_outcome]
+    assert outcomes
+    assert not any(verdict.is_candidate for verdict in outcomes)
+
+
+def test_words_never_claim_a_cause() -> None:
+    assert set(get_args(Order)) == {"precedes", "coincides", "follows", "no evidence"}
+
+
+def test_declared_graph_has_no_cycle_and_knows_its_signals() -> None:
+    for kind, parents in PARENTS.items():
+        assert kind in KIND
+        assert set(parents) <= set(KIND)
+        assert kind not in ancestors(kind)
+    assert "learning_rate" in ancestors("parse_failures")

@@ -1,0 +1,195 @@
+"""Whole runs with known truth are judged as they are, and what is missing is said."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis.breakdown import BreakdownRule
+from analysis.diagnose import diagnose
+from analysis.synthetic import Capture, Cliff, Shift, synthetic_run
+from gradlab.records import (
+    Agent,
+    EvalRecord,
+    PolicyMeta,
+    RoleLedger,
+    RunLedger,
+    RunMeta,
+    StepRecord,
+    UpdateMetrics,
+    UpdateRecord,
+)
+from gradlab.store import open_run
+from gradlab.writer import RunStore
+
+
+@pytest.fixture(scope="module")
+def fallen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return synthetic_run(
+        tmp_path_factory.mktemp("runs") / "fallen",
+        steps=200,
+        evals=41,
+        problems=200,
+        cliff=Cliff(130, 0.25, role="generator"),
+        capture=Capture("generator", 100, 8.0),
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_healthy_run_is_called_healthy_with_what_it_would_have_shown(
+    tmp_path: Path, seed: int
+) -> None:
+    path = synthetic_run(tmp_path / "run", steps=120, evals=25, seed=seed)
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "healthy"
+    assert diagnosis.findings == ()
+    assert diagnosis.remedies == ()
+    assert "would have been found" in diagnosis.verdict
+    assert 0.03 < diagnosis.accuracy.detectable_drop < 0.3
+
+
+def test_fallen_run_names_drop_capture_role_and_remedies(fallen: Path) -> None:
+    diagnosis = diagnose(open_run(fallen))
+    assert diagnosis.status == "cliff"
+    assert diagnosis.name == "fallen"
+    kinds = [(finding.kind, finding.subject) for finding in diagnosis.findings]
+    assert kinds == [("cliff", "run"), ("capture", "generator")]
+    drop = diagnosis.findings[0]
+    assert drop.onset is not None
+    assert drop.onset.lower <= 125 <= drop.onset.upper
+    assert any("generator: own accuracy" in sentence for sentence in drop.evidence)
+    assert any("capture by generator" in candidate for candidate in diagnosis.candidates)
+    options = {remedy.option for remedy in diagnosis.remedies}
+    assert {"--learning-rate 0.0005", "--kl-coefficient generator 0.05"} <= options
+
+
+def test_diagnosis_is_json_without_nan(fallen: Path) -> None:
+    text = diagnose(open_run(fallen)).to_json()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    parsed = json.loads(text, parse_constant=refuse)
+    assert parsed["status"] == "cliff"
+    assert parsed["findings"][0]["onset"]["step"] > 0
+    assert parsed["signals"]
+
+
+def test_run_too_short_says_what_is_missing(tmp_path: Path) -> None:
+    path = synthetic_run(tmp_path / "run", steps=12, evals=4, close=False)
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "not judged"
+    assert "8 are needed" in diagnosis.verdict
+    missing = {question.what: question.why for question in diagnosis.not_judged}
+    assert "4 evaluations" in missing["the drop in accuracy"]
+    assert "12 steps" in missing["what moved first"]
+    assert "not closed" in missing["the end of the run"]
+
+
+def test_run_without_evaluations_is_said_plainly(tmp_path: Path) -> None:
+    path = synthetic_run(tmp_path / "run", steps=50, evals=0, problems=0)
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "not judged"
+    assert any("no evaluations" in question.why for question in diagnosis.not_judged)
+
+
+def bare_meta() -> RunMeta:
+    agents = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
+    return RunMeta(
+        run_id="bare",
+        workflow="w",
+        task="t",
+        model="m",
+        roles=("generator", "judge", "ghost"),
+        routing={"generator": "p", "judge": "p", "ghost": "p"},
+        policies=(PolicyMeta("p", agents, ("all",), 10),),
+        problems=("a", "b"),
+    )
+
+
+def test_empty_store_is_judged_without_an_error(tmp_path: Path) -> None:
+    RunStore.create(tmp_path / "run.zarr", bare_meta()).close()
+    diagnosis = diagnose(open_run(tmp_path))
+    assert diagnosis.status == "not judged"
+    json.loads(diagnosis.to_json())
+
+
+@pytest.mark.filterwarnings("error")
+def test_store_of_nothing_but_nan_and_gaps_is_judged_without_an_error(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run.zarr", bare_meta()) as store:
+        rng = np.random.default_rng(0)
+        for step in range(1, 61):
+            gram = np.full((1, 3, 3), np.nan) if step % 7 == 0 else np.eye(3)[None]
+            if step % 5:
+                store.append(UpdateRecord("p", step, gram, UpdateMetrics()))
+            store.append(StepRecord(step, 0.0, RunLedger(), {"judge": RoleLedger()}))
+            if step % 5 == 0:
+                correct = rng.integers(0, 2, (2, 1)).astype(np.uint8)
+                correct[0] = 255 if step % 10 else correct[0]
+                store.append(EvalRecord(step, correct, {}, np.full((3, 2), np.nan)))
+    diagnosis = diagnose(open_run(tmp_path))
+    assert diagnosis.status in ("healthy", "not judged")
+    assert any("judge: " in question.what for question in diagnosis.not_judged)
+    assert any("loss weight" in question.what for question in diagnosis.not_judged)
+
+
+def test_unexplained_gradients_come_before_everything_else(tmp_path: Path) -> None:
+    with RunStore.create(tmp_path / "run.zarr", bare_meta()) as store:
+        for step in range(1, 31):
+            residual = 0.3 if step == 9 else 1e-6
+            metrics = UpdateMetrics(residual=residual, coverage=0.9)
+            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics))
+            store.append(StepRecord(step, 0.0, RunLedger(), {}))
+    finding = diagnose(open_run(tmp_path)).findings[0]
+    assert finding.kind == "instrumentation"
+    assert finding.strength == pytest.approx(0.3)
+    assert any("first at step 9" in sentence for sentence in finding.evidence)
+
+
+def test_broken_role_is_found_although_accuracy_holds(tmp_path: Path) -> None:
+    path = synthetic_run(
+        tmp_path / "run",
+        steps=100,
+        evals=21,
+        shifts=(
+            Shift("parse_failures", "aggregator", 60, 31.0),
+            Shift("length_mean", "aggregator", 60, 3.0),
+        ),
+    )
+    run = open_run(path)
+    finding = BreakdownRule()(run)[0]
+    assert (finding.kind, finding.subject) == ("role breakdown", "aggregator")
+    assert finding.onset is not None
+    assert abs(finding.onset.step - 60) <= 3
+    assert any("response length" in sentence for sentence in finding.evidence)
+    diagnosis = diagnose(run)
+    assert diagnosis.status == "role breakdown"
+    assert "aggregator broke down" in diagnosis.verdict
+
+
+def test_spike_of_parse_failures_is_not_a_breakdown(tmp_path: Path) -> None:
+    shifts = (
+        Shift("parse_failures", "aggregator", 50, 31.0),
+        Shift("parse_failures", "aggregator", 60, 1 / 31.0),
+    )
+    path = synthetic_run(tmp_path / "run", steps=100, evals=0, problems=0, shifts=shifts)
+    assert BreakdownRule()(open_run(path)) == []
+
+
+def test_long_run_is_judged_within_the_budget(tmp_path: Path) -> None:
+    path = synthetic_run(
+        tmp_path / "run",
+        steps=500,
+        evals=51,
+        cliff=Cliff(300, 0.2),
+        shifts=(Shift("kl", "generator", 270, 4.0), Shift("entropy", "aggregator", 280, 0.5)),
+    )
+    started = time.process_time()
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "cliff"
+    assert time.process_time() - started < 2.0

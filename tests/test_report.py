@@ -1,0 +1,114 @@
+"""A diagnosis is told with the verdict first, in text and on a page that needs nothing else."""
+
+from __future__ import annotations
+
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from analysis.diagnose import diagnose
+from analysis.report import print_text, write_page
+from analysis.synthetic import Capture, Cliff, Shift, synthetic_run
+from gradlab.store import open_run
+
+CASES: dict[str, dict[str, object]] = {
+    "fallen": {
+        "steps": 200,
+        "evals": 41,
+        "cliff": Cliff(130, 0.25),
+        "capture": Capture("generator", 100, 8.0),
+        "shifts": (Shift("kl", "generator", 110, 5.0),),
+    },
+    "healthy": {"steps": 60, "evals": 13, "routing": "isolated"},
+    "short": {"steps": 8, "evals": 3, "close": False},
+    "unevaluated": {"steps": 30, "evals": 0, "problems": 0},
+}
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def told(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str, str]:
+    """Name of the case, its text, its page."""
+    folder = tmp_path_factory.mktemp("report") / request.param
+    run = open_run(synthetic_run(folder, **CASES[request.param]))  # type: ignore[arg-type]
+    diagnosis = diagnose(run)
+    console = Console(width=100, file=io.StringIO(), force_terminal=False)
+    print_text(diagnosis, console)
+    page = write_page(diagnosis, run, folder / "report.html")
+    assert isinstance(console.file, io.StringIO)
+    return request.param, console.file.getvalue(), page.read_text(encoding="utf-8")
+
+
+def test_text_fits_one_screen_with_the_verdict_first(told: tuple[str, str, str]) -> None:
+    name, text, _ = told
+    lines = text.splitlines()
+    assert len(lines) <= 50
+    verdict = " ".join(lines[:4])
+    words = {
+        "fallen": "fell off a cliff",
+        "healthy": "No terminal cliff",
+        "short": "Too short",
+        "unevaluated": "Too short",
+    }
+    assert words[name] in verdict
+    assert max(len(line) for line in lines) <= 100
+
+
+def test_page_holds_everything_inside(told: tuple[str, str, str]) -> None:
+    name, _, page = told
+    assert len(page) < 3_000_000
+    assert not re.findall(r'(?:src|href)="(?!#)', page.replace("xlink:href", "xlink-href"))
+    assert "<script" not in page
+    assert "<details><summary>Configuration" in page
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(svgs) == {"fallen": 3, "healthy": 2, "short": 2, "unevaluated": 1}[name]
+    for svg in svgs:
+        ElementTree.fromstring(svg)
+    body = page[page.index("<main>") :]
+    assert body.index("Confidence:") < body.index("<svg")
+
+
+def test_page_says_what_was_found(told: tuple[str, str, str]) -> None:
+    name, _, page = told
+    if name == "fallen":
+        assert "capture · generator" in page
+        assert "an unrecorded cause" in page
+        assert "generator KL to the reference" in page
+    else:
+        assert "fell off" not in page
+
+
+def test_ids_of_the_plots_do_not_collide(told: tuple[str, str, str]) -> None:
+    _, _, page = told
+    seen: set[str] = set()
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        used = set(re.findall(r'(?:href="|url\()#([\w-]+)', svg))
+        defined = set(re.findall(r'id="([\w-]+)"', svg))
+        assert used <= defined
+        # A clip path or marker of one plot must not be shadowed by a different one of another.
+        for name in used & seen:
+            shapes = re.findall(rf'<(?:clipPath|path|g|defs)[^>]*id="{name}".*?/>', page, re.DOTALL)
+            assert len(set(shapes)) == 1
+        seen |= defined
+
+
+def test_text_and_judgement_need_no_plotting_library() -> None:
+    code = (
+        "import sys, analysis.report, analysis.diagnose\n"
+        "bad = {'matplotlib', 'torch', 'trainers', 'figures'} & set(sys.modules)\n"
+        "sys.exit(', '.join(bad) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 0, done.stderr
