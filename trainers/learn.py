@@ -18,7 +18,7 @@ from trainers.episodes import Row
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.minibatches import micro_batches, plan_updates
 from trainers.models import LanguageModel
-from trainers.policies import Policy
+from trainers.policies import Policy, not_finite
 from trainers.sampling import left_padded
 
 MONITORED_ROWS = 32
@@ -98,7 +98,7 @@ def learn(
                 )
             loss = batch_loss(language, batch, weight_by_row, config, sums)
             if not torch.isfinite(loss):
-                raise TrainingError(blame(batch, policy, step, loss))
+                raise TrainingError(blame(language, batch, policy, step, loss))
             loss.backward()  # type: ignore[no-untyped-call]
             total_loss += loss.item()
             if policy.probe:
@@ -267,16 +267,14 @@ def monitor(
             sums[role].kl = divergence / tokens
 
 
-def blame(batch: Batch, policy: Policy, step: int, loss: Tensor) -> str:
+def blame(language: LanguageModel, batch: Batch, policy: Policy, step: int, loss: Tensor) -> str:
     """Name what is not finite in a micro-batch whose loss is not."""
-    bad_weights = [
-        name for name, bad in ((str(i), not p.isfinite().all()) for i, p in
-                               enumerate(policy.parameters)) if bad
-    ]  # fmt: skip
+    bad_weights = not_finite(language, policy.name)
     bad_advantage = [row for row in batch.rows if not np.isfinite(row.advantage)]
     agents = sorted({str(row.turn.agent) for row in (bad_advantage or batch.rows)})
     cause = (
-        f"{len(bad_weights)} of its {len(policy.parameters)} parameters are not finite"
+        f"{len(bad_weights)} of its {len(policy.parameters)} parameters are not finite "
+        f"({bad_weights[0]})"
         if bad_weights
         else f"{len(bad_advantage)} rows have an advantage that is not finite"
         if bad_advantage

@@ -106,6 +106,15 @@ def adapter_parameters(language: LanguageModel, policy: str) -> Mapping[str, Par
     }
 
 
+def not_finite(language: LanguageModel, policy: str) -> list[str]:
+    """Names of the policy's parameters that hold a NaN or an infinity."""
+    return [
+        name
+        for name, parameter in adapter_parameters(language, policy).items()
+        if not bool(parameter.isfinite().all())
+    ]
+
+
 def warmup(config: TrainConfig) -> Callable[[int], float]:
     """Linear warm-up, then constant. With `scheduler_tick='update'` the first update has rate 0,
     as in the paper's code."""

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from trainers.episodes import Episode, Turn
+from trainers.learn import TrainingError
 from trainers.models import LanguageModel
+from trainers.policies import not_finite
 from trainers.problems import Problem
 from trainers.sampling import Sample, sample
 from trainers.workflows import Ask, Play, Reply, Workflow
@@ -47,6 +49,7 @@ def rollout(
     """Play `samples` episodes of every problem. `key` seeds the sampling.
 
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
+    Raises TrainingError naming the policy whose output is not finite.
     """
     seats = [
         _seat(workflow.play(problem, language.prompts), problem, number)
@@ -98,12 +101,24 @@ def _play_wave(
     for index, policy in enumerate(sorted(by_policy)):
         asked = by_policy[policy]
         with language.speaking(policy) as model:
-            responses = sample(
-                model,
-                [prompt for _, _, prompt in asked],
-                language.sampling,
-                rng(language.device, *key, index),
-            )
+            try:
+                responses = sample(
+                    model,
+                    [prompt for _, _, prompt in asked],
+                    language.sampling,
+                    rng(language.device, *key, index),
+                )
+            except FloatingPointError as error:
+                bad = not_finite(language, policy)
+                cause = (
+                    f"{len(bad)} of its parameters are not finite ({bad[0]})"
+                    if bad
+                    else "its parameters are finite: the forward pass overflowed"
+                )
+                raise TrainingError(
+                    f"sampling from policy '{policy}': {error}; {cause}. Lower --learning-rate, or "
+                    "resume from the last checkpoint."
+                ) from error
         for (number, slot, prompt), response in zip(asked, responses, strict=True):
             said[number, slot] = (prompt, response)
 

@@ -45,7 +45,10 @@ class SamplingOptions:
 def sample(
     model: Any, prompts: Sequence[tuple[int, ...]], options: SamplingOptions, rng: torch.Generator
 ) -> list[Sample]:
-    """Sample one response per prompt, in the order given. `model` is a causal LM in eval mode."""
+    """Sample one response per prompt, in the order given. `model` is a causal LM in eval mode.
+
+    Raises FloatingPointError when the model's output is not finite.
+    """
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), prompts[i]))
     results: list[Sample | None] = [None] * len(prompts)
     for start in range(0, len(order), options.max_rows):
@@ -87,6 +90,8 @@ def _sample_chunk(
     active_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for number in range(options.max_tokens):
         logprobs_BV = torch.log_softmax(logits_BV.float() / options.temperature, dim=-1)
+        if not bool(logprobs_BV.isfinite().all()):
+            raise FloatingPointError(f"output at response token {number} is not finite")
         next_B1 = torch.multinomial(logprobs_BV.exp(), 1, generator=rng)
         chosen_B = logprobs_BV.gather(1, next_B1)[:, 0]
         for row, token, logprob, is_active in zip(
