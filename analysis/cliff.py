@@ -67,7 +67,7 @@ class AccuracySeries:
             np.asarray(evaluations.step_E, dtype=np.int64)[kept],
             np.asarray(evaluations.num_correct_E(), dtype=np.float64)[kept],
             trials[kept],
-            _mean_over_samples(correct_EPS) if correct_EPS.size else None,
+            mean_over_samples(correct_EPS) if correct_EPS.size else None,
             samples,
         )
 
@@ -499,7 +499,7 @@ def _dispersion_of_problems(series: AccuracySeries) -> float:
     return float(np.clip(series.samples * flips[valid].mean() / spread, MIN_DISPERSION, 1.0))
 
 
-def _mean_over_samples(correct_EPS: Floats) -> Floats:
+def mean_over_samples(correct_EPS: Floats) -> Floats:
     """[E, P] mean over the samples that were graded; NaN where none was."""
     graded = np.isfinite(correct_EPS)
     count = graded.sum(axis=2)

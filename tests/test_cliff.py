@@ -13,7 +13,7 @@ from analysis.cliff import (
     _dispersion,
     _dispersion_of_problems,
     _fit_ramp,
-    _mean_over_samples,
+    mean_over_samples,
 )
 from analysis.isotonic import fit_prefixes
 from analysis.synthetic import Cliff, accuracy_curve, evaluation_matrix
@@ -35,7 +35,7 @@ def series_of(
     rate_E = accuracy_curve(step_E, int(step_E[-1]), cliff)
     matrix = evaluation_matrix(rate_E, problems, samples, rng, wander=wander).astype(float)
     num = np.full(evals, float(problems * samples))
-    return AccuracySeries(step_E, matrix.sum(axis=(1, 2)), num, _mean_over_samples(matrix), samples)
+    return AccuracySeries(step_E, matrix.sum(axis=(1, 2)), num, mean_over_samples(matrix), samples)
 
 
 def results_of(cliff: Cliff | None, **settings: int) -> list[CliffResult]:

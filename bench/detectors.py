@@ -1,0 +1,310 @@
+"""Measure size and power of every detector on runs whose truth is known.
+
+    python bench/detectors.py --runs 200
+
+Writes bench/results/detectors.md. Seeds are fixed: the same code gives the same table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from analysis.amplification import AmplificationTest, Components
+from analysis.capture import CaptureRule
+from analysis.causes import OnsetOrder
+from analysis.cliff import AccuracySeries, CliffResult, CliffTest, mean_over_samples
+from analysis.signals import KIND, Measured
+from analysis.synthetic import (
+    Cliff,
+    Rows,
+    accuracy_curve,
+    autoregressive,
+    evaluation_matrix,
+    row_gradients,
+    statistics_of,
+)
+
+Table = list[tuple[str, ...]]
+EVAL_EVERY = 10
+
+
+def accuracy_series(
+    cliff: Cliff | None, evals: int, problems: int, wander: float, rng: np.random.Generator
+) -> AccuracySeries:
+    """One run's evaluations, problems known."""
+    step_E = np.arange(evals) * EVAL_EVERY
+    rate_E = accuracy_curve(step_E, int(step_E[-1]), cliff)
+    matrix = evaluation_matrix(rate_E, problems, 1, rng, wander=wander).astype(np.float64)
+    correct = matrix.sum(axis=(1, 2))
+    return AccuracySeries(
+        step_E, correct, np.full(evals, float(problems)), mean_over_samples(matrix)
+    )
+
+
+def planted(name: str, evals: int, rng: np.random.Generator) -> tuple[Cliff | None, float]:
+    """The drop and the wander of a named truth; a cliff begins in the second half."""
+    last = (evals - 1) * EVAL_EVERY
+    middle = int(rng.integers(evals // 3, math.ceil(0.6 * evals))) * EVAL_EVERY
+    onset = int(rng.integers(evals // 2, math.ceil(0.85 * evals))) * EVAL_EVERY
+    truths: dict[str, tuple[Cliff | None, float]] = {
+        "healthy": (None, 0.0),
+        "healthy, wander 0.15": (None, 0.15),
+        "healthy, wander 0.30": (None, 0.30),
+        "dip of 15 that recovers": (Cliff(middle, 0.15, "dip", max(20, last // 10)), 0.0),
+        "last evaluation 20 lower": (Cliff(last, 0.20, "last"), 0.0),
+        "cliff of 10": (Cliff(onset, 0.10), 0.0),
+        "cliff of 20": (Cliff(onset, 0.20), 0.0),
+        "cliff of 20, wander 0.15": (Cliff(onset, 0.20), 0.15),
+        "cliff of 35": (Cliff(onset, 0.35), 0.0),
+        "slow decay of 30": (Cliff(int(0.3 * last), 0.30, "slow decay", int(0.6 * last)), 0.0),
+    }
+    return truths[name]
+
+
+TRUTHS = (
+    "healthy",
+    "healthy, wander 0.15",
+    "healthy, wander 0.30",
+    "dip of 15 that recovers",
+    "last evaluation 20 lower",
+    "cliff of 10",
+    "cliff of 20",
+    "cliff of 20, wander 0.15",
+    "cliff of 35",
+    "slow decay of 30",
+)
+
+
+def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Percent of runs called none / cliff / slow decay / unresolved, and the onset's accuracy."""
+    test = CliffTest()
+    for evals, problems in ((13, 100), (21, 100), (51, 30), (51, 100), (51, 500)):
+        for truth in TRUTHS:
+            shapes: Counter[str] = Counter()
+            errors, covered, drops = [], [], []
+            for seed in range(runs):
+                rng = np.random.default_rng(seed)
+                cliff, wander = planted(truth, evals, rng)
+                result = test.measure(accuracy_series(cliff, evals, problems, wander, rng))
+                shapes[result.shape] += 1
+                if cliff and cliff.kind == "cliff" and result.onset:
+                    last_good = cliff.step - EVAL_EVERY
+                    errors.append(abs(result.onset.step - last_good) / EVAL_EVERY)
+                    covered.append(result.onset.lower <= last_good <= result.onset.upper)
+                    drops.append(result.drop_lower <= cliff.drop <= result.drop_upper)
+            shown = ("none", "cliff", "slow decay", "unresolved drop")
+            yield (
+                f"{evals}, {problems}",
+                truth,
+                *(percent(shapes[shape], runs) for shape in shown),
+                f"{np.median(errors):.0f} / {np.quantile(errors, 0.9):.0f}" if errors else "",
+                percent(sum(covered), len(covered)) if errors else "",
+                percent(sum(drops), len(drops)) if errors else "",
+            )
+
+
+def capture_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Percent of two-role runs in which one role is said to have captured the policy."""
+    rule = CaptureRule()
+    truths = {
+        "balanced": (1.0, 1.0, 0.5),
+        "3 times the tokens": (3.0, 1.0, 0.75),
+        "5 times the norm from the start": (5.0, 1.0, 0.5),
+        "burst of 10 steps": (1.0, 10.0, 0.5),
+        "capture, 4 times": (1.0, 4.0, 0.5),
+        "capture, 8 times": (1.0, 8.0, 0.5),
+    }
+    for steps, sd, memory in ((60, 0.4, 0.5), (300, 0.4, 0.5), (300, 0.7, 0.8)):
+        for truth, (constant, factor, weight) in truths.items():
+            flagged, errors, covered = 0, [], []
+            for seed in range(runs):
+                rng = np.random.default_rng(seed)
+                odds = sd * (
+                    autoregressive(steps, memory, rng) - autoregressive(steps, memory, rng)
+                )
+                stop = steps // 2 + 10 if truth.startswith("burst") else steps
+                odds[steps // 2 : stop] += math.log(factor)
+                share = 1 / (1 + np.exp(-odds - math.log(constant)))
+                found = False
+                for one, q in ((share, weight), (1 - share, 1 - weight)):
+                    takeover = rule.measure(one, np.full(steps, q))
+                    if takeover.onset is not None:
+                        found = True
+                        errors.append(abs(takeover.onset - steps // 2 + 1))
+                        covered.append(
+                            takeover.onset_lower <= steps // 2 - 1 <= takeover.onset_upper
+                        )
+                flagged += found
+            is_planted = truth.startswith("capture")
+            yield (
+                f"{steps}, {sd}, {memory}",
+                truth,
+                percent(flagged, runs),
+                f"{np.median(errors):.0f} / {np.quantile(errors, 0.9):.0f}" if is_planted else "",
+                percent(sum(covered), len(covered)) if is_planted else "",
+            )
+
+
+def amplification_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Percent of runs in which three agents are said to repeat one another."""
+    test = AmplificationTest()
+
+    def rows(**components: float) -> Callable[[np.random.Generator], np.ndarray]:
+        return lambda rng: row_gradients(Rows(**components), 3, rng)
+
+    def random_signs(rng: np.random.Generator) -> np.ndarray:
+        line = rng.standard_normal((1, 12, 1, 32))
+        return line * rng.choice([-1.0, 1.0], (3, 12, 2, 1))
+
+    truths: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+        "independent agents": rows(),
+        "common direction, 30 %": rows(signal=0.3),
+        "one line per prompt, random signs": random_signs,
+        "ICC 0.02 (DEFF 1.04)": rows(prompt=0.02),
+        "ICC 0.10 (DEFF 1.21)": rows(prompt=0.10),
+        "ICC 0.30 (DEFF 1.62)": rows(prompt=0.30),
+    }
+    for steps in (20, 80):
+        for truth, draw in truths.items():
+            significant = flagged = 0
+            deff = []
+            for seed in range(runs):
+                rng = np.random.default_rng(seed)
+                records = [statistics_of(draw(rng)) for _ in range(steps)]
+                components = Components(
+                    *(
+                        np.array([getattr(record, name) for record in records])
+                        for name in ("total", "signal", "prompt", "episode", "crosscov")
+                    )
+                )
+                coherence = test.measure(components, 3)
+                assert coherence is not None
+                significant += coherence.p_value < test.alpha
+                flagged += coherence.p_value < test.alpha and coherence.deff >= test.min_deff
+                deff.append(coherence.deff)
+            yield (
+                str(steps),
+                truth,
+                percent(significant, runs),
+                percent(flagged, runs),
+                f"{np.mean(deff):.2f} ± {np.std(deff):.2f}",
+            )
+
+
+def order_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Percent of signals of known shape said to precede, coincide with or follow a cliff."""
+    steps, onset = 300, 200
+    step_T = np.arange(1, steps + 1)
+
+    def jump(at: int) -> Callable[[np.random.Generator], np.ndarray]:
+        return lambda rng: 0.2 * autoregressive(steps, 0.5, rng) + 1.0 * (step_T >= at)
+
+    signals: dict[str, Callable[[np.random.Generator], np.ndarray]] = {
+        "noise, memory 0.5": lambda rng: autoregressive(steps, 0.5, rng),
+        "noise, memory 0.95": lambda rng: autoregressive(steps, 0.95, rng),
+        "random walk": lambda rng: np.cumsum(rng.standard_normal(steps)),
+        "trend": lambda rng: step_T / 30 + autoregressive(steps, 0.5, rng),
+        "jump 40 steps before": jump(onset - 40),
+        "jump 20 steps before": jump(onset - 20),
+        "jump with the drop": jump(onset - 5),
+        "jump 30 steps after": jump(onset + 30),
+        "jump 150 steps before": jump(onset - 150),
+    }
+    test, order = CliffTest(), OnsetOrder()
+    drops: list[CliffResult] = []
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        series = accuracy_series(Cliff(onset, 0.25), steps // EVAL_EVERY + 1, 200, 0.0, rng)
+        drops.append(test.measure(series))
+    for name, draw in signals.items():
+        said: Counter[str] = Counter()
+        for seed, drop in enumerate(drops):
+            value = draw(np.random.default_rng(10_000 + seed))
+            signal = Measured(KIND["conflict"], "a, b", "shared", "1", value)
+            verdicts = order([signal], step_T, drop)
+            said[verdicts[0].order if verdicts else "no evidence"] += 1
+        words = ("precedes", "coincides", "follows", "no evidence")
+        yield (name, *(percent(said[word], runs) for word in words))
+
+
+def percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.0f}" if total else ""
+
+
+SECTIONS: tuple[
+    tuple[str, str, tuple[str, ...], Callable[[int], Iterator[tuple[str, ...]]]], ...
+] = (
+    (
+        "Drop in accuracy",
+        "Percent of runs by verdict; problems have logit difficulties of sd 1.5 and are known; "
+        "wander is AR(0.7) on the logit. Onset error in evaluations, median / 90 %; coverage of "
+        "the onset interval (nominal 90) and of the drop interval (nominal 95).",
+        (
+            "evaluations, problems",
+            "truth (points)",
+            "none",
+            "cliff",
+            "slow decay",
+            "unresolved",
+            "onset error",
+            "onset covered",
+            "drop covered",
+        ),
+        cliff_table,
+    ),
+    (
+        "Role capture",
+        "Percent of runs with two roles that are flagged; onset error in steps, median / 90 %.",
+        ("steps, sd, memory", "truth", "flagged", "onset error", "onset covered"),
+        capture_table,
+    ),
+    (
+        "Amplification",
+        "Percent of runs with three agents, 12 prompts, 2 samples, 32 dimensions, in which the "
+        "test is significant at 0.01, and in which DEFF also reaches 1.1.",
+        ("steps", "truth", "p < 0.01", "flagged", "DEFF"),
+        amplification_table,
+    ),
+    (
+        "Order against a drop",
+        "Percent of signals by the word they get; cliff of 25 points at step 200 of 300, "
+        "evaluated every 10 steps on 200 problems.",
+        ("signal", "precedes", "coincides", "follows", "no evidence"),
+        order_table,
+    ),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--runs", type=int, default=200, help="runs per row")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "detectors.md"
+    )
+    settings = parser.parse_args()
+    text = [
+        "# Size and power of the detectors",
+        "",
+        f"`python bench/detectors.py --runs {settings.runs}`; {settings.runs} runs per row, fixed "
+        f"seeds. 0 of {settings.runs} means at most {300 / settings.runs:.1f} % (95 %).",
+    ]
+    for title, caption, header, rows in SECTIONS:
+        started = time.perf_counter()
+        text += ["", f"## {title}", "", caption, ""]
+        text += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        text += ["| " + " | ".join(row) + " |" for row in rows(settings.runs)]
+        print(f"{title}: {time.perf_counter() - started:.0f} s", flush=True)
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    settings.out.write_text("\n".join(text) + "\n", encoding="utf-8")
+    print(settings.out)
+
+
+if __name__ == "__main__":
+    main()
