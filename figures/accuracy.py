@@ -21,7 +21,6 @@ from figures.style import (
     note,
     paper,
     small_multiples,
-    step_axes,
     title,
 )
 from figures.tables import Table
@@ -30,8 +29,6 @@ from gradlab.store import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-DROPS = ("cliff", "slow decay", "unresolved drop")
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,11 @@ class AccuracyFigure:
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The panels of `runs`, a page of `among`."""
         with paper():
-            figure, panels = small_multiples(len(runs), head=0.45)
+            figure, panels = small_multiples(len(runs), "held-out accuracy (%)", head=0.45)
             for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
                 self._panel(axes, run, name)
-            columns = 1 if len(runs) == 1 else 2
-            step_axes(panels, columns)
-            for axes in panels[::columns]:
-                axes.set_ylabel("accuracy (%)")
-            legend(figure, _handles(), columns=3)
+            has_drop = any(_onset(diagnosed(run)) for run in runs)
+            legend(figure, _handles(has_drop=has_drop), columns=3)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -96,7 +90,7 @@ class AccuracyFigure:
         reason = self.missing(run)
         if reason:
             title(axes, name)
-            note(axes, reason)
+            note(axes, reason, keeps_frame=True, width=28)
             return
         evaluations = run.evaluations()
         num_E = evaluations.num_samples_E()
@@ -124,7 +118,7 @@ class AccuracyFigure:
         axes.plot([summary.peak_step], [100 * summary.peak], marker="^", **mark)
         axes.plot([step_E[-1]], [100 * summary.terminal], marker="s", **mark)
         axes.margins(x=0.04)
-        few_ticks(axes)
+        few_ticks(axes, step_E)
         title(axes, name, _verdict(diagnosis))
 
 
@@ -145,14 +139,14 @@ def _onset(diagnosis: Diagnosis) -> Any:
 def _verdict(diagnosis: Diagnosis) -> str:
     drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
     if drops:
-        onset = f" at step {drops[0].onset.step}" if drops[0].onset else ""
+        onset = f" after step {drops[0].onset.step}" if drops[0].onset else ""
         return f"{drops[0].kind}, −{100 * drops[0].strength:.0f} points{onset}"
-    if diagnosis.status == "healthy":
-        return "no drop found"
-    return f"{diagnosis.accuracy.num_evaluations} evaluations: not judged"
+    if diagnosis.status == "not judged":
+        return f"not judged ({diagnosis.accuracy.num_evaluations} evaluations)"
+    return "no drop found" if diagnosis.status == "healthy" else diagnosis.status
 
 
-def _handles() -> list[Any]:
+def _handles(*, has_drop: bool) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -162,11 +156,12 @@ def _handles() -> list[Any]:
         "markeredgecolor": INK,
         "markersize": 5,
     }
-    return [
+    handles = [
         Line2D([], [], color=INK, linewidth=0.9, label="accuracy"),
         Patch(color=PALE, label="95 % binomial"),
         Line2D([], [], color=FAINT, linewidth=0.8, linestyle=(0, (5, 2)), label="base"),
         Line2D([], [], marker="^", label="peak level", **mark),
         Line2D([], [], marker="s", label="end level", **mark),
-        Patch(facecolor=YELLOW, alpha=0.55, label="onset of drop"),
     ]
+    onset = Patch(facecolor=YELLOW, alpha=0.55, label="onset of drop")
+    return [*handles, onset] if has_drop else handles

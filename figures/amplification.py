@@ -12,7 +12,7 @@ from scipy.stats import t as student
 
 from analysis.amplification import AmplificationTest, Components, path_length
 from analysis.signals import aligned
-from figures.cells import COLUMNS, identity, routing_of
+from figures.cells import COLUMNS, identity
 from figures.style import FAINT, INK, Floats, blank, legend, note, paper, role_style
 from figures.tables import Table
 from gradlab.store import Run
@@ -25,7 +25,7 @@ PANELS = (
     ("signal", "common direction"),
     ("prompt", "shared prompt"),
     ("episode", "shared episode"),
-    ("deff", "DEFF"),
+    ("deff", "design effect"),
     ("updates", "optimizer steps"),
     ("path", "path length"),
 )
@@ -89,7 +89,7 @@ class AmplificationFigure:
                 axes.set_title(head)
                 self._panel(axes, points, quantity)
             grid[0, 0].set_ylabel("% of row energy")
-            grid[1, 0].set_ylabel("design effect")
+            grid[1, 0].set_ylabel("DEFF")
             grid[1, 1].set_ylabel("× one-agent role")
             grid[1, 1].set_xlabel("agents N of the role")
             legend(figure, _handles(points), columns=3)
@@ -188,7 +188,7 @@ class AmplificationFigure:
             axes.set_xlim(sizes[0] - 0.6, sizes[-1] + 0.6)
             axes.set_xticks(sizes)
         if shown and quantity == "deff":
-            many = np.array([max(sizes[0], 1) - 0.6, sizes[-1] + 0.6])
+            many = np.array([1.0, sizes[-1] + 0.6])
             axes.plot(many, many, color=FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0)
         for point in shown:
             peers = [p for p in shown if p.num_agents == point.num_agents]
@@ -199,8 +199,16 @@ class AmplificationFigure:
             if math.isfinite(estimate.lower):
                 bar = (scale * estimate.lower, scale * estimate.upper)
                 axes.plot([x, x], bar, color=style.color, linewidth=0.8, solid_capstyle="butt")
-            face = style.color if routing_of(point.run) == "shared" else "white"
-            axes.plot([x], [y], style.marker, color=style.color, mfc=face, ms=3.6, mew=0.8)
+            face = "white" if _is_alone(point) else style.color
+            axes.plot([x], [y], style.marker, color=style.color, mfc=face, ms=3.2, mew=0.7)
+        low, high = axes.get_ylim()
+        if shown and scale == 1.0:
+            axes.set_ylim(min(low, 0.8), max(high, 1.2))
+
+
+def _is_alone(point: Point) -> bool:
+    """The role has a policy to itself."""
+    return list(point.run.meta.routing.values()).count(point.run.meta.routing[point.role]) == 1
 
 
 def _steps(run: Run, role: str, quantity: str) -> Floats:
@@ -219,7 +227,7 @@ def _handles(points: list[Point]) -> list[Any]:
     ]
     for handle, role in zip(handles, roles, strict=True):
         handle.set_label(role)
-    filled = Line2D([], [], ls="none", marker="o", color=INK, label="shared")
+    filled = Line2D([], [], ls="none", marker="o", color=INK, label="shared policy")
     hollow = Line2D([], [], ls="none", marker="o", color=INK, mfc="white", label="own policy")
     limit = Line2D([], [], color=FAINT, lw=0.6, ls=(0, (4, 2)), label="DEFF = N")
     return [*handles, filled, hollow, limit]

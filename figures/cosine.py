@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -71,13 +72,16 @@ class CosineFigure:
         """The rows of `runs`, a page of `among`."""
         with paper():
             pairs = list(dict.fromkeys(pair for run in runs for pair in pairs_of(run)))
-            figure = blank(0.55 + 0.12 * ((len(pairs) + 1) // 2) + 1.35 * len(runs))
+            heights = [0.25 if self.missing(run) else 1.0 for run in runs]
+            figure = blank(0.65 + 0.12 * math.ceil((len(pairs) + 1) / 2) + 1.35 * sum(heights))
             grid = figure.subplots(
-                len(runs), 2, squeeze=False, gridspec_kw={"width_ratios": [1, 1.25]}
+                len(runs),
+                2,
+                squeeze=False,
+                gridspec_kw={"width_ratios": [1, 1.25], "height_ratios": heights},
             )
             tables = {run: matrix(run) for run in runs if not self.missing(run)}
-            strongest = [np.abs(m[np.isfinite(m) & (m < 1)]) for m in tables.values()]
-            top = max([0.1, *(float(s.max()) for s in strongest if len(s))])
+            top = _strongest(list(tables.values()))
             image = None
             for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
                 left, right = grid[index]
@@ -85,18 +89,29 @@ class CosineFigure:
                 reason = self.missing(run)
                 if reason:
                     note(left, "")
-                    note(right, reason)
+                    note(right, reason, width=28)
                     continue
                 image = self._matrix(left, run, tables[run], top)
                 self._over_time(right, run)
+            drawn = list(tables)
+            self._limits([grid[runs.index(run)][1] for run in drawn], drawn)
             grid[-1][1].set_xlabel("training step")
             if image is not None:
+                digit = 10.0 ** math.floor(math.log10(top))
+                mark = digit * math.floor(top / digit)
                 bar = figure.colorbar(
-                    image, ax=list(grid[:, 0]), location="bottom", aspect=14, shrink=0.8, pad=0.02
+                    image,
+                    ax=list(grid[:, 0]),
+                    location="bottom",
+                    aspect=14,
+                    shrink=0.8,
+                    pad=0.02,
+                    ticks=[-mark, 0, mark],
+                    format="{x:g}",
                 )
                 bar.set_label("cosine, mean over the run", size=TINY)
                 bar.outline.set_visible(False)
-            legend(figure, [_handle(pair) for pair in pairs], columns=2)
+            legend(figure, [*(_handle(pair) for pair in pairs), _apart()], columns=2)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -151,13 +166,26 @@ class CosineFigure:
         axes.axhline(0, color=FAINT, linewidth=0.5)
         for pair in pairs_of(run):
             step_T, value_T = series(run, pair)
-            window = max(1, len(value_T) // 40)
-            first = role_style(pair.first)
-            if window > 1:
-                axes.plot(step_T, value_T, color=first.color, linewidth=0.4, alpha=0.25)
-            axes.plot(step_T, running_median(value_T, window), **_line(pair, len(step_T)))
-        axes.margins(y=0.1)
-        few_ticks(axes)
+            axes.plot(step_T, value_T, color=role_style(pair.first).color, lw=0.4, alpha=0.2)
+            axes.plot(step_T, _middle(value_T), **_line(pair, len(step_T)))
+        axes.set_ylabel("cosine")
+        few_ticks(axes, run.steps)
+
+    def _limits(self, panels: list[Axes], runs: list[Run]) -> None:
+        """One scale for all runs: every median is inside, one wild step does not set it."""
+        extremes = [0.0]
+        for run in runs:
+            for pair in pairs_of(run):
+                value_T = series(run, pair)[1]
+                known = value_T[np.isfinite(value_T)]
+                if len(known):
+                    middle_T = _middle(value_T)
+                    extremes += [float(np.nanmin(middle_T)), float(np.nanmax(middle_T))]
+                    extremes += np.quantile(known, [0.01, 0.99]).tolist()
+        low, high = min(extremes), max(extremes)
+        pad = 0.08 * max(high - low, 0.1)
+        for axes in panels:
+            axes.set_ylim(max(-1.03, low - pad), min(1.03, high + pad))
 
 
 def agents_of(run: Run) -> list[Agent]:
@@ -193,6 +221,16 @@ def matrix(run: Run) -> Floats:
             value_T = np.asarray(run.cosine(agents[a], agents[b]).value_T, dtype=np.float64)
             value_AA[a, b] = value_AA[b, a] = _mean(value_T[:, None])[0] if len(value_T) else np.nan
     return value_AA
+
+
+def _strongest(tables: list[Floats]) -> float:
+    """Largest absolute cosine between two agents of the runs; at least 0.1."""
+    apart = [table[~np.eye(len(table), dtype=bool)] for table in tables]
+    return max([0.1, *(float(np.abs(x[np.isfinite(x)]).max(initial=0.0)) for x in apart)])
+
+
+def _middle(value_T: Floats) -> Floats:
+    return running_median(value_T, max(1, len(value_T) // 40))
 
 
 def _mean(value_XT: Floats) -> Floats:
@@ -235,6 +273,12 @@ def _handle(pair: Pair) -> Any:
     from matplotlib.lines import Line2D
 
     return Line2D([], [], label=str(pair), **_line(pair, 6))
+
+
+def _apart() -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=PALE, label=SEPARATE)
 
 
 def _square(index: int, color: str) -> Any:

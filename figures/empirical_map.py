@@ -11,7 +11,7 @@ import numpy as np
 
 from figures.accuracy import AccuracyFigure, wilson
 from figures.cells import COLUMNS, cell_of, diagnosed, identity, order, titles
-from figures.style import FAINT, INK, PALE, TINY, blank, legend, paper
+from figures.style import FAINT, INK, PALE, TINY, blank, legend, paper, shortened
 from figures.tables import Table
 from gradlab.store import Run
 
@@ -73,7 +73,9 @@ class EmpiricalMap:
             )
             self._lines(left, outcomes, heights)
             self._cells(right, outcomes, heights)
-            left.set_yticks([*heads, *heights], [*heads.values(), *(f"  {name}" for name in names)])
+            left.set_yticks(
+                [*heads, *heights], [*heads.values(), *(shortened(name, 32) for name in names)]
+            )
             for tick, place in zip(left.get_yticklabels(), [*heads, *heights], strict=True):
                 tick.set_weight("bold" if place in heads else "normal")
             left.set_ylim(at - 0.4, -0.6)
@@ -126,6 +128,7 @@ class EmpiricalMap:
             axes.plot(outcome.peak_gain, y, "^", color=INK, mfc="white", ms=4, mew=0.7)
             face = INK if outcome.status == "cliff" else "white"
             axes.plot(outcome.terminal_gain, y, "s", color=INK, mfc=face, ms=3.4, mew=0.7)
+        axes.use_sticky_edges = False
         axes.margins(x=0.08)
         axes.set_xlabel("accuracy − base (points)")
         axes.tick_params(axis="y", length=0)
@@ -145,7 +148,7 @@ class EmpiricalMap:
                 shade = colormaps["RdBu"](0.5 + 0.5 * change / top)
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=shade, lw=0))
                 ink = "white" if abs(change) > 0.6 * top else INK
-                text = f"{change:+.0f}".replace("-", "−")
+                text = f"{change:+.0f}".replace("-", "−") if abs(change) >= 0.5 else "0"
                 axes.text(x, y, text, ha="center", va="center", size=TINY, color=ink)
         axes.set_xlim(-0.5, 1.5)
         axes.set_xticks([0, 1], ["peak\n− base", "end\n− peak"])

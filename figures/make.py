@@ -92,6 +92,7 @@ def _write(figure: PaperFigure, runs: Sequence[Run], out: Path) -> list[Path]:
         with paper():
             # No date inside: the same store gives the same bytes.
             drawn.savefig(out / f"{stem}.pdf", metadata={"CreationDate": None})
+            drawn.set_layout_engine("none")  # keep the layout: the PNG is the same picture
             drawn.savefig(out / f"{stem}.png")
         written += [out / f"{stem}.pdf", out / f"{stem}.png"]
     figure.table(runs).write(out / f"{figure.name}.csv")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -17,7 +18,6 @@ from figures.style import (
     role_handle,
     role_line,
     small_multiples,
-    step_axes,
     title,
 )
 from figures.tables import Table
@@ -43,13 +43,10 @@ class NormsFigure:
         """The panels of `runs`, a page of `among`."""
         with paper():
             roles = roles_of(runs)
-            figure, panels = small_multiples(len(runs), head=0.25 + 0.12 * (len(roles) > 3))
+            head = 0.13 + 0.12 * math.ceil(len(roles) / 3)
+            figure, panels = small_multiples(len(runs), "gradient norm", head=head)
             for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
                 self._panel(axes, run, name)
-            columns = 1 if len(runs) == 1 else 2
-            step_axes(panels, columns)
-            for axes in panels[::columns]:
-                axes.set_ylabel("gradient norm")
             legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
             return figure
 
@@ -68,14 +65,14 @@ class NormsFigure:
         title(axes, name)
         reason = self.missing(run)
         if reason:
-            note(axes, reason)
+            note(axes, reason, keeps_frame=True, width=28)
             return
         axes.set_yscale("log")
         for role in run.roles:
             signal = run.norm(role)
             value_T = np.asarray(signal.value_T, dtype=np.float64)
             role_line(axes, role, signal.step_T, np.where(value_T > 0, value_T, np.nan))
-        few_ticks(axes)
+        few_ticks(axes, run.steps)
 
 
 def roles_of(runs: Sequence[Run]) -> list[str]:

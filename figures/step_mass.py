@@ -57,9 +57,11 @@ class StepMassFigure:
         """The rows of `runs`, a page of `among`."""
         with paper():
             roles = [role for role in roles_of(runs) if any(role in _competing(r) for r in runs)]
-            height = 1.25 if len(runs) == 1 else 0.95
-            figure = blank(0.5 + height * len(runs))
-            grid = figure.subplots(len(runs), 3, sharey="col", squeeze=False)
+            heights = [0.35 if self.missing(run) else 1.0 for run in runs]
+            figure = blank(0.65 + (1.1 if len(runs) == 1 else 0.95) * sum(heights))
+            grid = figure.subplots(
+                len(runs), 3, sharey="col", squeeze=False, gridspec_kw={"height_ratios": heights}
+            )
             for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
                 self._row(list(grid[index]), run)
                 row_title(grid[index][0], name, has_column_heads=index == 0)
@@ -107,11 +109,13 @@ class StepMassFigure:
                 style = role_style(role)
                 axes.plot(weight.step_T, weight.value_T, color=style.color, lw=0.7, ls=(0, (1, 1)))
                 value_T = np.asarray(masses[role].value_T, dtype=np.float64)
-                role_line(axes, role, masses[role].step_T, value_T)
-            few_ticks(axes, 2)
+                role_line(axes, role, masses[role].step_T, value_T, 2.2)
+            few_ticks(axes, run.steps, 3)
 
     def _limits(self, panels: list[Axes], runs: Sequence[Run]) -> None:
         """Shares fill 0 to 1; a pull may leave it, but one wild step must not set the scale."""
+        from matplotlib.ticker import MaxNLocator
+
         for axes, (measure, _) in zip(panels, PANELS, strict=True):
             everything = [
                 np.asarray(signal.value_T, dtype=np.float64)
@@ -122,6 +126,7 @@ class StepMassFigure:
             value = np.concatenate(everything) if everything else np.zeros(0)
             value = value[np.isfinite(value)]
             low, high = np.quantile(value, [0.01, 0.99]) if len(value) else (0.0, 1.0)
+            axes.yaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
             axes.set_ylim(min(-0.03, float(low) - 0.05), max(1.03, float(high) + 0.05))
 
 
@@ -134,4 +139,6 @@ def _competing(run: Run) -> list[str]:
 def _null() -> object:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], color=FAINT, linewidth=0.7, linestyle=(0, (1, 1)), label="loss weight")
+    return Line2D(
+        [], [], color=FAINT, linewidth=0.7, linestyle=(0, (1, 1)), label="loss weight (null)"
+    )

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -112,19 +113,22 @@ def blank(height: float) -> Figure:
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
 
-def small_multiples(num: int, *, head: float) -> tuple[Figure, list[Axes]]:
-    """One panel per run, two beside each other, all on the same y axis.
+def small_multiples(num: int, y_label: str, *, head: float) -> tuple[Figure, list[Axes]]:
+    """One panel per run, two beside each other, over training steps and on the same y axis.
 
     `head` is the height left for the legend, in inches.
     """
     columns = 1 if num == 1 else 2
     rows = math.ceil(num / columns)
-    each = 1.75 if num == 1 else 1.3 if rows <= 3 else 1.15
+    each = 1.75 if num == 1 else 1.4 if rows <= 3 else 1.15
     figure = blank(head + rows * each)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = list(grid.ravel())
     for unused in panels[num:]:
         unused.set_axis_off()
+    for lowest in panels[max(num - columns, 0) : num]:
+        lowest.set_xlabel("training step")
+    figure.supylabel(y_label, size=SMALL)
     return figure, panels[:num]
 
 
@@ -142,8 +146,10 @@ def role_handle(role: str) -> Line2D:
     return Line2D([], [], color=style.color, linestyle=style.dash, marker=style.marker, label=role)
 
 
-def role_line(axes: Axes, role: str, step_T: NDArray[np.int64], value_T: Floats) -> Floats:
-    """A role's series: raw values faint, running median bold; returns the median."""
+def role_line(
+    axes: Axes, role: str, step_T: NDArray[np.int64], value_T: Floats, markersize: float = 3.0
+) -> None:
+    """A role's series: raw values faint, running median bold."""
     style = role_style(role)
     window = max(1, len(value_T) // 40)
     middle_T = running_median(value_T, window)
@@ -156,8 +162,8 @@ def role_line(axes: Axes, role: str, step_T: NDArray[np.int64], value_T: Floats)
         linestyle=style.dash,
         marker=style.marker,
         markevery=(0, max(1, len(step_T) // 6)),
+        markersize=markersize,
     )
-    return middle_T
 
 
 def running_median(value_T: Floats, window: int) -> Floats:
@@ -173,16 +179,18 @@ def running_median(value_T: Floats, window: int) -> Floats:
     return result
 
 
-def note(axes: Axes, text: str) -> None:
-    """Say in an empty panel what is missing."""
+def note(axes: Axes, text: str, *, keeps_frame: bool = False, width: int = 60) -> None:
+    """Say in an empty panel what is missing, in lines of `width`."""
     axes.set_xticks([])
-    axes.tick_params(which="both", left=False, labelleft=False)
-    for side in ("left", "bottom"):
-        axes.spines[side].set_visible(False)
+    if not keeps_frame:
+        axes.patch.set_visible(False)
+        axes.tick_params(which="both", left=False, labelleft=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
     written = axes.text(
         0.5,
         0.5,
-        text,
+        fill(text, width),
         transform=axes.transAxes,
         ha="center",
         va="center",
@@ -193,9 +201,10 @@ def note(axes: Axes, text: str) -> None:
     written.set_in_layout(False)
 
 
-def title(axes: Axes, text: str, below: str = "") -> None:
-    """A panel's title, left-aligned, with an optional second line in grey."""
-    axes.set_title(text + ("\n" if below else ""), loc="left", linespacing=1.1)
+def title(axes: Axes, text: str, below: str = "", *, width: int = 27) -> None:
+    """A panel's title, broken into lines of `width`, with an optional last line in grey."""
+    lines = wrapped(text, width)
+    axes.set_title("\n".join([*lines, *([" "] if below else [])]), loc="left", weight="bold")
     if below:
         second = axes.annotate(
             below,
@@ -209,18 +218,33 @@ def title(axes: Axes, text: str, below: str = "") -> None:
         second.set_in_layout(False)
 
 
-def few_ticks(axes: Axes, num: int = 4) -> None:
-    """At most `num` intervals on the step axis, on whole steps."""
+def wrapped(text: str, width: int) -> list[str]:
+    """Lines of a title, broken between its parts; a part longer than a line loses its middle."""
+    lines: list[str] = []
+    for whole in text.split(" · "):
+        part = shortened(whole, width)
+        if lines and len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += f" · {part}"
+        else:
+            lines.append(part)
+    return lines
+
+
+def shortened(text: str, width: int) -> str:
+    """The text, or its two ends when it is longer than `width`."""
+    half = (width - 1) // 2
+    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+
+
+def few_ticks(axes: Axes, step_T: NDArray[np.int64], num: int = 4) -> None:
+    """At most `num` intervals on the step axis, at round whole steps."""
     from matplotlib.ticker import MaxNLocator
 
-    axes.xaxis.set_major_locator(MaxNLocator(num, integer=True))
-
-
-def step_axes(panels: Sequence[Axes], columns: int) -> None:
-    """Label the steps under the lowest panel of every column."""
-    for index, axes in enumerate(panels):
-        if index + columns >= len(panels):
-            axes.set_xlabel("training step")
+    if len(step_T) == 1:
+        axes.set_xlim(step_T[0] - 1, step_T[0] + 1)
+        axes.set_xticks([int(step_T[0])])
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(num, integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
 def row_title(axes: Axes, text: str, *, has_column_heads: bool) -> None:
