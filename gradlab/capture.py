@@ -187,6 +187,24 @@ class Arguments:
     """Position -> value of arguments that are not tensors."""
 
 
+NO_ARGUMENTS = Arguments(0, (), {})
+
+
+@dataclass(slots=True)
+class Call:
+    """One tagged forward of a module that its rule will need in the backward."""
+
+    module: Any
+    tags: Tags
+    tickets: list[Any]
+    """The ticket's node; empty once redeemed."""
+    arguments: Arguments
+    learning: list[str]
+    """Local names of the parameters that required a gradient."""
+    is_ambiguous: bool
+    """Recomputed in a backward that several tagged forwards share."""
+
+
 class Capture:
     """Per-agent gradients of the parameters of one layout, summed over the backwards of an update.
 
@@ -319,44 +337,36 @@ class Capture:
             return
         if not output.requires_grad:
             return
-        arguments = Arguments(
-            len(args),
-            tuple(kwargs),
-            {i: value for i, value in enumerate(everything) if not isinstance(value, Tensor)},
-        )
-        output.register_hook(  # type: ignore[no-untyped-call]
-            partial(
-                self._on_gradient, site, module, tags, [ticket], arguments, learning, is_ambiguous
-            )
-        )
+        arguments = NO_ARGUMENTS
+        if site.rule == self._rerun:
+            others = {i: v for i, v in enumerate(everything) if not isinstance(v, Tensor)}
+            arguments = Arguments(len(args), tuple(kwargs), others)
+        call = Call(module, tags, [ticket], arguments, learning, is_ambiguous)
+        output.register_hook(partial(self._on_gradient, site, call))  # type: ignore[no-untyped-call]
 
-    def _on_gradient(
-        self,
-        site: Site,
-        module: nn.Module,
-        tags: Tags,
-        tickets: list[Any],
-        arguments: Arguments,
-        learning: Sequence[str],
-        is_ambiguous: bool,
-        gradient: Tensor,
-    ) -> None:
+    def _on_gradient(self, site: Site, call: Call, gradient: Tensor) -> None:
         if self._is_first:
             self._is_first = False
             self._before_first()
-        if is_ambiguous:
+        if call.is_ambiguous:
             self._fail(site, "reentrant checkpointing: several tagged forwards before one backward")
             return
-        tensors = tickets[0].saved_tensors
+        tensors = call.tickets[0].saved_tensors
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            tickets.clear()  # as autograd does, so that a loss kept for logging pins no activations
+            # As autograd does, so that a loss kept for logging pins no activations.
+            call.tickets.clear()
         try:
-            with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-                site.rule(site, module, tags, tensors, gradient, arguments, learning)
+            with torch.no_grad():
+                if torch.is_autocast_enabled(gradient.device.type):
+                    with torch.autocast(gradient.device.type, enabled=False):
+                        site.rule(site, call, tensors, gradient)
+                else:
+                    site.rule(site, call, tensors, gradient)
         except Exception as error:  # a measuring instrument must never stop a training run
             self._fail(site, f"{type(error).__name__}: {error}")
             return
-        self.attributed.update(site.slots[local] for local in learning)
+        for local in call.learning:
+            self.attributed.add(site.slots[local])
 
     def _fail(self, site: Site, reason: str) -> None:
         self.failures.setdefault(site.name, reason)
@@ -376,49 +386,38 @@ class Capture:
             self.is_low_precision = True
         return tensor.to(self.dtype)
 
-    def _linear(
-        self,
-        site: Site,
-        module: nn.Module,
-        tags: Tags,
-        tensors: Sequence[Tensor],
-        gradient: Tensor,
-        arguments: Arguments,
-        learning: Sequence[str],
-    ) -> None:
-        if tags.rows is not None:
-            self._linear_rows(site, tags.rows, tags, tensors[0], gradient, learning)
+    def _linear(self, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor) -> None:
+        if call.tags.rows is not None:
+            self._linear_rows(site, call.tags.rows, call, tensors[0], gradient)
             return
-        out = self._accumulating(self._units(gradient, tags))
-        if "weight" in learning:
-            into = self._accumulating(self._units(tensors[0], tags))
-            views = site.views["weight"]
-            for agent, lo, hi in tags.runs:
-                views[agent].addmm_(
-                    out[lo:hi].reshape(-1, out.shape[-1]).T, into[lo:hi].reshape(-1, into.shape[-1])
-                )
-        if "bias" in learning:
-            for agent, lo, hi in tags.runs:
-                site.views["bias"][agent].add_(out[lo:hi].reshape(-1, out.shape[-1]).sum(0))
+        out = self._accumulating(self._units(gradient, call.tags))
+        num_units = len(out)
+        out = out.reshape(-1, out.shape[-1])
+        tokens = len(out) // num_units
+        if "weight" in call.learning:
+            into = self._accumulating(self._units(tensors[0], call.tags))
+            into = into.reshape(-1, into.shape[-1])
+            weight = site.views["weight"]
+            for agent, lo, hi in call.tags.runs:
+                part = slice(lo * tokens, hi * tokens)
+                weight[agent].addmm_(out[part].T, into[part])
+        if "bias" in call.learning:
+            bias = site.views["bias"]
+            for agent, lo, hi in call.tags.runs:
+                bias[agent].add_(out[lo * tokens : hi * tokens].sum(0))
 
     def _linear_rows(
-        self,
-        site: Site,
-        rows: RowSketches,
-        tags: Tags,
-        into: Tensor,
-        gradient: Tensor,
-        learning: Sequence[str],
+        self, site: Site, rows: RowSketches, call: Call, into: Tensor, gradient: Tensor
     ) -> None:
-        if tuple(into.shape[:1]) != tags.shape:
-            raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {tags.shape}")
-        n = tags.shape[0]
+        if tuple(into.shape[:1]) != call.tags.shape:
+            raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {call.tags.shape}")
+        n = len(into)
         out = self._accumulating(gradient).reshape(n, -1, gradient.shape[-1])
-        if "weight" in learning:
+        if "weight" in call.learning:
             tokens = self._accumulating(into).reshape(n, -1, into.shape[-1])
             weight = torch.bmm(out.transpose(1, 2), tokens)
             self._add_rows(site.slots["weight"], rows, weight.view(n, -1))
-        if "bias" in learning:
+        if "bias" in call.learning:
             self._add_rows(site.slots["bias"], rows, out.sum(1))
 
     def _add_rows(self, slot_index: int, rows: RowSketches, gradient_nM: Tensor) -> None:
@@ -440,52 +439,32 @@ class Capture:
         sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])
 
     def _embedding(
-        self,
-        site: Site,
-        module: nn.Embedding,
-        tags: Tags,
-        tensors: Sequence[Tensor],
-        gradient: Tensor,
-        arguments: Arguments,
-        learning: Sequence[str],
+        self, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor
     ) -> None:
+        tags, padding = call.tags, call.module.padding_idx
         token, out = self._units(tensors[0], tags), self._accumulating(self._units(gradient, tags))
-        if module.padding_idx is not None:
-            out = out * (token != module.padding_idx).unsqueeze(-1)
+        if padding is not None:
+            out = out * (token != padding).unsqueeze(-1)
         views = site.views["weight"]
         for agent, lo, hi in tags.runs:
             views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
         if tags.rows is not None:
             slot = self.layout.slots[site.slots["weight"]]
-            for row, (token_T, out_TD) in enumerate(zip(tensors[0], gradient, strict=True)):
+            order = range(len(token)) if tags.order is None else tags.order.tolist()
+            for unit, row in enumerate(order):
                 dense = torch.zeros_like(views[0])
-                if module.padding_idx is not None:
-                    out_TD = out_TD * (token_T != module.padding_idx).unsqueeze(-1)
-                dense.index_add_(0, token_T.flatten(), out_TD.flatten(0, -2).to(self.dtype))
+                dense.index_add_(0, token[unit].flatten(), out[unit].flatten(0, -2))
                 self._sketch(slot, dense.view(1, -1), tags.rows, slice(row, row + 1))
 
-    def _rerun(
-        self,
-        site: Site,
-        module: nn.Module,
-        tags: Tags,
-        tensors: Sequence[Tensor],
-        gradient: Tensor,
-        arguments: Arguments,
-        learning: Sequence[str],
-    ) -> None:
+    def _rerun(self, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor) -> None:
         """Any module: run it again per agent and differentiate. Exact if it treats rows apart."""
+        tags = call.tags
         if tuple(gradient.shape[: len(tags.shape)]) != tags.shape:
-            raise ValueError(
-                f"saw shape {tuple(gradient.shape)}, tags have shape {tags.shape}",
-            )
-        parameters = [module._parameters[local] for local in learning]
+            raise ValueError(f"saw shape {tuple(gradient.shape)}, tags have shape {tags.shape}")
         devices = [gradient.device] if gradient.is_cuda else []
         with torch.random.fork_rng(devices):  # a module that draws must not shift the run's numbers
-            for row, agent, shares in self._rerun_groups(
-                module, tags, tensors, gradient, arguments, parameters
-            ):
-                for local, share in zip(learning, shares, strict=True):
+            for row, agent, shares in self._rerun_groups(call, tensors, gradient):
+                for local, share in zip(call.learning, shares, strict=True):
                     if share is None:
                         continue
                     share = self._accumulating(share)
@@ -496,22 +475,16 @@ class Capture:
                         self._sketch(slot, share.view(1, -1), tags.rows, slice(row, row + 1))
 
     def _rerun_groups(
-        self,
-        module: nn.Module,
-        tags: Tags,
-        tensors: Sequence[Tensor],
-        gradient: Tensor,
-        arguments: Arguments,
-        parameters: Sequence[Tensor | None],
+        self, call: Call, tensors: Sequence[Tensor], gradient: Tensor
     ) -> Iterator[tuple[int, int, tuple[Tensor | None, ...]]]:
         """(row or -1, agent, gradients): per row if rows are sketched, else per run."""
+        tags = call.tags
+        parameters = [call.module._parameters[local] for local in call.learning]
         if len(tags.shape) == 2:
             with torch.enable_grad():
-                output = call_again(module, arguments, tensors)
+                output = call_again(call, tensors)
             for agent in dict.fromkeys(agent for agent, _, _ in tags.runs):
-                mask = (tags.index == agent).view(
-                    *tags.shape, *[1] * (gradient.dim() - len(tags.shape))
-                )
+                mask = (tags.index == agent).view(*tags.shape, *[1] * (gradient.dim() - 2))
                 yield -1, agent, differentiate(output, parameters, gradient * mask)
             return
         num_rows = tags.shape[0]
@@ -523,19 +496,19 @@ class Capture:
         for row, agent, members in groups:
             part = [t[members] if t.shape[:1] == (num_rows,) else t for t in tensors]
             with torch.enable_grad():
-                output = call_again(module, arguments, part)
+                output = call_again(call, part)
             yield row, agent, differentiate(output, parameters, gradient[members])
 
 
-def call_again(module: nn.Module, arguments: Arguments, tensors: Iterable[Tensor]) -> Tensor:
+def call_again(call: Call, tensors: Iterable[Tensor]) -> Tensor:
     """The module's output for these tensors, without hooks and cut off from what came before."""
-    rest = iter(tensors)
+    rest, arguments = iter(tensors), call.arguments
     count = arguments.num_positional + len(arguments.keywords)
     values = [
         arguments.others[i] if i in arguments.others else next(rest).detach() for i in range(count)
     ]
     keywords = zip(arguments.keywords, values[arguments.num_positional :], strict=True)
-    output: Tensor = module.forward(*values[: arguments.num_positional], **dict(keywords))
+    output: Tensor = call.module.forward(*values[: arguments.num_positional], **dict(keywords))
     return output
 
 

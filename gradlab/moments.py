@@ -32,13 +32,10 @@ class StepSplit:
     """<d_a, d_b>, float64."""
     transfer_AA: Tensor
     """<g_a, d_b>, float64, g unclipped."""
+    update_norm: float
+    """||sum_a d_a||, summed before it is squared: agents may cancel by orders of magnitude."""
     decay_norm: float
     """Norm of the weight-decay part of the step."""
-
-    @property
-    def update_norm(self) -> float:
-        """||sum_a d_a||."""
-        return math.sqrt(max(float(self.update_gram_AA.sum()), 0.0))
 
 
 @dataclass(frozen=True)
@@ -95,25 +92,28 @@ class Moments:
     def before_step(self) -> None:
         """Keep what of theta_before the step will need for its weight decay."""
         self._coupled_P, self._decay_norm2 = None, 0.0
-        state = self.optimizer.state
-        self._is_first = [
-            p not in state or state[p].get("momentum_buffer") is None
-            for p in self.layout.parameters
-        ]
-        for slot, parameter, group in zip(
-            self.layout.slots, self.layout.parameters, self._groups, strict=True
-        ):
+        state, parameters = self.optimizer.state, self.layout.parameters
+        if not self.is_adam:
+            self._is_first = [
+                p not in state or state[p].get("momentum_buffer") is None for p in parameters
+            ]
+        for group in {id(group): group for group in self._groups}.values():
             decay = group["weight_decay"]
-            if decay == 0 or parameter.grad is None:
+            moved = [
+                (slot, p)
+                for slot, p, own in zip(self.layout.slots, parameters, self._groups, strict=True)
+                if own is group and p.grad is not None
+            ]
+            if decay == 0 or not moved:
                 continue
             if self._is_decoupled(group):
-                norm = float(torch.linalg.vector_norm(parameter.detach(), dtype=torch.float64))
+                norm = float(torch.nn.utils.get_total_norm([p.detach() for _, p in moved]))
                 self._decay_norm2 += (float(group["lr"]) * decay * norm) ** 2
-            else:
-                if self._coupled_P is None:
-                    self._coupled_P = torch.zeros_like(self.moment_AP[0])
-                theta = parameter.detach().reshape(-1)
-                self._coupled_P[slot.start : slot.stop] = theta * decay
+                continue
+            if self._coupled_P is None:
+                self._coupled_P = torch.zeros_like(self.moment_AP[0])
+            for slot, p in moved:
+                self._coupled_P[slot.start : slot.stop] = p.detach().reshape(-1) * decay
         if self._coupled_P is not None and self.decay_P is None:
             self.decay_P = torch.zeros_like(self._coupled_P)
 
@@ -129,7 +129,7 @@ class Moments:
         update_gram_AA = torch.zeros(
             (num_agents, num_agents), dtype=torch.float64, device=gradient_AP.device
         )
-        transfer_AA = torch.zeros_like(update_gram_AA)
+        transfer_AA, update_norm2 = torch.zeros_like(update_gram_AA), update_gram_AA.new_zeros(())
         decay_norm2 = self._decay_norm2
         scale_P = torch.empty_like(self.moment_AP[0])
         if self.is_adam:
@@ -146,18 +146,19 @@ class Moments:
                     step = step * scale_P[lo:hi]
                 update_gram_AA += step @ step.T
                 transfer_AA += gradient @ step.T
-        return StepSplit(update_gram_AA, transfer_AA, math.sqrt(decay_norm2))
+                update_norm2 += step.sum(0).square_().sum()
+        return StepSplit(
+            update_gram_AA, transfer_AA, math.sqrt(float(update_norm2)), math.sqrt(decay_norm2)
+        )
 
     def _segments(self) -> Iterator[Segment]:
         """Stretches of slots that the step moved, merged where the numbers agree."""
         current: Segment | None = None
-        for slot, parameter, group, is_first in zip(
-            self.layout.slots, self.layout.parameters, self._groups, self._is_first, strict=True
+        for slot, parameter, group, count in zip(
+            self.layout.slots, self.layout.parameters, self._groups, self._counts(), strict=True
         ):
             if parameter.grad is None:  # the optimizer passes over it, moments and all
                 continue
-            state = self.optimizer.state
-            count = int(state[parameter]["step"]) if self.is_adam else (1 if is_first else 2)
             if (
                 current is not None
                 and current.stop == slot.start
@@ -171,6 +172,18 @@ class Moments:
             current = Segment(slot.start, slot.stop, group, count)
         if current is not None:
             yield current
+
+    def _counts(self) -> list[int]:
+        """`Segment.count` of every slot."""
+        if not self.is_adam:
+            return [1 if is_first else 2 for is_first in self._is_first]
+        state = self.optimizer.state
+        counts = [
+            torch.zeros(()) if p.grad is None else state[p]["step"] for p in self.layout.parameters
+        ]
+        if len({count.device for count in counts}) == 1:
+            return [int(count) for count in torch.stack(counts).tolist()]  # one transfer, not many
+        return [int(count) for count in counts]
 
     def _chunks(self, part: Segment) -> Iterator[tuple[int, int]]:
         is_cpu = self.moment_AP.device.type == "cpu"
