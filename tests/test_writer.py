@@ -75,9 +75,9 @@ def record_steps(store: RunStore, first: int, last: int, value: float = 0.0) -> 
     for step in range(first, last + 1):
         for record in (update(step, value), update(step, value), update(step, value, JUDGE)):
             store.append(record)
-        store.append(training_step(step, value))
         if step % 5 == 0:
             store.append(evaluation(step, value))
+        store.append(training_step(step, value))  # last: where it is, the step is complete
 
 
 def group_steps(run: Run) -> dict[str, list[int]]:
@@ -261,6 +261,35 @@ def test_resume_cuts_off_later_rows_and_they_never_come_back(
     for policy in ("solver", "judge"):
         loss = run.update_metric("loss", policy)
         np.testing.assert_array_equal(loss.value_T, np.where(loss.step_T <= kept, 1.0, 2.0))
+
+
+@pytest.mark.parametrize(("recorded", "kept"), [(70, 40), (5, 3), (5, 0), (70, 70)])
+def test_a_kill_before_the_journal_was_emptied_brings_no_rows_back(
+    path: Path, recorded: int, kept: int
+) -> None:
+    store = RunStore.create(path, META)
+    record_steps(store, 1, recorded)
+    journal = journal_path(path).read_bytes()
+    assert journal
+    store._journal.close()
+    RunStore.resume(path, kept)._journal.close()
+    journal_path(path).write_bytes(journal)  # as if the resume had died before it emptied it
+    assert group_steps(open_run(path)) == expected_steps(kept)
+    with RunStore.resume(path, kept) as store:
+        record_steps(store, kept + 1, kept + 2)
+    assert group_steps(open_run(path)) == expected_steps(kept + 2)
+
+
+def test_a_record_cut_by_a_kill_does_not_hide_the_ones_after_the_resume(path: Path) -> None:
+    store = RunStore.create(path, META)
+    record_steps(store, 1, 3)
+    store._journal.close()
+    with journal_path(path).open("ab") as file:
+        file.write(journal_path(path).read_bytes()[:50])
+    store = RunStore.resume(path, 3)
+    record_steps(store, 4, 5)
+    store._journal.close()
+    assert group_steps(open_run(path)) == expected_steps(5)
 
 
 def test_resume_that_adds_nothing_changes_nothing(path: Path) -> None:
