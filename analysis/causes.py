@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from analysis.bend import Bend, bins, bridged, find_bends
 from analysis.cliff import CliffResult
@@ -195,12 +196,14 @@ class OnsetOrder:
 
 
 def _levels(signal: Measured, bend: Bend) -> tuple[float, float]:
-    """Levels before and after, back in the signal's own unit."""
+    """Levels before and after in the signal's own unit, within what was ever recorded."""
+    levels = np.array([bend.before, bend.after])
     if signal.kind.scale == "log":
-        return math.exp(bend.before), math.exp(bend.after)
-    if signal.kind.scale == "logit":
-        return 1 / (1 + math.exp(-bend.before)), 1 / (1 + math.exp(-bend.after))
-    return bend.before, bend.after
+        levels = np.exp(levels)
+    elif signal.kind.scale == "logit":
+        levels = expit(levels)
+    before, after = np.clip(levels, np.nanmin(signal.value_T), np.nanmax(signal.value_T))
+    return float(before), float(after)
 
 
 def _undominated(verdicts: list[tuple[Measured, SignalVerdict]]) -> list[SignalVerdict]:

@@ -25,73 +25,15 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from scipy.stats import chi2
 
+from analysis.accuracy import AccuracySeries, dispersion_of_differences, dispersion_of_problems
 from analysis.findings import Confidence, Finding, Onset, percent, points
 from analysis.isotonic import fit_prefixes, unimodal_ratio
 from analysis.partition import probability_of_drop
+from analysis.ramp import Ramp, RampFit, fit_ramp
 from gradlab.store import Run
 
 Floats = NDArray[np.float64]
 Shape = Literal["none", "cliff", "slow decay", "unresolved drop", "too few evaluations"]
-
-TRIM = 0.85
-_QUANTILE = float(chi2.ppf(TRIM, 1))
-TRIMMED_MEAN = float(chi2.cdf(_QUANTILE, 3)) / TRIM
-"""Mean of the lowest 85 % of chi-square(1) draws: what the trimmed mean of squares estimates."""
-
-MIN_DISPERSION = 0.2
-"""Floor of the dispersion from problems: greedy answers can repeat exactly for a while."""
-
-
-@dataclass(frozen=True)
-class AccuracySeries:
-    """Evaluations with at least one graded answer, in order."""
-
-    step_T: NDArray[np.int64]
-    correct_T: Floats
-    """Answers that were right."""
-    trials_T: Floats
-    """Graded answers."""
-    solved_TP: Floats | None = None
-    """[T, P] share of a problem's samples solved, NaN missing; None: not recorded."""
-    samples: int = 1
-    """Samples per problem."""
-
-    @classmethod
-    def of(cls, run: Run) -> AccuracySeries:
-        evaluations = run.evaluations()
-        trials = np.asarray(evaluations.num_samples_E(), dtype=np.float64)
-        kept = trials > 0
-        correct_EPS = np.asarray(evaluations.correct_EPS, dtype=np.float64)[kept]
-        samples = correct_EPS.shape[2] if correct_EPS.ndim == 3 else 1
-        return cls(
-            np.asarray(evaluations.step_E, dtype=np.int64)[kept],
-            np.asarray(evaluations.num_correct_E(), dtype=np.float64)[kept],
-            trials[kept],
-            mean_over_samples(correct_EPS) if correct_EPS.size else None,
-            samples,
-        )
-
-    @property
-    def rate_T(self) -> Floats:
-        return self.correct_T / self.trials_T
-
-    def __len__(self) -> int:
-        return len(self.step_T)
-
-    def pooled(self, max_points: int) -> AccuracySeries:
-        """Neighbouring evaluations added up, so that at most `max_points` remain.
-
-        Nothing is lost for a cliff that lasts; the scan over turning points is quadratic.
-        """
-        size = math.ceil(len(self) / max_points)
-        if size <= 1:
-            return self
-        starts = np.arange(0, len(self), size)
-        return AccuracySeries(
-            self.step_T[starts],
-            np.add.reduceat(self.correct_T, starts),
-            np.add.reduceat(self.trials_T, starts),
-        )
 
 
 @dataclass(frozen=True)
@@ -163,14 +105,14 @@ class CliffTest:
         if num_evaluations < self.min_evaluations:
             return CliffResult("too few evaluations", num_evaluations)
         rng = np.random.default_rng(self.seed)
-        base_dispersion = _dispersion_of_problems(series)
+        base_dispersion = dispersion_of_problems(series)
         series = series.pooled(self.max_points)
         trials_T = series.trials_T
         window = max(3, math.ceil(0.1 * len(series)))
 
-        dispersion = max(_dispersion(series), base_dispersion)
-        fit = _fit_ramp(series.correct_T[None, :], trials_T)
-        ramp = _Ramp.best(fit, series)
+        dispersion = max(dispersion_of_differences(series), base_dispersion)
+        fit = fit_ramp(series.correct_T[None, :], trials_T)
+        ramp = Ramp.best(fit, series)
         isotonic_T = fit_prefixes(series.correct_T[None, :], trials_T).fit_BT[0]
         noise = _Noise.of(series, ramp.curve_T, ramp.freedom, base_dispersion)
 
@@ -184,7 +126,7 @@ class CliffTest:
         lower, upper = self._drop_interval(series, ramp, noise, window, rng)
         only_last = bool(
             ramp.end >= len(series) - 1
-            or top - _rate(series, ramp.end, len(series) - 1) < self.min_drop
+            or top - series.rate(ramp.end, len(series) - 1) < self.min_drop
         )
         is_drop = (
             p_value <= self.alpha
@@ -286,14 +228,14 @@ class CliffTest:
     def _drop_interval(
         self,
         series: AccuracySeries,
-        ramp: _Ramp,
+        ramp: Ramp,
         noise: _Noise,
         window: int,
         rng: np.random.Generator,
     ) -> tuple[float, float]:
         """95 % percentile interval of the drop when onset and end are fitted again each time."""
         again_BT = noise.simulate(ramp.curve_T, series.trials_T, self.num_interval_bootstraps, rng)
-        fit = _fit_ramp(again_BT, series.trials_T)
+        fit = fit_ramp(again_BT, series.trials_T)
         best_B = np.argmin(fit.drop_sse_BC, axis=1)
         hits_BT = np.concatenate(
             [np.zeros((len(again_BT), 1)), np.cumsum(again_BT, axis=1)], axis=1
@@ -308,97 +250,6 @@ class CliffTest:
         bottom_B = (hits_BT[:, -1] - hits_BT[rows, end_B]) / (trials[-1] - trials[end_B])
         lower, upper = np.quantile(top_B - bottom_B, [0.025, 0.975])
         return float(lower), float(upper)
-
-
-@dataclass(frozen=True)
-class _RampFit:
-    """Squared errors of all ramps: isotonic rise to `onset`, line to `end`, flat from there."""
-
-    onset_C: NDArray[np.int64]
-    end_C: NDArray[np.int64]
-    sse_BC: Floats
-    drop_sse_BC: Floats
-    """Infinite where the line goes up."""
-
-
-def _fit_ramp(correct_BT: Floats, trials_T: Floats) -> _RampFit:
-    """Errors are weighted by trials / mean trials, so they are in squared shares."""
-    num_points = len(trials_T)
-    weight_T = trials_T / trials_T.mean()
-    rate_BT = correct_BT / trials_T
-    prefix = fit_prefixes(rate_BT * weight_T, weight_T)
-    onset_C, end_C = np.triu_indices(num_points, k=1)
-
-    def total(values: Floats) -> Floats:
-        """Cumulative sums with a leading zero along the last axis."""
-        zero = np.zeros((*values.shape[:-1], 1))
-        return np.concatenate([zero, np.cumsum(values, axis=-1)], axis=-1)
-
-    position_T = np.arange(num_points, dtype=np.float64)
-    weight, weight1, weight2 = (total(weight_T * position_T**power) for power in (0, 1, 2))
-    value = total(rate_BT * weight_T)
-    value1 = total(rate_BT * weight_T * position_T)
-    square = total(rate_BT**2 * weight_T)
-
-    # Points strictly between onset and end lie on the line A + (D - A) u, u = (t - a)/(b - a).
-    inside, until = onset_C + 1, end_C
-    start_C, length_C = position_T[onset_C], position_T[end_C] - position_T[onset_C]
-    w_C = weight[until] - weight[inside]
-    w1_C = weight1[until] - weight1[inside]
-    w2_C = weight2[until] - weight2[inside]
-    u_C = (w1_C - start_C * w_C) / length_C
-    uu_C = (w2_C - 2 * start_C * w1_C + start_C**2 * w_C) / length_C**2
-    y_BC = value[:, until] - value[:, inside]
-    yu_BC = (value1[:, until] - value1[:, inside] - start_C * y_BC) / length_C
-    yy_BC = square[:, until] - square[:, inside]
-    tail_weight = weight[-1] - weight[:-1]
-    tail_BT = (value[:, -1:] - value[:, :-1]) / tail_weight
-    tail_sse_BT = square[:, -1:] - square[:, :-1] - tail_BT**2 * tail_weight
-    top_BC, step_BC = prefix.top_BT[:, onset_C], tail_BT[:, end_C]
-    step_BC = step_BC - top_BC
-    line_BC = (
-        yy_BC
-        - 2 * top_BC * y_BC
-        - 2 * step_BC * yu_BC
-        + top_BC**2 * w_C
-        + 2 * top_BC * step_BC * u_C
-        + step_BC**2 * uu_C
-    )
-    sse_BC = prefix.sse_BT[:, onset_C] + line_BC + tail_sse_BT[:, end_C]
-    sse_BC = np.maximum(sse_BC, 0.0)
-    drop_BC = np.where(step_BC < 0, sse_BC, np.inf)
-    # A series that only rises has no falling line: keep the last pair so that argmin is defined.
-    nowhere = ~np.isfinite(drop_BC).any(axis=1)
-    drop_BC[nowhere] = sse_BC[nowhere]
-    return _RampFit(onset_C, end_C, sse_BC, drop_BC)
-
-
-@dataclass(frozen=True)
-class _Ramp:
-    """The best ramp of one series."""
-
-    onset: int
-    end: int
-    curve_T: Floats
-    freedom: int
-    """Fitted levels."""
-
-    @classmethod
-    def best(cls, fit: _RampFit, series: AccuracySeries) -> _Ramp:
-        pair = int(np.argmin(fit.drop_sse_BC[0]))
-        onset, end = int(fit.onset_C[pair]), int(fit.end_C[pair])
-        rise = fit_prefixes(series.correct_T[None, : onset + 1], series.trials_T[: onset + 1])
-        rise_T = rise.fit_BT[0]
-        bottom = _rate(series, end, len(series))
-        share = np.arange(1, end - onset) / (end - onset)
-        line_T = rise_T[-1] + (bottom - rise_T[-1]) * share
-        curve_T = np.concatenate([rise_T, line_T, np.full(len(series) - end, bottom)])
-        return cls(onset, end, curve_T, len(np.unique(rise_T)) + 1)
-
-    def levels(self, series: AccuracySeries, window: int) -> tuple[float, float]:
-        """Mean of the window before the fall, mean after it."""
-        first = max(self.onset - window + 1, 0)
-        return _rate(series, first, self.onset + 1), _rate(series, self.end, len(series))
 
 
 @dataclass(frozen=True)
@@ -455,13 +306,6 @@ class _Noise:
         return scaled
 
 
-def _rate(series: AccuracySeries, start: int, stop: int) -> float:
-    """Accuracy over evaluations start..stop-1; NaN when there are none."""
-    if stop <= start:
-        return math.nan
-    return float(series.correct_T[start:stop].sum() / series.trials_T[start:stop].sum())
-
-
 def _tail_scan(correct_BT: Floats, trials_T: Floats, window: int) -> Floats:
     """[B] best mean of an earlier window minus the mean of the last one."""
     zero = np.zeros((len(correct_BT), 1))
@@ -472,43 +316,7 @@ def _tail_scan(correct_BT: Floats, trials_T: Floats, window: int) -> Floats:
     return scan
 
 
-def _dispersion(series: AccuracySeries) -> float:
-    """Noise of one evaluation over binomial, from successive differences; a cliff is trimmed."""
-    rate_T, trials_T = series.rate_T, series.trials_T
-    mean = np.clip((rate_T[1:] + rate_T[:-1]) / 2, 0.5 / trials_T[1:], 1 - 0.5 / trials_T[1:])
-    expected = mean * (1 - mean) * (1 / trials_T[1:] + 1 / trials_T[:-1])
-    ratio = np.sort(np.diff(rate_T) ** 2 / expected)
-    kept = ratio[: max(math.ceil(TRIM * len(ratio)), 1)]
-    return float(kept.mean() / TRIMMED_MEAN)
-
-
-def _dispersion_of_problems(series: AccuracySeries) -> float:
-    """Sampling noise of an evaluation over binomial, from how often single problems flip.
-
-    Problems differ in difficulty and are the same every time, so the answers vary less than
-    independent draws at the mean accuracy would. 1 without the matrix.
-    """
-    if series.solved_TP is None:
-        return 1.0
-    flips = np.diff(series.solved_TP, axis=0) ** 2 / 2
-    valid = np.isfinite(flips)
-    rate_T = series.rate_T
-    spread = float(np.mean(rate_T * (1 - rate_T)))
-    if not valid.any() or spread <= 0:
-        return 1.0
-    return float(np.clip(series.samples * flips[valid].mean() / spread, MIN_DISPERSION, 1.0))
-
-
-def mean_over_samples(correct_EPS: Floats) -> Floats:
-    """[E, P] mean over the samples that were graded; NaN where none was."""
-    graded = np.isfinite(correct_EPS)
-    count = graded.sum(axis=2)
-    total = np.where(graded, correct_EPS, 0.0).sum(axis=2)
-    mean: Floats = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean
-
-
-def _shape(fit: _RampFit, num_points: int, variance: float) -> Shape:
+def _shape(fit: RampFit, num_points: int, variance: float) -> Shape:
     """Does a short fall explain the series better than a long one, by two noise variances?"""
     length_C = fit.end_C - fit.onset_C
     sharp = fit.drop_sse_BC[0][length_C <= max(2.0, 0.1 * num_points)]
@@ -521,7 +329,7 @@ def _shape(fit: _RampFit, num_points: int, variance: float) -> Shape:
     return "slow decay" if score < -2 else "unresolved drop"
 
 
-def _onset_weights(fit: _RampFit, num_points: int, variance: float) -> Floats:
+def _onset_weights(fit: RampFit, num_points: int, variance: float) -> Floats:
     """[T] exp(-error/2) of the best ramp from each onset, softened by 1.5 as the intervals are."""
     best_T = np.full(num_points, np.inf)
     np.minimum.at(best_T, fit.onset_C, fit.drop_sse_BC[0])
@@ -531,7 +339,7 @@ def _onset_weights(fit: _RampFit, num_points: int, variance: float) -> Floats:
     return normalized
 
 
-def _onset(series: AccuracySeries, weight_T: Floats, ramp: _Ramp) -> Onset:
+def _onset(series: AccuracySeries, weight_T: Floats, ramp: Ramp) -> Onset:
     """Profile interval: onsets whose error is within 1.5 chi2(2, .9) noise variances of the best.
 
     It covers 87-100 % for cliffs, 67-98 % for slow decays (nominal 90).

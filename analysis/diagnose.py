@@ -7,38 +7,28 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from analysis.accuracy import AccuracySeries
 from analysis.amplification import AmplificationTest
 from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
-from analysis.causes import UNRECORDED, OnsetOrder
-from analysis.cliff import AccuracySeries, CliffResult, CliffTest
+from analysis.causes import OnsetOrder
+from analysis.cliff import CliffResult, CliffTest
 from analysis.findings import (
     Accuracy,
     Diagnosis,
     Finding,
     NotJudged,
-    SignalVerdict,
     Status,
     percent,
-    points,
 )
+from analysis.located import located
 from analysis.remedies import remedies_for
 from analysis.signals import Measured, collect
+from analysis.verdict import candidates, confidence, verdict
 from gradlab.store import RUN_ZARR, Run
 
 MAX_RESIDUAL = 0.02
 """Of a gradient that its agents do not explain; bfloat16 rounding stays below."""
-
-ROLE_CHECKS = (
-    ("own_accuracy", "own accuracy", -1),
-    ("any_correct", "any correct turn", -1),
-    ("choice_accuracy", "choice given a correct candidate", -1),
-    ("false_accept", "wrong solutions accepted", 1),
-    ("false_reject", "correct solutions rejected", 1),
-    ("parse_failures", "parse failures", 1),
-    ("truncated", "truncated responses", 1),
-)
-"""Shares of `RoleEvaluation`, and the sign in which they get worse."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     broken = detectors.breakdown(run)
     amplification, unjudged_amplification = detectors.amplification.judge(run)
     drops = [
-        replace(finding, evidence=(*_located(run, series, drop), *finding.evidence))
+        replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
         for finding in detectors.cliff.findings(drop)
     ]
     findings = (*_instrumentation(run), *drops, *broken, *capture, *amplification)
@@ -74,22 +64,19 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     verdicts = tuple(detectors.order(signals, run.steps, drop))
     accuracy = _accuracy(series, drop)
     status = _status(drop, broken)
-    to_remedy = tuple(
-        # More steps for the parallel role is the paper's set-up: no remedy while nothing fails.
-        finding
-        for finding in findings
-        if status != "healthy" or finding.kind != "path amplification"
-    )
+    has_failed = bool(drops or broken)
+    # More steps for the parallel role is the usual set-up: nothing to change while nothing fails.
+    to_remedy = tuple(f for f in findings if has_failed or f.kind != "path amplification")
     return Diagnosis(
         run.meta.run_id,
-        run.path.parent.name if run.path.name == RUN_ZARR else run.path.stem,
+        _name(run),
         status,
-        _verdict(run, drop, accuracy, [*broken, *capture]),
-        _confidence(drop, drops, capture),
+        verdict(run, drop, accuracy, [*broken, *capture]),
+        confidence(drop, drops, capture),
         accuracy,
         findings,
         verdicts,
-        _candidates(drop, verdicts, findings),
+        candidates(drop, verdicts, findings),
         remedies_for(to_remedy, verdicts, _learning_rate(run)),
         (
             *_unjudged(run, series, drop, signals, detectors),
@@ -117,60 +104,6 @@ def _status(drop: CliffResult, broken: list[Finding]) -> Status:
     return "not judged" if drop.shape == "too few evaluations" else drop.shape
 
 
-def _verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Finding]) -> str:
-    also = " ".join(
-        f"{finding.subject} captured policy '{run.policy_of(finding.subject).name}' from "
-        f"step {finding.onset.step}."
-        if finding.kind == "capture"
-        else finding.summary
-        for finding in others
-        if finding.onset and finding.kind in ("capture", "role breakdown")
-    )
-    if drop.shape == "too few evaluations":
-        num = drop.num_evaluations
-        start = f"Too short to judge: {num} evaluation{'' if num == 1 else 's'}, 8 are needed."
-    elif drop.shape == "none":
-        start = (
-            f"No terminal cliff: held-out accuracy went from {percent(accuracy.base)} to "
-            f"{percent(accuracy.terminal)}. A fall of {points(accuracy.detectable_drop)} or more "
-            "would have been found in 4 of 5 such runs."
-        )
-    else:
-        assert drop.onset is not None
-        what = {
-            "cliff": "Accuracy fell off a cliff",
-            "slow decay": f"Accuracy decayed over {drop.end_step - drop.onset.step} steps",
-            "unresolved drop": "Accuracy dropped",
-        }[drop.shape]
-        start = (
-            f"{what}: from {percent(drop.top)} to {percent(drop.bottom)}, beginning between steps "
-            f"{drop.onset.lower} and {drop.onset.upper}."
-        )
-        if drop.only_last:
-            start += " Only the last evaluation shows it."
-    return f"{start} {also}".strip()
-
-
-def _confidence(drop: CliffResult, drops: list[Finding], capture: list[Finding]) -> str:
-    parts = []
-    if drops and drop.onset:
-        parts.append(
-            f"{drops[0].confidence} that accuracy fell (p = {drop.p_value:.3f}; 95 % interval "
-            f"{100 * drop.drop_lower:.0f} to {100 * drop.drop_upper:.0f} points)"
-        )
-        parts.append("what moved before is an order in time, not a cause")
-    elif drop.shape == "none":
-        parts.append(
-            f"the test for a drop gave p = {drop.p_value:.2f} on {drop.num_evaluations} evaluations"
-        )
-    parts += [
-        f"{finding.confidence} on the capture by {finding.subject}"
-        for finding in capture
-        if finding.kind == "capture"
-    ]
-    return "; ".join(parts) or "none: nothing could be judged on accuracy"
-
-
 def _accuracy(series: AccuracySeries, drop: CliffResult) -> Accuracy:
     if not len(series):
         return Accuracy()
@@ -193,50 +126,10 @@ def _accuracy(series: AccuracySeries, drop: CliffResult) -> Accuracy:
     )
 
 
-def _located(run: Run, series: AccuracySeries, drop: CliffResult) -> list[str]:
-    """Where the drop sits: which problems, which role."""
-    if drop.onset is None:
-        return []
-    sentences = []
-    before = (series.step_T <= drop.onset.step) & (
-        np.arange(len(series)) > np.searchsorted(series.step_T, drop.onset.step) - drop.window
-    )
-    after = series.step_T >= drop.end_step
-    if series.solved_TP is not None:
-        first = _column_means(series.solved_TP[before])
-        last = _column_means(series.solved_TP[after])
-        lost = int(np.sum((first >= 0.5) & (last < 0.5)))
-        gained = int(np.sum((first < 0.5) & (last >= 0.5)))
-        sentences.append(
-            f"of {len(first)} problems, {lost} were mostly solved before and mostly not after, "
-            f"{gained} the other way round"
-        )
-    evaluations = run.evaluations()
-    changes = []
-    for role in run.roles:
-        for name, title, sign in ROLE_CHECKS:
-            signal = evaluations.role(name, role)
-            value = np.asarray(signal.value_T, dtype=np.float64)
-            early = value[np.isin(signal.step_T, series.step_T[before])]
-            late = value[np.isin(signal.step_T, series.step_T[after])]
-            early, late = early[np.isfinite(early)], late[np.isfinite(late)]
-            if len(early) and len(late):
-                change = float(late.mean() - early.mean())
-                if sign * change >= 0.05:
-                    text = f"{role}: {title} {percent(early.mean())} to {percent(late.mean())}"
-                    changes.append((abs(change), text))
-    sentences += [text for _, text in sorted(changes, reverse=True)[:3]]
-    return sentences
-
-
-def _column_means(
-    value_TP: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """[P] means over evaluations of what was graded; NaN where nothing was."""
-    known = np.isfinite(value_TP)
-    count = known.sum(axis=0)
-    total = np.where(known, value_TP, 0.0).sum(axis=0)
-    return np.where(count > 0, total / np.maximum(count, 1), math.nan)
+def _name(run: Run) -> str:
+    """Of the run's directory, or of a store on its own."""
+    path = run.path.resolve()
+    return path.parent.name if path.name == RUN_ZARR else path.stem
 
 
 def _learning_rate(run: Run) -> float:
@@ -282,32 +175,6 @@ def _instrumentation(run: Run) -> list[Finding]:
             )
         )
     return findings
-
-
-def _candidates(
-    drop: CliffResult, verdicts: tuple[SignalVerdict, ...], findings: tuple[Finding, ...]
-) -> tuple[str, ...]:
-    """Findings that begin before the drop, undominated signals, and always the unrecorded."""
-    if drop.onset is None:
-        return ()
-    found = [
-        f"{_titled(finding)} (from step {finding.onset.step})"
-        for finding in findings
-        if finding.kind in ("capture", "role breakdown")
-        and finding.onset
-        and finding.onset.step <= drop.onset.upper
-    ]
-    found += [
-        f"{verdict.title} (moved at step {verdict.onset.step}, {verdict.lead:.0f} steps before)"
-        for verdict in verdicts
-        if verdict.is_candidate and verdict.onset
-    ]
-    return (*found, UNRECORDED)
-
-
-def _titled(finding: Finding) -> str:
-    word = "by" if finding.kind == "capture" else "of"
-    return f"{finding.kind} {word} {finding.subject}"
 
 
 def _unjudged(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.cliff import AccuracySeries
+from analysis.accuracy import AccuracySeries
 from analysis.findings import Diagnosis, Onset, SignalVerdict
 from analysis.signals import Measured, aligned, learners
 from gradlab.palette import role_color

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from analysis.accuracy import AccuracySeries, mean_over_samples
 from analysis.amplification import AmplificationTest, Components
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
-from analysis.cliff import AccuracySeries, CliffResult, CliffTest, mean_over_samples
+from analysis.cliff import CliffResult, CliffTest
 from analysis.signals import KIND, Measured
 from analysis.synthetic import (
     Cliff,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.cliff import (
+from analysis.accuracy import (
     TRIMMED_MEAN,
     AccuracySeries,
-    CliffResult,
-    CliffTest,
-    _dispersion,
-    _dispersion_of_problems,
-    _fit_ramp,
+    dispersion_of_differences,
+    dispersion_of_problems,
     mean_over_samples,
 )
+from analysis.cliff import CliffResult, CliffTest
 from analysis.isotonic import fit_prefixes
+from analysis.ramp import fit_ramp
 from analysis.synthetic import Cliff, accuracy_curve, evaluation_matrix
 
 SEEDS = range(12)
@@ -97,7 +96,7 @@ def test_detectable_drop_follows_the_formula() -> None:
 def test_dispersion_by_hand() -> None:
     # Rates .5 .6 .5 .6 of 100: m = .55, every q = .01 / (.2475 * .02) = 2.0202; over c.
     series = AccuracySeries(np.arange(4), np.array([50.0, 60.0, 50.0, 60.0]), np.full(4, 100.0))
-    assert _dispersion(series) == pytest.approx(2.0202 / TRIMMED_MEAN, rel=1e-4)
+    assert dispersion_of_differences(series) == pytest.approx(2.0202 / TRIMMED_MEAN, rel=1e-4)
     assert 0.4 < TRIMMED_MEAN < 0.6
     draws = np.sort(np.random.default_rng(0).chisquare(1, 200_000))
     assert draws[: int(0.85 * 200_000)].mean() == pytest.approx(TRIMMED_MEAN, abs=0.01)
@@ -111,7 +110,7 @@ def test_dispersion_of_problems_by_hand() -> None:
     )
     rate = solved.mean(axis=1)
     expected = (1 / 8) / np.mean(rate * (1 - rate))
-    assert _dispersion_of_problems(series) == pytest.approx(expected)
+    assert dispersion_of_problems(series) == pytest.approx(expected)
 
 
 def test_known_problems_make_the_test_sharper() -> None:
@@ -130,7 +129,7 @@ def test_ramp_errors_equal_explicit_curves() -> None:
     correct_T = rng.binomial(trials_T.astype(int), 0.5).astype(float)
     weight_T = trials_T / trials_T.mean()
     rate_T = correct_T / trials_T
-    fit = _fit_ramp(correct_T[None, :], trials_T)
+    fit = fit_ramp(correct_T[None, :], trials_T)
     for onset, end, sse in zip(fit.onset_C, fit.end_C, fit.sse_BC[0], strict=True):
         rise = fit_prefixes(correct_T[None, : onset + 1], trials_T[: onset + 1]).fit_BT[0]
         bottom = correct_T[end:].sum() / trials_T[end:].sum()

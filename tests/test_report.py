@@ -55,7 +55,7 @@ def test_text_fits_one_screen_with_the_verdict_first(told: tuple[str, str, str])
         "fallen": "fell off a cliff",
         "healthy": "No terminal cliff",
         "short": "Too short",
-        "unevaluated": "Too short",
+        "unevaluated": "no evaluations",
     }
     assert words[name] in verdict
     assert max(len(line) for line in lines) <= 100

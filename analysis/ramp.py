@@ -1,0 +1,107 @@
+"""Fit a fall to an accuracy series: isotonic rise, straight line down, flat end.
+
+Legend: T evaluations, B series, C pairs (onset, end of the fall).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.accuracy import AccuracySeries
+from analysis.isotonic import fit_prefixes
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RampFit:
+    """Squared errors of all ramps: isotonic rise to `onset`, line to `end`, flat from there."""
+
+    onset_C: NDArray[np.int64]
+    end_C: NDArray[np.int64]
+    sse_BC: Floats
+    drop_sse_BC: Floats
+    """Infinite where the line goes up."""
+
+
+def fit_ramp(correct_BT: Floats, trials_T: Floats) -> RampFit:
+    """Errors are weighted by trials / mean trials, so they are in squared shares."""
+    num_points = len(trials_T)
+    weight_T = trials_T / trials_T.mean()
+    rate_BT = correct_BT / trials_T
+    prefix = fit_prefixes(rate_BT * weight_T, weight_T)
+    onset_C, end_C = np.triu_indices(num_points, k=1)
+
+    def total(values: Floats) -> Floats:
+        """Cumulative sums with a leading zero along the last axis."""
+        zero = np.zeros((*values.shape[:-1], 1))
+        return np.concatenate([zero, np.cumsum(values, axis=-1)], axis=-1)
+
+    position_T = np.arange(num_points, dtype=np.float64)
+    weight, weight1, weight2 = (total(weight_T * position_T**power) for power in (0, 1, 2))
+    value = total(rate_BT * weight_T)
+    value1 = total(rate_BT * weight_T * position_T)
+    square = total(rate_BT**2 * weight_T)
+
+    # Points strictly between onset and end lie on the line A + (D - A) u, u = (t - a)/(b - a).
+    inside, until = onset_C + 1, end_C
+    start_C, length_C = position_T[onset_C], position_T[end_C] - position_T[onset_C]
+    w_C = weight[until] - weight[inside]
+    w1_C = weight1[until] - weight1[inside]
+    w2_C = weight2[until] - weight2[inside]
+    u_C = (w1_C - start_C * w_C) / length_C
+    uu_C = (w2_C - 2 * start_C * w1_C + start_C**2 * w_C) / length_C**2
+    y_BC = value[:, until] - value[:, inside]
+    yu_BC = (value1[:, until] - value1[:, inside] - start_C * y_BC) / length_C
+    yy_BC = square[:, until] - square[:, inside]
+    tail_weight = weight[-1] - weight[:-1]
+    tail_BT = (value[:, -1:] - value[:, :-1]) / tail_weight
+    tail_sse_BT = square[:, -1:] - square[:, :-1] - tail_BT**2 * tail_weight
+    top_BC, step_BC = prefix.top_BT[:, onset_C], tail_BT[:, end_C]
+    step_BC = step_BC - top_BC
+    line_BC = (
+        yy_BC
+        - 2 * top_BC * y_BC
+        - 2 * step_BC * yu_BC
+        + top_BC**2 * w_C
+        + 2 * top_BC * step_BC * u_C
+        + step_BC**2 * uu_C
+    )
+    sse_BC = prefix.sse_BT[:, onset_C] + line_BC + tail_sse_BT[:, end_C]
+    sse_BC = np.maximum(sse_BC, 0.0)
+    drop_BC = np.where(step_BC < 0, sse_BC, np.inf)
+    # A series that only rises has no falling line: keep the last pair so that argmin is defined.
+    nowhere = ~np.isfinite(drop_BC).any(axis=1)
+    drop_BC[nowhere] = sse_BC[nowhere]
+    return RampFit(onset_C, end_C, sse_BC, drop_BC)
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """The best ramp of one series."""
+
+    onset: int
+    end: int
+    curve_T: Floats
+    freedom: int
+    """Fitted levels."""
+
+    @classmethod
+    def best(cls, fit: RampFit, series: AccuracySeries) -> Ramp:
+        pair = int(np.argmin(fit.drop_sse_BC[0]))
+        onset, end = int(fit.onset_C[pair]), int(fit.end_C[pair])
+        rise = fit_prefixes(series.correct_T[None, : onset + 1], series.trials_T[: onset + 1])
+        rise_T = rise.fit_BT[0]
+        bottom = series.rate(end, len(series))
+        share = np.arange(1, end - onset) / (end - onset)
+        line_T = rise_T[-1] + (bottom - rise_T[-1]) * share
+        curve_T = np.concatenate([rise_T, line_T, np.full(len(series) - end, bottom)])
+        return cls(onset, end, curve_T, len(np.unique(rise_T)) + 1)
+
+    def levels(self, series: AccuracySeries, window: int) -> tuple[float, float]:
+        """Mean of the window before the fall, mean after it."""
+        first = max(self.onset - window + 1, 0)
+        return series.rate(first, self.onset + 1), series.rate(self.end, len(series))

@@ -1,0 +1,94 @@
+"""Put a diagnosis into words: the verdict, how sure it is, and the candidates for a cause."""
+
+from __future__ import annotations
+
+from analysis.causes import UNRECORDED
+from analysis.cliff import CliffResult
+from analysis.findings import Accuracy, Finding, SignalVerdict, percent, points
+from gradlab.store import Run
+
+
+def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Finding]) -> str:
+    also = " ".join(
+        f"{finding.subject} captured policy '{run.policy_of(finding.subject).name}' from "
+        f"step {finding.onset.step}."
+        if finding.kind == "capture"
+        else finding.summary
+        for finding in others
+        if finding.onset and finding.kind in ("capture", "role breakdown")
+    )
+    if drop.shape == "too few evaluations":
+        num = drop.num_evaluations
+        start = (
+            f"Too short to judge: {num} evaluation{'' if num == 1 else 's'}, 8 are needed."
+            if num
+            else "Nothing to judge a drop by: the run has no evaluations, 8 are needed."
+        )
+    elif drop.shape == "none":
+        start = (
+            f"No terminal cliff: held-out accuracy went from {percent(accuracy.base)} to "
+            f"{percent(accuracy.terminal)}. A fall of {points(accuracy.detectable_drop)} or more "
+            "would have been found in 4 of 5 such runs."
+        )
+    else:
+        assert drop.onset is not None
+        what = {
+            "cliff": "Accuracy fell off a cliff",
+            "slow decay": f"Accuracy decayed over {drop.end_step - drop.onset.step} steps",
+            "unresolved drop": "Accuracy dropped",
+        }[drop.shape]
+        start = (
+            f"{what}: from {percent(drop.top)} to {percent(drop.bottom)}, beginning between steps "
+            f"{drop.onset.lower} and {drop.onset.upper}."
+        )
+        if drop.bottom < accuracy.base - 0.05:
+            start += f" That is below the base model ({percent(accuracy.base)})."
+        if drop.only_last:
+            start += " Only the last evaluation shows it."
+    return f"{start} {also}".strip()
+
+
+def confidence(drop: CliffResult, drops: list[Finding], capture: list[Finding]) -> str:
+    parts = []
+    if drops and drop.onset:
+        parts.append(
+            f"{drops[0].confidence} that accuracy fell (p = {drop.p_value:.3f}; 95 % interval "
+            f"{100 * drop.drop_lower:.0f} to {100 * drop.drop_upper:.0f} points)"
+        )
+        parts.append("what moved before is an order in time, not a cause")
+    elif drop.shape == "none":
+        parts.append(
+            f"the test for a drop gave p = {drop.p_value:.2f} on {drop.num_evaluations} evaluations"
+        )
+    parts += [
+        f"{finding.confidence} on the capture by {finding.subject}"
+        for finding in capture
+        if finding.kind == "capture"
+    ]
+    return "; ".join(parts) or "none: nothing could be judged on accuracy"
+
+
+def candidates(
+    drop: CliffResult, verdicts: tuple[SignalVerdict, ...], findings: tuple[Finding, ...]
+) -> tuple[str, ...]:
+    """Findings that begin before the drop, undominated signals, and always the unrecorded."""
+    if drop.onset is None:
+        return ()
+    found = [
+        f"{_titled(finding)} (from step {finding.onset.step})"
+        for finding in findings
+        if finding.kind in ("capture", "role breakdown")
+        and finding.onset
+        and finding.onset.step <= drop.onset.upper
+    ]
+    found += [
+        f"{verdict.title} (moved at step {verdict.onset.step}, {verdict.lead:.0f} steps before)"
+        for verdict in verdicts
+        if verdict.is_candidate and verdict.onset
+    ]
+    return (*found, UNRECORDED)
+
+
+def _titled(finding: Finding) -> str:
+    word = "by" if finding.kind == "capture" else "of"
+    return f"{finding.kind} {word} {finding.subject}"
