@@ -180,4 +180,4 @@ def points(share: float) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+    return f"{round(100 * share) + 0:d} %" if math.isfinite(share) else "unknown"

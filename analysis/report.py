@@ -68,6 +68,14 @@ def _moved(diagnosis: Diagnosis) -> list[SignalVerdict]:
     return [v for v in diagnosis.signals if v.onset and not v.is_outcome]
 
 
+def _plotted(diagnosis: Diagnosis) -> list[SignalVerdict]:
+    """The first signals that moved, one of each kind: two roles often move alike."""
+    first: dict[str, SignalVerdict] = {}
+    for signal in _moved(diagnosis):
+        first.setdefault(signal.key.split(":")[0], signal)
+    return list(first.values())[:PLOTTED]
+
+
 def _accuracy_line(diagnosis: Diagnosis) -> str:
     accuracy = diagnosis.accuracy
     if not accuracy.num_evaluations:
@@ -129,7 +137,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
         if diagnosis.of_kind("cliff", "slow decay", "unresolved drop"):
             caption += " Shaded: when the fall began."
         accuracy_plot = _figure(plots.accuracy_svg(diagnosis, run), caption)
-    chosen = _moved(diagnosis)[:PLOTTED]
+    chosen = _plotted(diagnosis)
     moved_plot = ""
     if chosen:
         caption = "Dashed: when the signal left its level. " + (

@@ -9,14 +9,20 @@ from gradlab.store import Run
 
 
 def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Finding]) -> str:
-    also = " ".join(
+    also = [
         f"{finding.subject} captured policy '{run.policy_of(finding.subject).name}' from "
         f"step {finding.onset.step}."
-        if finding.kind == "capture"
-        else finding.summary
         for finding in others
-        if finding.onset and finding.kind in ("capture", "role breakdown")
+        if finding.onset and finding.kind == "capture"
+    ]
+    broken = sorted(
+        (finding.onset.step, finding.subject)
+        for finding in others
+        if finding.onset and finding.kind == "role breakdown"
     )
+    if broken:
+        names = ", ".join(f"{role} (from step {step})" for step, role in broken)
+        also.append(f"Broken down, by format or length: {names}.")
     if drop.shape == "too few evaluations":
         num = drop.num_evaluations
         start = (
@@ -45,7 +51,7 @@ def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Findin
             start += f" That is below the base model ({percent(accuracy.base)})."
         if drop.only_last:
             start += " Only the last evaluation shows it."
-    return f"{start} {also}".strip()
+    return " ".join((start, *also))
 
 
 def confidence(drop: CliffResult, drops: list[Finding], capture: list[Finding]) -> str:

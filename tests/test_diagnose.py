@@ -169,7 +169,7 @@ def test_broken_role_is_found_although_accuracy_holds(tmp_path: Path) -> None:
     assert any("response length" in sentence for sentence in finding.evidence)
     diagnosis = diagnose(run)
     assert diagnosis.status == "role breakdown"
-    assert "aggregator broke down" in diagnosis.verdict
+    assert "Broken down, by format or length: aggregator" in diagnosis.verdict
 
 
 def test_spike_of_parse_failures_is_not_a_breakdown(tmp_path: Path) -> None:
