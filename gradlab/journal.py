@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.disk import Array, StoreError
+from gradlab.disk import Array, StoreError, sync_directory
 
 HEADER = struct.Struct("<IHIQI")
 CHECKSUM = struct.Struct("<I")
@@ -58,6 +58,8 @@ class Journal:
         self.path = path
         self.durable = durable
         self._descriptor = _lock(path, holder)
+        if durable:
+            sync_directory(path.parent)
         self._end = os.fstat(self._descriptor).st_size
         _open_journals.add(self)
 

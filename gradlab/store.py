@@ -219,7 +219,8 @@ class Run:
         if measure == "update" and block is not None:
             raise ValueError("update shares are recorded for the whole policy; leave block out")
         if block is not None:
-            _index({name for policy in self.policies for name in policy.blocks}, block, "block")
+            blocks = dict.fromkeys(name for policy in self.policies for name in policy.blocks)
+            _index(blocks, block, "block")
         signals: dict[str, Signal] = {}
         for policy in self.policies:
             if block is not None and block not in policy.blocks:

@@ -31,6 +31,7 @@ from gradlab.disk import (
     put_document,
     read_document,
     read_rows,
+    sync_directory,
 )
 from gradlab.documents import (
     GroupState,
@@ -109,6 +110,8 @@ class RunStore:
                     raise StoreError(_exists(path))
                 journal.clear()  # rows of a store that somebody deleted
                 _lay_out(path, groups(meta), attributes)
+                if durable:
+                    sync_directory(path.parent)
             except BaseException:
                 journal.close()
                 raise
