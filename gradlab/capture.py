@@ -113,6 +113,18 @@ class RowSketches:
     norm2_n: Tensor
     sketch_nK: Tensor
     is_filled: bool = False
+    awaited: dict[int, int] = field(default_factory=dict)
+    """Slot -> calls of its modules whose gradient has not come yet."""
+    held: dict[int, Tensor] = field(default_factory=dict)
+    """Slot -> [n, size] row gradients so far, where a parameter is used more than once."""
+
+    def expect(self, slot: int) -> None:
+        self.awaited[slot] = self.awaited.get(slot, 0) + 1
+
+    def settle(self, slot: int) -> None:
+        """Add the norms of a parameter that all its uses have contributed to."""
+        gradient_nM = self.held.pop(slot)
+        self.norm2_n.add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
 
 
 @dataclass(frozen=True)
@@ -325,8 +337,8 @@ class Capture:
         # first forward with its recomputation.
         ticket = Ticket.apply(self._anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
         tags = self.tags
-        is_ambiguous = False
-        if torch._C._current_graph_task_id() != -1:
+        is_ambiguous, is_recomputed = False, torch._C._current_graph_task_id() != -1
+        if is_recomputed:
             # Recomputation inside a backward. Non-reentrant: this hook's gradient never comes, the
             # first forward's does. Reentrant: the first forward left nothing, so this one counts.
             tags, is_ambiguous = self._latest, self._num_pending > 1
@@ -341,6 +353,11 @@ class Capture:
         if site.rule == self._rerun:
             others = {i: v for i, v in enumerate(everything) if not isinstance(v, Tensor)}
             arguments = Arguments(len(args), tuple(kwargs), others)
+        if tags.rows is not None:
+            for local in learning:
+                i = site.slots[local]
+                if not is_recomputed or not tags.rows.awaited.get(i):
+                    tags.rows.expect(i)
         call = Call(module, tags, [ticket], arguments, learning, is_ambiguous)
         output.register_hook(partial(self._on_gradient, site, call))  # type: ignore[no-untyped-call]
 
@@ -366,7 +383,18 @@ class Capture:
             self._fail(site, f"{type(error).__name__}: {error}")
             return
         for local in call.learning:
-            self.attributed.add(site.slots[local])
+            i = site.slots[local]
+            self.attributed.add(i)
+            if call.tags.rows is not None:
+                self._account(site, i, call.tags.rows)
+
+    def _account(self, site: Site, slot: int, rows: RowSketches) -> None:
+        """One use of a parameter has contributed to its row gradients."""
+        rows.awaited[slot] -= 1
+        if rows.awaited[slot] < 0:
+            self._fail(site, "several backwards under one tag(): norms of rows are too small")
+        elif rows.awaited[slot] == 0 and slot in rows.held:
+            rows.settle(slot)
 
     def _fail(self, site: Site, reason: str) -> None:
         self.failures.setdefault(site.name, reason)
@@ -420,20 +448,27 @@ class Capture:
         if "bias" in call.learning:
             self._add_rows(site.slots["bias"], rows, out.sum(1))
 
-    def _add_rows(self, slot_index: int, rows: RowSketches, gradient_nM: Tensor) -> None:
+    def _add_rows(self, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
         """Add row gradients of one parameter to their agents, norms and sketches."""
-        slot = self.layout.slots[slot_index]
-        self.gradient_AP[:, slot.start : slot.stop].addmm_(rows.one_hot_An, gradient_nM)
+        span = self.layout.slots[slot]
+        self.gradient_AP[:, span.start : span.stop].addmm_(rows.one_hot_An, gradient_nM)
         self._sketch(slot, gradient_nM, rows, slice(None))
 
-    def _sketch(self, slot: Slot, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
+    def _sketch(self, slot: int, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
         """Add row gradients to the norms and strided sign-sum sketches of the rows `which`."""
         assert self.sign_P is not None
         rows.is_filled = True
-        rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        span = self.layout.slots[slot]
+        if rows.awaited[slot] > 1 or slot in rows.held:
+            # Tied, or called twice: the norm of the sum is not the sum of the norms.
+            if slot not in rows.held:
+                rows.held[slot] = gradient_nM.new_zeros(len(rows.norm2_n), gradient_nM.shape[1])
+            rows.held[slot][which].add_(gradient_nM)
+        else:
+            rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
         sketch_nK = rows.sketch_nK[which]
         num_buckets = sketch_nK.shape[1]
-        signed = gradient_nM * self.sign_P[slot.start : slot.stop]
+        signed = gradient_nM * self.sign_P[span.start : span.stop]
         full = signed.shape[1] // num_buckets * num_buckets
         sketch_nK.add_(signed[:, :full].reshape(len(signed), -1, num_buckets).sum(1))
         sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])
@@ -449,7 +484,7 @@ class Capture:
         for agent, lo, hi in tags.runs:
             views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
         if tags.rows is not None:
-            slot = self.layout.slots[site.slots["weight"]]
+            slot = site.slots["weight"]
             order = range(len(token)) if tags.order is None else tags.order.tolist()
             for unit, row in enumerate(order):
                 dense = torch.zeros_like(views[0])
@@ -471,8 +506,8 @@ class Capture:
                     if agent >= 0:
                         site.views[local][agent].add_(share)
                     if tags.rows is not None:
-                        slot = self.layout.slots[site.slots[local]]
-                        self._sketch(slot, share.view(1, -1), tags.rows, slice(row, row + 1))
+                        one = slice(row, row + 1)
+                        self._sketch(site.slots[local], share.view(1, -1), tags.rows, one)
 
     def _rerun_groups(
         self, call: Call, tensors: Sequence[Tensor], gradient: Tensor

@@ -563,6 +563,8 @@ class Probe:
         if step != self._rows_step:
             self._rows_step, self._rows = step, Rows.empty(SKETCH_BUCKETS)
         for batch in self._batches:
+            for slot in [*batch.held]:  # one of the parameter's uses got no gradient
+                batch.settle(slot)
             self._rows = self._rows.with_batch(
                 batch.sketch_nK.double().cpu().numpy(),
                 batch.norm2_n.double().cpu().numpy(),

@@ -270,7 +270,7 @@ def test_token_tags_split_a_packed_row(is_lora: bool) -> None:
     probe.tag(torch.arange(3).repeat_interleave(4)[None])
     logits = model(
         input_ids=ids_BT.reshape(1, 12),
-        attention_mask=torch.where(blocked, 0.0, torch.finfo(torch.float64).min).double(),
+        attention_mask=torch.zeros(1, 1, 12, 12).double().masked_fill(~blocked, -1e9),
         position_ids=torch.arange(4).repeat(3)[None],
         use_cache=False,
     ).logits.view(3, 4, 40)[:, :-1]
@@ -330,10 +330,11 @@ def test_any_leaf_module_is_covered_by_running_it_again(has_prompts: bool) -> No
         assert probe.last.row_statistics["generator"].total == pytest.approx(float(total))
 
 
-@pytest.mark.parametrize("name", ["qwen3 full, tied", "llama full, biases", "qwen3 lora"])
+@pytest.mark.parametrize(
+    "name", ["qwen3 full, tied", "llama full, biases", "qwen3 lora", "one layer used twice"]
+)
 def test_row_norms_are_exact_and_rows_add_up_to_agents(name: str) -> None:
     model, batch = MODELS[name](), make_batch((0, 1, 2, 0, 1, 2))
-    expected_BAA = None
     gradients = twin(model, batch)
     own = twin(model, Batch(batch.ids_BT, batch.mask_BT, batch.weight_B, torch.arange(6)), 6)
     norm2_R = torch.cat([*own.values()], dim=1).square().sum(1)
