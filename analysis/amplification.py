@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
+from scipy.special import stdtr, stdtrit
 
 from analysis.findings import Confidence, Finding, NotJudged, percent
 from analysis.signals import aligned
@@ -125,7 +125,7 @@ class AmplificationTest:
             deff,
             deff - half_width,
             deff + half_width,
-            float(student.sf(statistic, len(cross) - 1)),
+            float(stdtr(len(cross) - 1, -statistic)),
             float(signal.mean()),
             float(prompt.mean()),
             float(episode.mean()),
@@ -221,7 +221,7 @@ def _ratio(shared: Floats, own: Floats, num_agents: int) -> tuple[float, float]:
     without = deff(shared.sum() - shared, own.sum() - own)
     num_blocks = len(shared)
     variance = (num_blocks - 1) / num_blocks * float(((without - without.mean()) ** 2).sum())
-    return whole, float(student.ppf(0.975, num_blocks - 1)) * math.sqrt(variance)
+    return whole, float(stdtrit(num_blocks - 1, 0.975)) * math.sqrt(variance)
 
 
 def _coherence_finding(run: Run, role: str, coherence: Coherence) -> Finding:

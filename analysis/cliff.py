@@ -23,7 +23,6 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
-from scipy.stats import chi2
 
 from analysis.accuracy import AccuracySeries, dispersion_of_differences, dispersion_of_problems
 from analysis.findings import Confidence, Finding, Onset, percent, points
@@ -344,7 +343,7 @@ def _onset(series: AccuracySeries, weight_T: Floats, ramp: Ramp) -> Onset:
 
     It covers 87-100 % for cliffs, 67-98 % for slow decays (nominal 90).
     """
-    threshold = math.exp(-chi2.ppf(0.9, 2) / 2) * weight_T.max()
+    threshold = (1 - 0.9) * weight_T.max()  # exp(-q / 2) for the .9 quantile q of chi2(2)
     plausible = np.nonzero(weight_T >= threshold)[0]
     last = min(int(plausible[-1]) + 1, len(series) - 1)
     return Onset(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from analysis.amplification import AmplificationTest, Coherence, Components, path_length
 from analysis.synthetic import Rows, row_gradients, statistics_of, synthetic_run
@@ -125,3 +126,16 @@ def test_path_length_sums_the_steps_of_a_role(tmp_path: Path) -> None:
     norm = run.update_metric("update_norm", "generator")
     expected = [norm.value_T[norm.step_T == step].sum() for step in run.steps]
     np.testing.assert_allclose(path_length(run, "generator"), expected, rtol=1e-5)
+
+
+def test_p_value_is_a_one_sided_t_test_of_block_means() -> None:
+    rng = np.random.default_rng(2)
+    crosscov_T = rng.normal(0.2, 1.0, 60)
+    one = np.ones(60)
+    components = Components(one, 0 * one, 0.1 * one, 0 * one, crosscov_T)
+    coherence = AmplificationTest().measure(components, 3)
+    assert coherence is not None
+    blocks = crosscov_T.reshape(12, 5).mean(axis=1)
+    expected = ttest_1samp(blocks, 0.0, alternative="greater").pvalue
+    assert coherence.p_value == pytest.approx(expected)
+    assert coherence.deff == pytest.approx(1.2)  # 1 + 2 * 0.1 / (1 - 0)
