@@ -18,7 +18,7 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
         ),
         Remedy(
             "Halve the learning rate",
-            "a cliff late in training is most often a step too long for the weights it meets",
+            "the cheapest test of whether the steps were too long: does the fall move or vanish?",
             "--learning-rate {half_rate}",
         ),
     ),

@@ -235,15 +235,12 @@ def _candidate_list(diagnosis: Diagnosis) -> str:
 
 def _finding_card(finding: Finding) -> str:
     evidence = "".join(f"<li>{escape(sentence)}</li>" for sentence in finding.evidence)
-    measured = f"{_number(finding.strength)} {finding.unit}"
-    if finding.p_value is not None:
-        measured += f", p = {finding.p_value:.2g}"
     return (
         f'<div class="card"><span class="kind"><span class="dot" '
         f'style="background:{_color(finding)}"></span>{escape(finding.kind)} · '
         f"{escape(finding.subject)} · {finding.confidence} confidence</span>"
         f"<div><b>{escape(finding.summary)}</b></div>"
-        f"<ul><li>{escape(measured)}</li>{evidence}</ul></div>"
+        f"<ul>{evidence}</ul></div>"
     )
 
 
