@@ -62,7 +62,7 @@ def make_figures(
     """Write all figures of the runs at `paths` into the folder `out`; returns the files written.
 
     A figure with nothing to show for any run is skipped; `say` is told why. With more runs than
-    fit a page, a figure has several: accuracy-1.pdf, accuracy-2.pdf, and one CSV for all.
+    fit a page, a figure has several: accuracy.pdf with all of them, accuracy-1.png, accuracy-2.png.
 
     Example:
         >>> make_figures(["runs/shared", "runs/isolated"], "paper")
@@ -84,16 +84,19 @@ def make_figures(
 
 
 def _write(figure: PaperFigure, runs: Sequence[Run], out: Path) -> list[Path]:
+    """One PDF with all pages, one PNG per page, one CSV."""
+    from matplotlib.backends.backend_pdf import PdfPages
+
     starts = range(0, len(runs), figure.per_page)
-    written = []
-    for number, start in enumerate(starts, 1):
-        stem = figure.name if len(starts) == 1 else f"{figure.name}-{number}"
-        drawn = figure.draw(runs[start : start + figure.per_page], among=runs)
-        with paper():
-            # No date inside: the same store gives the same bytes.
-            drawn.savefig(out / f"{stem}.pdf", metadata={"CreationDate": None})
+    pictures = []
+    # No date inside: the same store gives the same bytes.
+    with paper(), PdfPages(out / f"{figure.name}.pdf", metadata={"CreationDate": None}) as pdf:
+        for number, start in enumerate(starts, 1):
+            drawn = figure.draw(runs[start : start + figure.per_page], among=runs)
+            pdf.savefig(drawn)
             drawn.set_layout_engine("none")  # keep the layout: the PNG is the same picture
-            drawn.savefig(out / f"{stem}.png")
-        written += [out / f"{stem}.pdf", out / f"{stem}.png"]
+            page = "" if len(starts) == 1 else f"-{number}"
+            pictures.append(out / f"{figure.name}{page}.png")
+            drawn.savefig(pictures[-1])
     figure.table(runs).write(out / f"{figure.name}.csv")
-    return [*written, out / f"{figure.name}.csv"]
+    return [out / f"{figure.name}.pdf", *pictures, out / f"{figure.name}.csv"]
