@@ -37,7 +37,7 @@ class Policy:
         return PolicyMeta(
             self.name,
             self.agents,
-            self.probe.blocks if self.probe else (),
+            self.probe.blocks if self.probe else ("unmeasured",),
             sum(parameter.numel() for parameter in self.parameters),
         )
 

@@ -73,13 +73,14 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         for step in range(run.done + 1, config.steps + 1):
             progress.trained(train_step(run, step), run.policies)
             run.done = step
-            is_last = step == config.steps or is_interrupted()
             if step % config.eval_every == 0 or step == config.steps:
                 progress.evaluated(measure(run))
+            # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
+            is_last = step == config.steps or is_interrupted()
             if step % config.checkpoint_every == 0 or is_last:
                 run.store.flush()
                 save_checkpoint(config.out, step, run.language, run.policies)
-            if is_interrupted() and step < config.steps:
+            if is_last and step < config.steps:
                 raise KeyboardInterrupt(
                     f"stopped after step {step}; continue with: gradlab train --resume "
                     f"--out {config.out}"
