@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,9 @@ from gradlab.records import (
     UpdateRecord,
 )
 from gradlab.rows import Rows, row_statistics
+
+if TYPE_CHECKING:
+    from gradlab.writer import RunStore
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest residual that rounding explains, by the coarsest dtype on the way of a gradient."""
@@ -158,6 +161,7 @@ class Probe:
         self._is_late = False
         self._theta0_P = self._flat([p.detach() for p in layout.parameters])
         self._emit: Callable[[UpdateRecord], None] = lambda record: None
+        self._store: RunStore | None = None
         self._pending: PendingUpdate | None = None
         self._num_rows = 0
         self._batches: list[RowSketches] = []
@@ -214,6 +218,13 @@ class Probe:
     def untag(self) -> None:
         """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
         self._capture.tags = None
+
+    def close(self) -> None:
+        """Detach, and close the store if the probe made it (a path given as `record`)."""
+        self.detach()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
 
     def detach(self) -> None:
         """Take every hook off the model and the optimizer."""
@@ -296,7 +307,8 @@ class Probe:
         if record is None:
             self._emit = lambda record: None
         elif isinstance(record, str | Path):
-            self._emit = self._create_store(Path(record)).append
+            self._store = self._create_store(Path(record))
+            self._emit = self._store.append
         elif callable(record):
             self._emit = record
         else:
@@ -495,9 +507,12 @@ class Probe:
         usable = scale if math.isfinite(scale) else 0.0
         error_P = torch.sub(flat_P, sum_P, alpha=usable)
         error = float(torch.linalg.vector_norm(error_P))
-        residual = error / norm if norm > 0 else (0.0 if sum_norm2 == 0 else math.inf)
-        if norm == 0 and sum_norm2 == 0:
-            scale = usable = 1.0  # nothing to fit: a step without any advantage
+        if norm != 0:
+            residual = error / norm
+        elif sum_norm2 == 0:
+            residual, scale, usable = 0.0, 1.0, 1.0  # nothing to fit: a step without any advantage
+        else:
+            residual = math.inf
         has_gradient = [i for i, gradient in enumerate(gradients) if gradient is not None]
         size = sum(slots[i].shape.numel() for i in has_gradient)
         attributed = sum(slots[i].shape.numel() for i in has_gradient if i in capture.attributed)
@@ -524,7 +539,9 @@ class Probe:
             return
         self._warned |= set(check.suspects)
         shown = ", ".join(check.suspects[:8]) + (" …" if len(check.suspects) > 8 else "")
-        if not self._capture.attributed:
+        if math.isnan(check.residual):
+            cause = "the gradient itself is not a number: the loss overflowed or divided by zero"
+        elif not self._capture.attributed:
             cause = (
                 "no tagged forward reached them: call probe.tag(agents) before every training "
                 "forward, and do not untag() before it"
@@ -590,8 +607,8 @@ class Probe:
     def _new_moments(self) -> Moments:
         return Moments(self._optimizer, self._layout, len(self.agents), self._capture.dtype)
 
-    def _create_store(self, path: Path) -> Recorder:
-        from gradlab.writer import RunStore
+    def _create_store(self, path: Path) -> RunStore:
+        from gradlab.writer import RunStore  # zarr is slow to import, and not every probe stores
 
         roles = tuple(dict.fromkeys(agent.role for agent in self.agents))
         meta = RunMeta(
@@ -604,5 +621,4 @@ class Probe:
             policies=(self.meta,),
             versions={"torch": torch.__version__},
         )
-        store: Recorder = RunStore.create(path, meta)
-        return store
+        return RunStore.create(path, meta)
