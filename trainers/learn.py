@@ -21,7 +21,7 @@ from trainers.models import LanguageModel
 from trainers.policies import Policy, not_finite
 from trainers.sampling import left_padded
 
-MONITORED_ROWS = 32
+MONITORED_ROWS = 16
 """Rows per role on which trainer and reference log-probs are compared with the rollout's."""
 
 
