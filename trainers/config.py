@@ -67,7 +67,8 @@ class TrainConfig:
     history: Literal["own", "shared"] = "own"
     """What evaluator and refiner see: self-contained chats, or the paper's malformed shared one."""
     routing: str = "isolated"
-    """shared, isolated, or role=policy,… for partial sharing, e.g. generator=solver,judge=judge."""
+    """shared, isolated, or role=policy,… for partial sharing, as in
+    orchestrator=lead,worker=solver,synthesizer=lead."""
 
     problems_per_step: int = 16
     """Problems per rollout."""
@@ -142,6 +143,7 @@ class TrainConfig:
             "steps", "eval_every", "checkpoint_every", "problems_per_step", "samples",
             "rows_per_update", "fixed_updates", "max_response_tokens", "micro_tokens",
             "rollout_rows", "lora_rank", "eval_samples", "eval_problems", "difficulty",
+            "max_prompt_tokens",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 flag = name.replace("_", "-")
@@ -154,20 +156,24 @@ class TrainConfig:
             "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
             "entropy_coefficient", "threads",
         ):  # fmt: skip
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:  # NaN is neither
                 flag = name.replace("_", "-")
                 raise ValueError(f"--{flag} is {getattr(self, name)}; expected 0 or more")
+        if self.clip_low > 1:
+            raise ValueError(f"--clip-low is {self.clip_low}; expected at most 1: ratios are > 0")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"--mix is {self.mix}; expected 0 to 1")
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"--dual-clip is {self.dual_clip}; expected more than 1, or 0 for off")
         roles = self.build_workflow().roles
-        for role in self.kl_coefficient:
+        for role, coefficient in self.kl_coefficient.items():
             if role not in roles:
                 raise ValueError(
                     f"--kl-coefficient names role '{role}'; workflow {self.workflow} has "
                     f"{', '.join(roles)}"
                 )
+            if not coefficient >= 0:
+                raise ValueError(f"--kl-coefficient of {role} is {coefficient}; expected 0 or more")
         self.policy_by_role()
 
     def build_workflow(self) -> Workflow:

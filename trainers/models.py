@@ -141,7 +141,15 @@ def end_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> PeftModel:
-    """One LoRA adapter on every linear layer but the head, per policy; the base is frozen."""
+    """One LoRA adapter on every linear layer but the head, per policy; the base is frozen.
+
+    Raises ValueError for a policy name that PEFT cannot keep an adapter under.
+    """
+    # 'default' is saved to another place than every other adapter; the rest are torch attributes.
+    reserved = {"default", *dir(torch.nn.ModuleDict())}
+    for policy in policies:
+        if policy in reserved:
+            raise ValueError(f"--routing: policy name '{policy}' is reserved; choose another")
     adapted: PeftModel | None = None
     for number, policy in enumerate(policies):
         lora = LoraConfig(
