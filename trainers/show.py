@@ -41,6 +41,12 @@ def show_episodes(
         raise ValueError(
             f"{kind} {step} has no problem '{problem}'; it has {', '.join(sorted(by_problem))}"
         )
+    samples = [episode["sample"] for episode in by_problem[problem]]
+    if sample is not None and sample not in samples:
+        raise ValueError(
+            f"problem '{problem}' of {kind} {step} has no sample {sample}; there are "
+            f"{', '.join(map(str, samples))}"
+        )
     for episode in by_problem[problem]:
         if sample is None or episode["sample"] == sample:
             _print_episode(episode, console)
