@@ -1,0 +1,118 @@
+"""Arrows point down: figures -> analysis -> gradlab <- trainers, and who may import torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("gradlab", "trainers", "analysis", "figures")
+MAY_IMPORT = {
+    "gradlab": set(),
+    "trainers": {"gradlab"},
+    "analysis": {"gradlab"},
+    "figures": {"gradlab", "analysis"},
+}
+LOOKS_UP = "gradlab/cli.py"
+WITHOUT_TORCH = (
+    "gradlab.store", "gradlab.gram", "gradlab.records", "gradlab.schema", "gradlab.writer",
+    "gradlab.rows",
+)  # fmt: skip
+
+
+def files_of(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"no file in {package}"
+    return found
+
+
+def imports(file: Path) -> list[tuple[str, int]]:
+    """(module, line) of every import of a file, also those inside functions."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
+            found.append((node.module or "", node.lineno))
+    return found
+
+
+def top(module: str) -> str:
+    return module.partition(".")[0]
+
+
+ALL_FILES = [
+    pytest.param(package, file, id=str(file.relative_to(ROOT)))
+    for package in PACKAGES
+    for file in sorted((ROOT / package).rglob("*.py"))
+]
+
+
+@pytest.mark.parametrize(("package", "file"), ALL_FILES)
+def test_imports_point_down(package: str, file: Path) -> None:
+    if str(file.relative_to(ROOT)) == LOOKS_UP:
+        return
+    for module, line in imports(file):
+        if top(module) in PACKAGES and top(module) != package:
+            assert top(module) in MAY_IMPORT[package], f"{file}:{line}: {package} -> {module}"
+
+
+def test_the_command_line_looks_up_inside_its_commands_alone() -> None:
+    tree = ast.parse((ROOT / LOOKS_UP).read_text(encoding="utf-8"))
+    for node in tree.body:  # the top level of the module
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            module = node.module if isinstance(node, ast.ImportFrom) else names[0]
+            assert top(module or "") not in {"trainers", "analysis", "figures"}, module
+    looked_up = {top(module) for module, _ in imports(ROOT / LOOKS_UP)} & set(PACKAGES)
+    assert looked_up - {"gradlab"}, "cli.py reaches nothing: this test looks at the wrong file"
+
+
+@pytest.mark.parametrize("package", ["analysis", "figures"])
+def test_analysis_and_figures_never_name_torch(package: str) -> None:
+    for file in files_of(package):
+        for module, line in imports(file):
+            assert top(module) not in {"torch", "transformers", "peft"}, f"{file}:{line}: {module}"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_have_a_docstring_and_nothing_else(package: str) -> None:
+    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree)
+    assert len(tree.body) == 1
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_module_begins_with_one_sentence(package: str) -> None:
+    for file in files_of(package):
+        docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+        assert docstring, file
+        assert docstring.split("\n\n")[0].rstrip().endswith((".", ":")), file
+
+
+def modules_of(package: str) -> list[str]:
+    return [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in files_of(package)
+        if file.name not in {"__init__.py", "__main__.py"}
+    ]
+
+
+def test_reading_analysing_and_drawing_load_no_torch() -> None:
+    """Every module for real, in a fresh interpreter: an import can hide behind another package."""
+    wanted = [*WITHOUT_TORCH, *modules_of("analysis"), *modules_of("figures")]
+    program = (
+        "import importlib, sys\n"
+        f"for name in {wanted!r}:\n"
+        "    importlib.import_module(name)\n"
+        "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
