@@ -197,3 +197,27 @@ def test_an_interrupt_is_no_traceback(capsys: Output, monkeypatch: pytest.Monkey
     monkeypatch.setitem(cli.COMMANDS, "train", interrupted)
     assert cli.main(["train"]) == 130
     assert "continue with" in capsys.readouterr().err
+
+
+def test_figures_come_as_pdf_png_and_csv(run: Path, capsys: Output, tmp_path: Path) -> None:
+    assert cli.main(["figures", str(run), "--out", str(tmp_path)]) == 0
+    capsys.readouterr()
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert all(path.stat().st_size > 0 for path in files)
+    pdf, png, csv = (
+        {path.stem for path in files if path.suffix == suffix}
+        for suffix in (".pdf", ".png", ".csv")
+    )
+    assert pdf == png != set()
+    assert pdf <= csv, "every figure comes with its numbers"
+
+
+def test_the_exit_status_reaches_the_shell() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gradlab.cli", "show", "/nowhere", "--step", "1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradlab show: ")
