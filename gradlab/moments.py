@@ -20,8 +20,8 @@ from torch import Tensor
 
 from gradlab.capture import Layout
 
-CHUNK_ELEMENTS = 1 << 17
-"""Elements of one [A, chunk] block on a CPU: the passes over a block stay in its cache."""
+CHUNK_ELEMENTS = 1 << 20
+"""Elements of an [A, chunk] block: bounds temporary memory; cache-sized blocks are no faster."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +186,7 @@ class Moments:
         return [int(count) for count in counts]
 
     def _chunks(self, part: Segment) -> Iterator[tuple[int, int]]:
-        is_cpu = self.moment_AP.device.type == "cpu"
-        width = CHUNK_ELEMENTS // len(self.moment_AP) if is_cpu else part.stop - part.start
+        width = max(CHUNK_ELEMENTS // len(self.moment_AP), 1)
         for lo in range(part.start, part.stop, width):
             yield lo, min(lo + width, part.stop)
 

@@ -64,6 +64,8 @@ class SelfCheck:
     """||g|| / c: before clipping."""
     coverage: float
     """Share of the parameters with a gradient to which agents were attributed."""
+    tolerance: float
+    """What rounding explains of the residual: more where the agents cancel each other."""
     suspects: tuple[str, ...] = ()
     """Parameters that carry the residual, worst first; empty while it is within tolerance."""
 
@@ -213,7 +215,8 @@ class Probe:
         if rows is not None:
             self._batches.append(rows)
         self._num_rows += int((index >= 0).sum()) if index.dim() == 1 else len(index)
-        self._capture.listen(Tags.of(index, rows), self._drop_if_gradients_were_dropped)
+        device = self._layout.parameters[0].device
+        self._capture.listen(Tags.of(index, device, rows), self._drop_if_gradients_were_dropped)
 
     def untag(self) -> None:
         """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
@@ -246,7 +249,7 @@ class Probe:
         else:
             lines.append(
                 f"{self.num_updates} updates; last residual {check.residual:.1e}, worst "
-                f"{self.worst_residual:.1e} (tolerance {self._tolerance():.0e}), "
+                f"{self.worst_residual:.1e} (tolerance {check.tolerance:.0e}), "
                 f"coverage {check.coverage:.1%}"
             )
             lines += [f"not explained by the agents: {name}" for name in check.suspects]
@@ -317,9 +320,8 @@ class Probe:
     # Before a forward.
 
     def _agent_index(self, agents: Sequence[Agent] | Tensor) -> Tensor:
-        device = self._layout.parameters[0].device
         if isinstance(agents, Tensor):
-            index = agents.to(device=device, dtype=torch.int64)
+            index = agents.to(device="cpu", dtype=torch.int64)
             if index.dim() not in (1, 2) or index.numel() == 0:
                 raise ValueError(
                     f"tag: agent indices have shape {tuple(index.shape)}; expected (rows,) or "
@@ -340,7 +342,7 @@ class Probe:
             )
         if not agents:
             raise ValueError("tag: no agents; expected one per row of the batch")
-        return torch.tensor([self._index[agent] for agent in agents], device=device)
+        return torch.tensor([self._index[agent] for agent in agents])
 
     def _row_sketches(
         self,
@@ -350,25 +352,25 @@ class Probe:
     ) -> RowSketches:
         if index.dim() != 1:
             raise ValueError("tag: prompts need one agent per row; these agents are per token")
-        prompt_n = torch.as_tensor(prompts, dtype=torch.int64).flatten()
+        prompt_n = torch.as_tensor(prompts, dtype=torch.int64).flatten().cpu()
         sample_n = (
             torch.full_like(prompt_n, -1)
             if samples is None
-            else torch.as_tensor(samples, dtype=torch.int64).flatten()
+            else torch.as_tensor(samples, dtype=torch.int64).flatten().cpu()
         )
         for name, given in (("prompts", prompt_n), ("samples", sample_n)):
             if len(given) != len(index):
                 raise ValueError(f"tag: {len(index)} rows have agents, {len(given)} have {name}")
         self._draw_signs()
-        capture, n = self._capture, len(index)
-        one_hot_An = torch.arange(len(self.agents), device=index.device)[:, None] == index
+        device, dtype, n = self._layout.parameters[0].device, self._capture.dtype, len(index)
+        one_hot_An = torch.arange(len(self.agents))[:, None] == index
         return RowSketches(
             agent_n=index,
             prompt_n=prompt_n,
             sample_n=sample_n,
-            one_hot_An=one_hot_An.to(capture.dtype),
-            norm2_n=torch.zeros(n, dtype=capture.dtype, device=index.device),
-            sketch_nK=torch.zeros((n, SKETCH_BUCKETS), dtype=capture.dtype, device=index.device),
+            one_hot_An=one_hot_An.to(device, dtype),
+            norm2_n=torch.zeros(n, dtype=dtype, device=device),
+            sketch_nK=torch.zeros((n, SKETCH_BUCKETS), dtype=dtype, device=device),
         )
 
     def _draw_signs(self) -> None:
@@ -412,7 +414,7 @@ class Probe:
         capture.gradient_AP.zero_()
         capture.attributed.clear()
         self._batches = [batch for batch in self._batches if not batch.is_filled]
-        self._num_rows = len(capture.tags.index) if capture.tags is not None else 0
+        self._num_rows = len(capture.tags.agents) if capture.tags is not None else 0
 
     # Around the optimizer's step.
 
@@ -430,8 +432,8 @@ class Probe:
         capture = self._capture
         capture.allocate()
         with torch.no_grad():
-            check = self._check()
             gram_BAA = self._gram()
+            check = self._check(float(np.trace(gram_BAA.sum(axis=0))))
             if self.unsplit_reason is None:
                 if self._moments is None:
                     self._moments = self._new_moments()
@@ -490,8 +492,8 @@ class Probe:
         self._pending, self._num_rows, self._batches = None, 0, []
         self.loss = math.nan
 
-    def _check(self) -> SelfCheck:
-        """Fit g = c sum_a g_a and name whoever does not fit."""
+    def _check(self, sum_of_norms2: float) -> SelfCheck:
+        """Fit g = c sum_a g_a and name whoever does not fit; sum_of_norms2 = sum_a ||g_a||^2."""
         capture, slots = self._capture, self._layout.slots
         gradients = [p.grad for p in self._layout.parameters]
         flat_P = self._flat(
@@ -516,13 +518,16 @@ class Probe:
         has_gradient = [i for i, gradient in enumerate(gradients) if gradient is not None]
         size = sum(slots[i].shape.numel() for i in has_gradient)
         attributed = sum(slots[i].shape.numel() for i in has_gradient if i in capture.attributed)
+        cancelled = abs(usable) * math.sqrt(sum_of_norms2) / norm if norm > 0 else 1.0
+        tolerance = self._tolerance() * max(1.0, cancelled)
         suspects: list[tuple[float, str]] = []
         # NaN compares false: a gradient that is not a number is a suspect too.
-        if not residual <= self._tolerance():
+        if not residual <= tolerance:
+            share = tolerance * norm / math.sqrt(len(has_gradient))  # somebody exceeds it
             for i in has_gradient:
                 part = error_P[slots[i].start : slots[i].stop]
                 own = float(torch.linalg.vector_norm(part))
-                if not own <= self._tolerance() * norm:
+                if not own <= share:
                     suspects.append((own, slots[i].name))
             suspects.sort(reverse=True)
         return SelfCheck(
@@ -530,12 +535,13 @@ class Probe:
             residual,
             norm / abs(usable) if usable else norm,
             attributed / size,
+            tolerance,
             tuple(name for _, name in suspects),
         )
 
     def _complain(self, check: SelfCheck) -> None:
         """Warn once about each parameter whose gradient the agents do not explain."""
-        if check.residual <= self._tolerance() or set(check.suspects) <= self._warned:
+        if check.residual <= check.tolerance or set(check.suspects) <= self._warned:
             return
         self._warned |= set(check.suspects)
         shown = ", ".join(check.suspects[:8]) + (" …" if len(check.suspects) > 8 else "")
@@ -556,7 +562,7 @@ class Probe:
         warnings.warn(
             f"policy '{self.policy}', step {self.current_step}: the agents' gradients "
             f"leave {check.residual:.2g} of the gradient unexplained (tolerance "
-            f"{self._tolerance():.0e}). Not explained: {shown}: {cause}{failures}. The "
+            f"{check.tolerance:.0e}). Not explained: {shown}: {cause}{failures}. The "
             "residual is in the record.",
             stacklevel=4,
         )
@@ -585,7 +591,7 @@ class Probe:
             self._rows = self._rows.with_batch(
                 batch.sketch_nK.double().cpu().numpy(),
                 batch.norm2_n.double().cpu().numpy(),
-                batch.agent_n.cpu().numpy(),
+                batch.agent_n.numpy(),
                 batch.prompt_n.numpy(),
                 batch.sample_n.numpy(),
             )
