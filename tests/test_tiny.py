@@ -1,0 +1,133 @@
+"""The embedded models: tokenizer, lessons of the warm start, shipped weights."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainers.compact import CompactPrompts
+from trainers.models import TINY, WEIGHTS
+from trainers.problems import Problem, arithmetic
+from trainers.prompts import Message
+from trainers.tiny import Build, Teacher, batch, build_model, build_tokenizer, main
+
+PROBLEM = Problem("sum-47-38", "math", "47+38", "85")
+SHIPPED = [name for name in TINY if (WEIGHTS / name).is_dir()]
+
+
+def teacher(solver_noise: float = 0.0, judge_noise: float = 0.0, seed: int = 0) -> Teacher:
+    return Teacher(arithmetic(2), CompactPrompts(), solver_noise, judge_noise, random.Random(seed))
+
+
+def test_the_tokenizer_has_one_token_per_character_and_loses_nothing() -> None:
+    tokenizer = build_tokenizer()
+    text = "".join(map(chr, range(32, 127))) + "\n  two  spaces ,. 's"
+    ids = tokenizer.encode(text)
+    assert len(ids) == len(text)
+    assert tokenizer.decode(ids) == text
+    assert len(tokenizer) == 4 + 95 + 1  # specials, printable ASCII, newline
+
+
+def test_the_chat_template_marks_who_speaks() -> None:
+    tokenizer = build_tokenizer()
+    chat = [Message("user", "g1+1"), Message("assistant", "[2]"), Message("user", "r")]
+    rendered = tokenizer.apply_chat_template(
+        [{"role": m.speaker, "content": m.text} for m in chat],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    assert rendered == "<user>g1+1<assistant>[2]<end><user>r<assistant>"
+    assert len(tokenizer.encode(rendered)) == 4 + 3 + 1 + 5  # 5 marks, 8 characters
+
+
+def test_every_lesson_without_noise_is_right_and_readable() -> None:
+    """47+38: tens 70, ones 15."""
+    taught, prompts = teacher(), CompactPrompts()
+    for _ in range(50):
+        assert taught.generator(PROBLEM) == ("g47+38", "[85]")
+        asked, said = taught.aggregator(PROBLEM)
+        candidates = asked.split(" ")[1:]
+        assert prompts.read_choice(said, len(candidates)).parse_ok
+        assert taught.evaluator(PROBLEM) == ("e47+38 [85]", "[y]")
+        asked, said = taught.refiner(PROBLEM)
+        assert said == "[85]"
+        assert "[85]" not in asked
+        asked, said = taught.orchestrator(PROBLEM)
+        assert prompts.read_strategies(said, int(asked[-1])).parse_ok
+        assert taught.worker(PROBLEM) in [
+            ("w47+38 t", "70+15=[85]"),
+            ("w47+38 o", "15+70=[85]"),
+            ("w47+38 d", "[85]"),
+        ]
+        asked, said = taught.synthesizer(PROBLEM)
+        assert asked.startswith("s47+38 ")
+        assert said == "[85]"
+
+
+def test_a_wrong_answer_is_wrong() -> None:
+    taught = teacher()
+    for problem in arithmetic(2)[::97]:
+        assert all(taught.wrong(problem) != problem.answer for _ in range(30))
+
+
+def test_the_noise_is_the_share_of_wrong_targets() -> None:
+    """Half of 2000 targets: 1000 +- 3 * 22.4."""
+    taught = teacher(solver_noise=0.5)
+    right = sum(taught.generator(PROBLEM)[1] == "[85]" for _ in range(2000))
+    assert 930 < right < 1070
+
+
+def test_an_aggregator_lesson_points_at_a_right_candidate_if_there_is_one() -> None:
+    taught = teacher(solver_noise=0.5)
+    for _ in range(300):
+        asked, said = taught.aggregator(PROBLEM)
+        candidates = asked.split(" ")[1:]
+        if "[85]" in candidates:
+            assert candidates[int(said[1:-1]) - 1] == "[85]"
+
+
+def test_only_the_response_is_trained_with_its_end() -> None:
+    tokenizer = build_tokenizer()
+    ids_BT, labels_BT = batch(tokenizer, [("g1+1", "[2]"), ("g10+10", "[20]")])
+    assert ids_BT.shape == labels_BT.shape == (2, 13)
+    for ids, labels, said in zip(ids_BT, labels_BT, ("[2]<end>", "[20]<end>"), strict=True):
+        trained = labels[labels != -100]
+        assert tokenizer.decode(trained) == said
+        assert torch.equal(ids[labels != -100], trained)
+
+
+@pytest.mark.parametrize(
+    ("size", "millions"), [("0.3m", (0.2, 0.45)), ("1m", (0.7, 1.3)), ("3m", (2.3, 3.6))]
+)
+def test_sizes_are_what_their_names_say(size: str, millions: tuple[float, float]) -> None:
+    model = build_model(size, 100, seed=0)  # type: ignore[arg-type]
+    low, high = millions
+    assert low < sum(p.numel() for p in model.parameters()) / 1e6 < high
+
+
+def test_a_build_writes_a_model_that_loads(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(Build(batches=2, batch_size=4, out=tmp_path / "built"))
+    assert "wrote" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "built")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "built")
+    assert tokenizer.init_kwargs["prompt_style"] == "compact"
+    assert model.config.vocab_size == len(tokenizer)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<end>", "<pad>")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_weights_are_small_and_finite(name: str) -> None:
+    files = [*(WEIGHTS / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) <= 3e6
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS / name)
+    assert all(bool(p.isfinite().all()) for p in model.parameters())
+
+
+def test_the_default_model_is_shipped() -> None:
+    assert TINY[0] in SHIPPED
