@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.findings import Diagnosis
-from figures.cells import COLUMNS, diagnosed, identity, titles
+from figures.cells import COLUMNS, diagnosed, identity, split, titles
 from figures.style import (
     FAINT,
     INK,
@@ -17,8 +17,8 @@ from figures.style import (
     YELLOW,
     Floats,
     few_ticks,
+    footnote,
     legend,
-    note,
     paper,
     small_multiples,
     title,
@@ -29,6 +29,8 @@ from gradlab.store import Run
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+SHORT = {"cliff": "cliff", "slow decay": "decay", "unresolved drop": "drop"}
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,17 @@ class AccuracyFigure:
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The panels of `runs`, a page of `among`."""
+        shown, absent = split(self.name, runs, self.missing)
+        names = titles(shown, among=among or runs)
         with paper():
-            figure, panels = small_multiples(len(runs), "held-out accuracy (%)", head=0.45)
-            for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
+            figure, panels = small_multiples(
+                names, "held-out accuracy (%)", head=0.45, has_verdicts=True
+            )
+            for axes, run, name in zip(panels, shown, names, strict=True):
                 self._panel(axes, run, name)
-            has_drop = any(_onset(diagnosed(run)) for run in runs)
+            has_drop = any(_onset(diagnosed(run)) for run in shown)
             legend(figure, _handles(has_drop=has_drop), columns=3)
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -87,11 +94,6 @@ class AccuracyFigure:
         return Table((*COLUMNS, *columns, *judged, "onset_upper"), rows)
 
     def _panel(self, axes: Axes, run: Run, name: str) -> None:
-        reason = self.missing(run)
-        if reason:
-            title(axes, name)
-            note(axes, reason, keeps_frame=True, width=28)
-            return
         evaluations = run.evaluations()
         num_E = evaluations.num_samples_E()
         known = num_E > 0
@@ -140,7 +142,7 @@ def _verdict(diagnosis: Diagnosis) -> str:
     drops = diagnosis.of_kind("cliff", "slow decay", "unresolved drop")
     if drops:
         onset = f" after step {drops[0].onset.step}" if drops[0].onset else ""
-        return f"{drops[0].kind}, −{100 * drops[0].strength:.0f} points{onset}"
+        return f"{SHORT[drops[0].kind]} −{100 * drops[0].strength:.0f} pts{onset}"
     if diagnosis.status == "not judged":
         return f"not judged ({diagnosis.accuracy.num_evaluations} evaluations)"
     return "no drop found" if diagnosis.status == "healthy" else diagnosis.status

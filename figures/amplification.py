@@ -12,8 +12,8 @@ from scipy.stats import t as student
 
 from analysis.amplification import AmplificationTest, Components, path_length
 from analysis.signals import aligned
-from figures.cells import COLUMNS, identity
-from figures.style import FAINT, INK, Floats, blank, legend, note, paper, role_style
+from figures.cells import COLUMNS, identity, split
+from figures.style import FAINT, INK, Floats, blank, footnote, legend, note, paper, role_style
 from figures.tables import Table
 from gradlab.store import Run
 
@@ -78,9 +78,10 @@ class AmplificationFigure:
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """All runs in the same panels."""
+        shown, absent = split(self.name, runs, self.missing)
         with paper():
-            points = [point for run in runs for point in self.points(run)]
-            figure = blank(2.9)
+            points = [point for run in shown for point in self.points(run)]
+            figure = blank(3.0)
             grid = figure.subplots(2, 3)
             for axes in grid[0, 1:]:
                 axes.sharey(grid[0, 0])
@@ -93,6 +94,7 @@ class AmplificationFigure:
             grid[1, 1].set_ylabel("× one-agent role")
             grid[1, 1].set_xlabel("agents N of the role")
             legend(figure, _handles(points), columns=3)
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -180,19 +182,21 @@ class AmplificationFigure:
         shown = [point for point in points if quantity in point.estimates]
         scale = 100.0 if quantity in ("signal", "prompt", "episode") else 1.0
         sizes = sorted({point.num_agents for point in points})
+        gap = float(min(np.diff(sizes))) if len(sizes) > 1 else 1.5
         if not shown:
             note(axes, "not measured")
         else:
             reference = 0.0 if scale == 100.0 else 1.0
             axes.axhline(reference, color=FAINT, linewidth=0.5)
-            axes.set_xlim(sizes[0] - 0.6, sizes[-1] + 0.6)
+            axes.set_xlim(sizes[0] - 0.45 * gap, sizes[-1] + 0.45 * gap)
             axes.set_xticks(sizes)
         if shown and quantity == "deff":
-            many = np.array([1.0, sizes[-1] + 0.6])
+            many = np.array([1.0, sizes[-1] + 0.45 * gap])
             axes.plot(many, many, color=FAINT, linewidth=0.6, linestyle=(0, (4, 2)), zorder=0)
         for point in shown:
             peers = [p for p in shown if p.num_agents == point.num_agents]
-            spread = min(0.7, 0.14 * (len(peers) - 1))
+            peers.sort(key=lambda peer: (peer.role, _is_alone(peer)))
+            spread = min(0.6, 0.08 * (len(peers) - 1)) * gap
             shift = spread * (peers.index(point) / max(len(peers) - 1, 1) - 0.5)
             estimate, style = point.estimates[quantity], role_style(point.role)
             x, y = point.num_agents + shift, scale * estimate.value

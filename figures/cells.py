@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import PurePath
@@ -12,7 +12,7 @@ from analysis.diagnose import diagnose
 from analysis.findings import Diagnosis
 from gradlab.store import RUN_ZARR, Run
 
-COLUMNS = ("run", "workflow", "routing", "model", "task")
+COLUMNS = ("run", "workflow", "model", "task", "routing")
 """What opens every row of a table of numbers; `identity` fills it."""
 
 
@@ -21,16 +21,17 @@ class Cell:
     """The place of a run in the experiment matrix."""
 
     workflow: str
-    routing: str
     model: str
     task: str
+    routing: str
+    """Last, so that runs which differ in nothing else stand beside each other."""
 
 
 def cell_of(run: Run) -> Cell:
-    """Workflow, routing, model and task of a run, fit for a label."""
+    """Workflow, model, task and routing of a run, fit for a label."""
     meta = run.meta
     model = PurePath(meta.model).name or meta.model
-    return Cell(meta.workflow.replace("_", "-"), routing_of(run), model, meta.task)
+    return Cell(meta.workflow.replace("_", "-"), model, meta.task, routing_of(run))
 
 
 def routing_of(run: Run) -> str:
@@ -49,13 +50,13 @@ def folder(run: Run) -> str:
 def identity(run: Run) -> tuple[str, str, str, str, str]:
     """The values of `COLUMNS`."""
     cell = cell_of(run)
-    return folder(run), cell.workflow, cell.routing, cell.model, cell.task
+    return folder(run), cell.workflow, cell.model, cell.task, cell.routing
 
 
 def titles(
     runs: Sequence[Run], *, among: Sequence[Run] | None = None, without: Sequence[str] = ()
 ) -> list[str]:
-    """What tells each run from the others: the differing parts of its cell, then its folder.
+    """What tells each run from the others: the differing parts of its cell, or its folder.
 
     `among` is the whole set of which `runs` is a page; `without` leaves parts out that the figure
     shows elsewhere.
@@ -73,7 +74,7 @@ def titles(
         cell = cell_of(run)
         words = [getattr(cell, part) for part in parts]
         if times[cell] > 1 or not words:
-            words.append(folder(run))
+            words = [cell.routing, folder(run)]
         named.append(" · ".join(words))
     return named
 
@@ -81,6 +82,38 @@ def titles(
 def order(run: Run) -> tuple[str, ...]:
     """Sorting key: by cell, then by folder."""
     return (*astuple(cell_of(run)), folder(run))
+
+
+class NothingToShowError(ValueError):
+    """None of the runs has what a figure shows."""
+
+
+def split(
+    name: str, runs: Sequence[Run], missing: Callable[[Run], str | None]
+) -> tuple[list[Run], str]:
+    """Runs that the figure `name` can show, and a footnote on the others."""
+    reasons = {run: missing(run) for run in runs}
+    shown = [run for run in runs if reasons[run] is None]
+    if not shown:
+        raise NothingToShowError(f"{name}: {_gathered(reasons)}")
+    return shown, f"Not shown: {_gathered(reasons)}" if len(shown) < len(runs) else ""
+
+
+def _gathered(reasons: dict[Run, str | None]) -> str:
+    """'a, b (no evaluations); 7 runs (no gradients recorded)'."""
+    by_reason: dict[str, list[str]] = {}
+    for run, reason in reasons.items():
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(folder(run))
+    return "; ".join(
+        f"{', '.join(names) if len(names) <= 3 else f'{len(names)} runs'} ({reason})"
+        for reason, names in by_reason.items()
+    )
+
+
+def has_gradients(run: Run) -> bool:
+    """At least one update was probed."""
+    return any(len(run.gram(policy.name).step_U) for policy in run.policies)
 
 
 @lru_cache(maxsize=256)

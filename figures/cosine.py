@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures.cells import COLUMNS, identity, titles
+from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.style import (
     FAINT,
     INK,
@@ -19,8 +19,8 @@ from figures.style import (
     Floats,
     blank,
     few_ticks,
+    footnote,
     legend,
-    note,
     paper,
     role_style,
     row_title,
@@ -62,56 +62,47 @@ class CosineFigure:
 
     def missing(self, run: Run) -> str | None:
         """Why the run has nothing to show; None if it has."""
-        if not len(run.steps):
-            return "no training steps"
+        if not has_gradients(run):
+            return "no gradients recorded"
         if not pairs_of(run):
             return "one agent per policy: nothing to compare"
         return None
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The rows of `runs`, a page of `among`."""
+        shown, absent = split(self.name, runs, self.missing)
         with paper():
-            pairs = list(dict.fromkeys(pair for run in runs for pair in pairs_of(run)))
-            heights = [0.25 if self.missing(run) else 1.0 for run in runs]
-            figure = blank(0.65 + 0.12 * math.ceil((len(pairs) + 1) / 2) + 1.35 * sum(heights))
+            pairs = list(dict.fromkeys(pair for run in shown for pair in pairs_of(run)))
+            figure = blank(0.75 + 0.12 * math.ceil((len(pairs) + 1) / 2) + 1.35 * len(shown))
             grid = figure.subplots(
-                len(runs),
-                2,
-                squeeze=False,
-                gridspec_kw={"width_ratios": [1, 1.25], "height_ratios": heights},
+                len(shown), 2, squeeze=False, gridspec_kw={"width_ratios": [1, 1.25]}
             )
-            tables = {run: matrix(run) for run in runs if not self.missing(run)}
-            top = _strongest(list(tables.values()))
-            image = None
-            for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
-                left, right = grid[index]
+            tables = [matrix(run) for run in shown]
+            top = _strongest(tables)
+            names = titles(shown, among=among or runs)
+            for (left, right), run, name, table in zip(grid, shown, names, tables, strict=True):
                 row_title(left, name, has_column_heads=False)
-                reason = self.missing(run)
-                if reason:
-                    note(left, "")
-                    note(right, reason, width=28)
-                    continue
-                image = self._matrix(left, run, tables[run], top)
+                right.set_title(" ")  # the title runs on above it
+                image = self._matrix(left, run, table, top)
                 self._over_time(right, run)
-            drawn = list(tables)
-            self._limits([grid[runs.index(run)][1] for run in drawn], drawn)
+            self._limits(list(grid[:, 1]), shown)
             grid[-1][1].set_xlabel("training step")
-            if image is not None:
-                digit = 10.0 ** math.floor(math.log10(top))
-                mark = digit * math.floor(top / digit)
-                bar = figure.colorbar(
-                    image,
-                    ax=list(grid[:, 0]),
-                    location="bottom",
-                    aspect=14,
-                    shrink=0.8,
-                    pad=0.02,
-                    ticks=[-mark, 0, mark],
-                    format="{x:g}",
-                )
-                bar.set_label("cosine, mean over the run", size=TINY)
-                bar.outline.set_visible(False)
+            digit = 10.0 ** math.floor(math.log10(top))
+            mark = digit * math.floor(top / digit)
+            bar = figure.colorbar(
+                image,
+                ax=list(grid[:, 0]),
+                location="bottom",
+                aspect=14,
+                shrink=0.8,
+                pad=0.02,
+                ticks=[-mark, 0, mark],
+                format="{x:g}",
+            )
+            bar.set_label("cosine, mean over the run", size=TINY)
+            bar.outline.set_visible(False)
             legend(figure, [*(_handle(pair) for pair in pairs), _apart()], columns=2)
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures.accuracy import AccuracyFigure, wilson
-from figures.cells import COLUMNS, cell_of, diagnosed, identity, order, titles
-from figures.style import FAINT, INK, PALE, TINY, blank, legend, paper, shortened
+from figures.cells import COLUMNS, cell_of, diagnosed, identity, order, split, titles
+from figures.style import FAINT, INK, PALE, TINY, blank, footnote, legend, paper, shortened
 from figures.tables import Table
 from gradlab.store import Run
 
@@ -19,10 +18,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+DROPS = ("cliff", "slow decay", "unresolved drop")
+"""Verdicts that stand for a drop beyond noise."""
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training did to one run's held-out accuracy; differences in points, NaN unknown."""
+    """What training did to one run's held-out accuracy; differences in points."""
 
     run: Run
     base: float
@@ -53,33 +55,34 @@ class EmpiricalMap:
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """All runs, sorted by cell; a page of `among`."""
+        shown, absent = split(self.name, sorted(runs, key=order), self.missing)
         with paper():
-            ordered = sorted(runs, key=order)
-            outcomes = [self.outcome(run) for run in ordered]
-            names = titles(ordered, among=among or runs, without=("workflow",))
+            outcomes = [self.outcome(run) for run in shown]
+            names = titles(shown, among=among or runs, without=("workflow",))
             heights: list[float] = []
             heads: dict[float, str] = {}
             at = 0.0
-            for index, run in enumerate(ordered):
+            for index, run in enumerate(shown):
                 workflow = cell_of(run).workflow
-                if index == 0 or workflow != cell_of(ordered[index - 1]).workflow:
+                if index == 0 or workflow != cell_of(shown[index - 1]).workflow:
                     heads[at] = workflow
                     at += 1.0
                 heights.append(at)
                 at += 1.0
-            figure = blank(0.75 + 0.15 * at)
+            figure = blank(0.8 + 0.15 * at)
             left, right = figure.subplots(
                 1, 2, sharey=True, gridspec_kw={"width_ratios": [1.0, 0.55]}
             )
             self._lines(left, outcomes, heights)
             self._cells(right, outcomes, heights)
             left.set_yticks(
-                [*heads, *heights], [*heads.values(), *(shortened(name, 32) for name in names)]
+                [*heads, *heights], [*heads.values(), *(shortened(name, 34) for name in names)]
             )
             for tick, place in zip(left.get_yticklabels(), [*heads, *heights], strict=True):
                 tick.set_weight("bold" if place in heads else "normal")
             left.set_ylim(at - 0.4, -0.6)
             legend(figure, _handles(), columns=4)
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -118,15 +121,12 @@ class EmpiricalMap:
     def _lines(self, axes: Axes, outcomes: list[Outcome], heights: list[float]) -> None:
         axes.axvline(0, color=FAINT, linewidth=0.6)
         for outcome, y in zip(outcomes, heights, strict=True):
-            if not math.isfinite(outcome.base):
-                axes.text(0, y, " no evaluations", va="center", size=TINY, color=FAINT)
-                continue
             width = outcome.base_upper - outcome.base_lower
             axes.barh(y, width, 0.7, outcome.base_lower, color=PALE, alpha=0.7, linewidth=0)
             ends = [outcome.terminal_gain, outcome.peak_gain]
             axes.plot(ends, [y, y], color=INK, linewidth=0.8)
             axes.plot(outcome.peak_gain, y, "^", color=INK, mfc="white", ms=4, mew=0.7)
-            face = INK if outcome.status == "cliff" else "white"
+            face = INK if outcome.status in DROPS else "white"
             axes.plot(outcome.terminal_gain, y, "s", color=INK, mfc=face, ms=3.4, mew=0.7)
         axes.use_sticky_edges = False
         axes.margins(x=0.08)
@@ -140,18 +140,16 @@ class EmpiricalMap:
         from matplotlib.patches import Rectangle
 
         changes = [(outcome.peak_gain, -outcome.drop) for outcome in outcomes]
-        top = max([10.0, *(abs(x) for pair in changes for x in pair if math.isfinite(x))])
+        top = max([10.0, *(abs(x) for pair in changes for x in pair)])
         for y, pair in zip(heights, changes, strict=True):
             for x, change in enumerate(pair):
-                if not math.isfinite(change):
-                    continue
                 shade = colormaps["RdBu"](0.5 + 0.5 * change / top)
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=shade, lw=0))
                 ink = "white" if abs(change) > 0.6 * top else INK
                 text = f"{change:+.0f}".replace("-", "−") if abs(change) >= 0.5 else "0"
                 axes.text(x, y, text, ha="center", va="center", size=TINY, color=ink)
         axes.set_xlim(-0.5, 1.5)
-        axes.set_xticks([0, 1], ["peak\n− base", "end\n− peak"])
+        axes.set_xticks([0, 1], ["peak\ngain", "final\ndrop"])
         axes.tick_params(length=0, labelleft=False)
         for side in axes.spines.values():
             side.set_visible(False)
@@ -165,6 +163,6 @@ def _handles() -> list[Any]:
     return [
         Line2D([], [], marker="^", mfc="white", ms=4, label="peak", **mark),
         Line2D([], [], marker="s", mfc="white", ms=3.4, label="end", **mark),
-        Line2D([], [], marker="s", ms=3.4, label="end, after a cliff", **mark),
+        Line2D([], [], marker="s", ms=3.4, label="end, after a drop", **mark),
         Patch(color=PALE, alpha=0.7, label="base, 95 %"),
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from figures.accuracy import AccuracyFigure
 from figures.amplification import AmplificationFigure
-from figures.cells import folder, order
+from figures.cells import NothingToShowError, order, split
 from figures.cosine import CosineFigure
 from figures.empirical_map import EmpiricalMap
 from figures.norms import NormsFigure
@@ -74,29 +74,32 @@ def make_figures(
     folder_out.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     for figure in figures:
-        reasons = {folder(run): reason for run in runs if (reason := figure.missing(run))}
-        if len(reasons) == len(runs):
-            because = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            say(f"skipped {figure.name}: {because}")
+        try:
+            shown, absent = split(figure.name, runs, figure.missing)
+        except NothingToShowError as nothing:
+            say(f"skipped {nothing}")
             continue
-        written += _write(figure, runs, folder_out)
+        if absent:
+            say(f"{figure.name}: {absent}")
+        written += _write(figure, runs, shown, folder_out)
     return written
 
 
-def _write(figure: PaperFigure, runs: Sequence[Run], out: Path) -> list[Path]:
-    """One PDF with all pages, one PNG per page, one CSV."""
+def _write(figure: PaperFigure, runs: Sequence[Run], shown: Sequence[Run], out: Path) -> list[Path]:
+    """One PDF with all pages, one PNG per page, one CSV; the last page names what is not shown."""
     from matplotlib.backends.backend_pdf import PdfPages
 
-    starts = range(0, len(runs), figure.per_page)
+    pages = [list(shown[i : i + figure.per_page]) for i in range(0, len(shown), figure.per_page)]
+    pages[-1] += [run for run in runs if run not in shown]
     pictures = []
     # No date inside: the same store gives the same bytes.
     with paper(), PdfPages(out / f"{figure.name}.pdf", metadata={"CreationDate": None}) as pdf:
-        for number, start in enumerate(starts, 1):
-            drawn = figure.draw(runs[start : start + figure.per_page], among=runs)
+        for number, page in enumerate(pages, 1):
+            drawn = figure.draw(page, among=runs)
             pdf.savefig(drawn)
             drawn.set_layout_engine("none")  # keep the layout: the PNG is the same picture
-            page = "" if len(starts) == 1 else f"-{number}"
-            pictures.append(out / f"{figure.name}{page}.png")
+            suffix = "" if len(pages) == 1 else f"-{number}"
+            pictures.append(out / f"{figure.name}{suffix}.png")
             drawn.savefig(pictures[-1])
     figure.table(runs).write(out / f"{figure.name}.csv")
     return [out / f"{figure.name}.pdf", *pictures, out / f"{figure.name}.csv"]

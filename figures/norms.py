@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from figures.cells import COLUMNS, identity, titles
+from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.style import (
     few_ticks,
+    footnote,
     legend,
-    note,
     paper,
     role_handle,
     role_line,
@@ -37,17 +37,20 @@ class NormsFigure:
 
     def missing(self, run: Run) -> str | None:
         """Why the run has nothing to show; None if it has."""
-        return None if len(run.steps) else "no training steps"
+        return None if has_gradients(run) else "no gradients recorded"
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The panels of `runs`, a page of `among`."""
+        shown, absent = split(self.name, runs, self.missing)
+        names = titles(shown, among=among or runs)
         with paper():
-            roles = roles_of(runs)
+            roles = roles_of(shown)
             head = 0.13 + 0.12 * math.ceil(len(roles) / 3)
-            figure, panels = small_multiples(len(runs), "gradient norm", head=head)
-            for axes, run, name in zip(panels, runs, titles(runs, among=among), strict=True):
+            figure, panels = small_multiples(names, "gradient norm", head=head)
+            for axes, run, name in zip(panels, shown, names, strict=True):
                 self._panel(axes, run, name)
             legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -63,10 +66,6 @@ class NormsFigure:
 
     def _panel(self, axes: Axes, run: Run, name: str) -> None:
         title(axes, name)
-        reason = self.missing(run)
-        if reason:
-            note(axes, reason, keeps_frame=True, width=28)
-            return
         axes.set_yscale("log")
         for role in run.roles:
             signal = run.norm(role)

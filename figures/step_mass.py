@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from figures.cells import COLUMNS, identity, titles
+from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.norms import roles_of
 from figures.style import (
     FAINT,
     blank,
     few_ticks,
+    footnote,
     legend,
     note,
     paper,
@@ -47,29 +48,29 @@ class StepMassFigure:
 
     def missing(self, run: Run) -> str | None:
         """Why the run has nothing to show; None if it has."""
-        if not len(run.steps):
-            return "no training steps"
+        if not has_gradients(run):
+            return "no gradients recorded"
         if not _competing(run):
-            return "every role has a policy to itself: shares are 1"
+            return "every role has a policy to itself: its share is 1"
         return None
 
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The rows of `runs`, a page of `among`."""
+        shown, absent = split(self.name, runs, self.missing)
         with paper():
-            roles = [role for role in roles_of(runs) if any(role in _competing(r) for r in runs)]
-            heights = [0.35 if self.missing(run) else 1.0 for run in runs]
-            figure = blank(0.65 + (1.1 if len(runs) == 1 else 0.95) * sum(heights))
-            grid = figure.subplots(
-                len(runs), 3, sharey="col", squeeze=False, gridspec_kw={"height_ratios": heights}
-            )
-            for index, (run, name) in enumerate(zip(runs, titles(runs, among=among), strict=True)):
+            roles = [role for role in roles_of(shown) if any(role in _competing(r) for r in shown)]
+            figure = blank(0.75 + (1.1 if len(shown) == 1 else 0.95) * len(shown))
+            grid = figure.subplots(len(shown), 3, sharey="col", squeeze=False)
+            names = titles(shown, among=among or runs)
+            for index, (run, name) in enumerate(zip(shown, names, strict=True)):
                 self._row(list(grid[index]), run)
                 row_title(grid[index][0], name, has_column_heads=index == 0)
             for axes, (_, head) in zip(grid[0], PANELS, strict=True):
                 axes.set_title(head)
-            self._limits(list(grid[0]), runs)
+            self._limits(list(grid[0]), shown)
             grid[-1][1].set_xlabel("training step")
             legend(figure, [*(role_handle(role) for role in roles), _null()], columns=3)
+            footnote(figure, absent)
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
@@ -93,12 +94,6 @@ class StepMassFigure:
         return Table((*COLUMNS, *columns), rows)
 
     def _row(self, panels: list[Axes], run: Run) -> None:
-        reason = self.missing(run)
-        if reason:
-            for axes in panels:
-                note(axes, "")
-            note(panels[1], reason)
-            return
         for axes, (measure, _) in zip(panels, PANELS, strict=True):
             masses = run.step_mass(measure)
             roles = [role for role in _competing(run) if np.isfinite(masses[role].value_T).any()]

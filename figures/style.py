@@ -113,14 +113,18 @@ def blank(height: float) -> Figure:
     return Figure(figsize=(COLUMN, height), layout="constrained")
 
 
-def small_multiples(num: int, y_label: str, *, head: float) -> tuple[Figure, list[Axes]]:
-    """One panel per run, two beside each other, over training steps and on the same y axis.
+def small_multiples(
+    names: Sequence[str], y_label: str, *, head: float, has_verdicts: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """One panel per name, two beside each other, over training steps and on the same y axis.
 
-    `head` is the height left for the legend, in inches.
+    `head` is the height left for the legend, in inches; `has_verdicts` leaves a line for one.
     """
+    num = len(names)
     columns = 1 if num == 1 else 2
     rows = math.ceil(num / columns)
-    each = 1.75 if num == 1 else 1.4 if rows <= 3 else 1.15
+    lines = max(len(title_lines(name)) for name in names) + has_verdicts
+    each = (1.5 if num == 1 else 1.1 if rows <= 3 else 0.9) + 0.11 * lines
     figure = blank(head + rows * each)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = list(grid.ravel())
@@ -179,61 +183,56 @@ def running_median(value_T: Floats, window: int) -> Floats:
     return result
 
 
-def note(axes: Axes, text: str, *, keeps_frame: bool = False, width: int = 60) -> None:
-    """Say in an empty panel what is missing, in lines of `width`."""
-    axes.set_xticks([])
-    if not keeps_frame:
-        axes.patch.set_visible(False)
-        axes.tick_params(which="both", left=False, labelleft=False)
-        for side in axes.spines.values():
-            side.set_visible(False)
-    written = axes.text(
-        0.5,
-        0.5,
-        fill(text, width),
-        transform=axes.transAxes,
-        ha="center",
-        va="center",
-        size=TINY,
-        color=FAINT,
-        style="italic",
-    )
-    written.set_in_layout(False)
+def note(axes: Axes, text: str) -> None:
+    """Say in an empty panel what is missing."""
+    axes.set_axis_off()
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", size=TINY, color=FAINT)
 
 
-def title(axes: Axes, text: str, below: str = "", *, width: int = 27) -> None:
-    """A panel's title, broken into lines of `width`, with an optional last line in grey."""
-    lines = wrapped(text, width)
-    axes.set_title("\n".join([*lines, *([" "] if below else [])]), loc="left", weight="bold")
-    if below:
-        second = axes.annotate(
-            below,
+def title(axes: Axes, text: str, verdict: str | None = None) -> None:
+    """A panel's title: first line bold, then what does not fit it, then a verdict in grey."""
+    head, *rest = title_lines(text)
+    lines = [(head, SMALL, INK), *((line, TINY, INK) for line in rest)]
+    if verdict is not None:
+        lines.append((verdict, TINY, FAINT))
+    axes.set_title("\n".join(" " for _ in lines), loc="left")  # the room that they need
+    for number, (line, size, color) in enumerate(reversed(lines)):
+        written = axes.annotate(
+            line,
             (0, 1),
-            (0, 3),
+            (0, 3.0 + 7.6 * number),
             xycoords="axes fraction",
             textcoords="offset points",
-            size=TINY,
-            color=FAINT,
+            size=size,
+            color=color,
+            weight="bold" if number == len(lines) - 1 else "normal",
         )
-        second.set_in_layout(False)
+        written.set_in_layout(False)
 
 
-def wrapped(text: str, width: int) -> list[str]:
+def title_lines(text: str, first: int = 21, width: int = 28) -> list[str]:
     """Lines of a title, broken between its parts; a part longer than a line loses its middle."""
     lines: list[str] = []
     for whole in text.split(" · "):
-        part = shortened(whole, width)
-        if lines and len(lines[-1]) + 3 + len(part) <= width:
-            lines[-1] += f" · {part}"
+        limit = first if len(lines) <= 1 else width
+        if lines and len(lines[-1]) + 3 + len(whole) <= limit:
+            lines[-1] += f" · {whole}"
         else:
-            lines.append(part)
+            lines.append(shortened(whole, width if lines else first))
     return lines
 
 
 def shortened(text: str, width: int) -> str:
-    """The text, or its two ends when it is longer than `width`."""
-    half = (width - 1) // 2
-    return text if len(text) <= width else f"{text[:half]}…{text[-half:]}"
+    """The text, its longest part cut in the middle when the whole is longer than `width`."""
+    surplus = len(text) - width
+    if surplus <= 0:
+        return text
+    parts = text.split(" · ")
+    longest = max(range(len(parts)), key=lambda index: len(parts[index]))
+    keep = max(len(parts[longest]) - surplus - 1, 2)
+    left, right = parts[longest][: keep - keep // 2], parts[longest][-(keep // 2) :]
+    parts[longest] = f"{left}…{right}"
+    return " · ".join(parts)
 
 
 def few_ticks(axes: Axes, step_T: NDArray[np.int64], num: int = 4) -> None:
@@ -248,10 +247,21 @@ def few_ticks(axes: Axes, step_T: NDArray[np.int64], num: int = 4) -> None:
 
 
 def row_title(axes: Axes, text: str, *, has_column_heads: bool) -> None:
-    """The title of a row of panels, above its first one; it may run on over the others."""
+    """The title of a row of panels, above its first one, from the figure's left edge on."""
     lift = 3.0 + (1.25 * SMALL if has_column_heads else 0.0)
     axes.set_title(" \n " if has_column_heads else " ", loc="left")
     written = axes.annotate(
-        text, (0, 1), (0, lift), xycoords="axes fraction", textcoords="offset points", weight="bold"
+        shortened(text, 52),
+        (0.01, 1),
+        (0, lift),
+        xycoords=("figure fraction", "axes fraction"),
+        textcoords="offset points",
+        weight="bold",
     )
     written.set_in_layout(False)
+
+
+def footnote(figure: Figure, text: str) -> None:
+    """A line in grey under all panels, such as what is not shown and why."""
+    if text:
+        figure.supxlabel(fill(text, 72), size=TINY, color=FAINT, style="italic", x=0.01, ha="left")

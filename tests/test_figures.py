@@ -25,7 +25,17 @@ from figures.empirical_map import EmpiricalMap
 from figures.make import FIGURES, PaperFigure, make_figures
 from figures.norms import NormsFigure
 from figures.step_mass import StepMassFigure
-from figures.style import INK, PALE, ROLE_MARKS, YELLOW, paper, role_style, running_median, wrapped
+from figures.style import (
+    INK,
+    PALE,
+    ROLE_MARKS,
+    YELLOW,
+    paper,
+    role_style,
+    running_median,
+    shortened,
+    title_lines,
+)
 from figures.tables import CellValue, Table
 from gradlab.palette import ROLE_COLORS
 from gradlab.store import Run, open_run
@@ -269,8 +279,8 @@ def test_run_without_evaluations_is_skipped_with_the_reason(root: Path, tmp_path
     written = make_figures([root / "unevaluated"], tmp_path, figures=figures, say=said.append)
     assert {path.stem for path in written} == {"norms"}
     assert said == [
-        "skipped accuracy: unevaluated: no evaluations",
-        "skipped empirical_map: unevaluated: no evaluations",
+        "skipped accuracy: unevaluated (no evaluations)",
+        "skipped empirical_map: unevaluated (no evaluations)",
     ]
 
 
@@ -283,6 +293,13 @@ def test_one_agent_and_one_step_is_enough_for_what_can_be_drawn(root: Path, tmp_
         "skipped cosine",
         "skipped amplification",
     ]
+
+
+def test_figure_says_which_runs_it_does_not_show(runs: list[Run]) -> None:
+    drawn = StepMassFigure().draw(runs)
+    said = [text.get_text().replace("\n", " ") for text in drawn.findobj(Text)]
+    reason = "every role has a policy to itself: its share is 1"
+    assert f"Not shown: isolated, one_step ({reason})" in said
 
 
 def test_run_still_being_written_is_drawn(tmp_path: Path) -> None:
@@ -327,15 +344,19 @@ def test_no_text_leaves_the_figure(root: Path, figure: PaperFigure, names: Seque
 
 
 def test_titles_break_between_parts_and_lose_only_middles() -> None:
-    assert wrapped("isolated · tiny · math", 30) == ["isolated · tiny · math"]
-    assert wrapped("orchestrator-workers · isolated", 27) == ["orchestrator-workers", "isolated"]
-    assert wrapped("abcdefghijklmnop", 9) == ["abcd…mnop"]
+    assert title_lines("tiny · math · shared") == ["tiny · math · shared"]
+    assert title_lines("orchestrator-workers · Qwen3-1.7B · math · isolated") == [
+        "orchestrator-workers",
+        "Qwen3-1.7B · math · isolated",
+    ]
+    assert shortened("abcdefghijklmnop", 9) == "abcd…mnop"
+    assert shortened("tiny · abcdefghijklmnop", 16) == "tiny · abcd…mnop"
 
 
 def test_titles_say_only_what_differs(runs: list[Run]) -> None:
     assert cells.titles(runs[:2]) == ["shared", "isolated"]
     assert cells.titles(runs[:3]) == ["shared · shared", "isolated", "shared · unevaluated"]
-    assert cells.titles(runs[:1]) == ["synthetic · shared · none · synthetic"]
+    assert cells.titles(runs[:1]) == ["synthetic · none · synthetic · shared"]
 
 
 def test_running_median_ignores_gaps() -> None:
