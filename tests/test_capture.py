@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from gradlab.capture import block_of, lay_out, runs_of
 from gradlab.probe import Probe, attach
@@ -167,8 +168,6 @@ def test_gram_in_float32(name: str) -> None:
 def test_gram_in_bfloat16_within_its_rounding() -> None:
     model, batch = lora(make_qwen3()), make_batch((0, 1, 2, 0, 1, 2))
     exact = twin_gram(twin(model, batch), watch(copy.deepcopy(model))[0].blocks)
-    probe, optimizer = watch(model)
-    probe.tag(batch.agent_B)
     rounded = copy.deepcopy(model).bfloat16()
     probe, optimizer = watch(rounded)
     probe.tag(batch.agent_B)
@@ -178,6 +177,44 @@ def test_gram_in_bfloat16_within_its_rounding() -> None:
     assert probe.last.metrics.residual < 1e-2
     total = exact.sum(0)
     assert np.abs(probe.last.gram_BAA.sum(0) - total).max() < 0.1 * np.abs(total).max()
+
+
+@pytest.mark.parametrize("is_backward_inside", [True, False])
+def test_autocast(is_backward_inside: bool) -> None:
+    model, batch = lora(make_qwen3()).float(), make_batch((0, 1, 2, 0, 1, 2), dtype=torch.float32)
+    probe, optimizer = watch(model)
+    probe.tag(batch.agent_B)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = row_losses(model, batch).sum()
+        if is_backward_inside:
+            loss.backward()
+    if not is_backward_inside:
+        loss.backward()
+    optimizer.step()
+    assert probe.last_check is not None
+    assert probe.last_check.residual < 1e-2
+    assert probe.last_check.tolerance >= 1e-2
+    assert probe._capture.failures == {}
+
+
+def test_position_embeddings_shared_by_all_rows_are_named() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=40, n_positions=16, n_embd=12, n_layer=1, n_head=2)
+    ).double()
+    batch = make_batch((0, 1, 2, 0))
+    gradients = twin(model.eval(), batch)
+    probe, optimizer = watch(model)
+    probe.tag(batch.agent_B)
+    row_losses(model, batch).sum().backward()
+    with pytest.warns(UserWarning, match=r"Not explained: transformer\.wpe\.weight: either"):
+        optimizer.step()
+    assert probe.last is not None
+    found = dict(zip(probe.blocks, probe.last.gram_BAA, strict=True))
+    blocks = [block for block in probe.blocks if block != "embeddings"]
+    expected = twin_gram(gradients, blocks)
+    for block, gram_AA in zip(blocks, expected, strict=True):
+        np.testing.assert_allclose(found[block], gram_AA, atol=1e-10 * np.abs(gram_AA).max())
 
 
 def test_accumulated_backwards_add_up() -> None:
@@ -399,9 +436,14 @@ def test_any_tags_and_any_split_into_micro_batches_give_the_same_gram(data: st.D
 
 
 @pytest.mark.parametrize("has_prompts", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_probed_run_is_bitwise_the_unprobed_run(dtype: torch.dtype, has_prompts: bool) -> None:
-    start = lora(make_qwen3(dtype=dtype, attention_dropout=0.1), dropout=0.1).train()
+@pytest.mark.parametrize("is_lora", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_probed_run_is_bitwise_the_unprobed_run(
+    dtype: torch.dtype, is_lora: bool, has_prompts: bool
+) -> None:
+    start = make_qwen3(dtype=dtype, attention_dropout=0.1).train()
+    if is_lora:
+        start = lora(start, dropout=0.1).train()
     batch = make_batch((0, 1, 2, 0, 1, 2), dtype=dtype)
 
     def train(is_probed: bool) -> tuple[list[Tensor], list[Tensor]]:
