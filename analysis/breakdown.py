@@ -45,8 +45,8 @@ class BreakdownRule:
         for role in run.roles:
             broken = [found for name in SIGNALS if (found := self._signal(run, role, name))]
             if broken:
-                findings.append(min(broken, key=lambda f: f.onset.step if f.onset else 0))
-        return findings
+                findings.append(min(broken, key=_began))
+        return sorted(findings, key=_began)
 
     def _signal(self, run: Run, role: str, name: str) -> Finding | None:
         value_T = aligned(run.steps, run.ledger(name, role))
@@ -81,6 +81,10 @@ class BreakdownRule:
             Onset(at, lower, upper),
             evidence=tuple(_beside(run, role, at)),
         )
+
+
+def _began(finding: Finding) -> int:
+    return finding.onset.step if finding.onset else 0
 
 
 def _beside(run: Run, role: str, step: int) -> list[str]:

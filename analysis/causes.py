@@ -71,6 +71,8 @@ class OnsetOrder:
     """Of one onset being before the other."""
     max_lead: int = 100
     """Steps; an earlier change is too far away to be named."""
+    min_before: int = 4
+    """Points on the old level; a change at the very beginning is a start-up, not an event."""
     max_bins: int = 100
     num_draws: int = 200
     min_steps: int = 20
@@ -97,9 +99,16 @@ class OnsetOrder:
             return []
         # A slow first pass over everything, then the onset's uncertainty only where it matters.
         bends = find_bends(np.stack([series for _, series in judged]), rng)
+        near = 0  # a setting that changes all along is compared with itself a while before
+        if drop.onset:
+            near = int(np.searchsorted(bin_step, drop.onset.lower - 0.8 * self.max_lead))
+        for n, (signal, series) in enumerate(judged):
+            if signal.kind.is_set:
+                bends[n] = _scheduled(series, near, self.num_draws)
         moved = [n for n, bend in enumerate(bends) if self._has_moved(judged[n][0], bend)]
         for n in moved:
-            bends[n] = find_bends(judged[n][1][None, :], rng, num_draws=self.num_draws)[0]
+            if not judged[n][0].kind.is_set:
+                bends[n] = find_bends(judged[n][1][None, :], rng, num_draws=self.num_draws)[0]
         for n, (signal, series) in enumerate(judged):
             verdicts.append(
                 (
@@ -132,11 +141,12 @@ class OnsetOrder:
         return drawn
 
     def _has_moved(self, signal: Measured, bend: Bend) -> bool:
-        change = abs(bend.after - bend.before)
-        return (
+        if abs(bend.after - bend.before) < signal.kind.min_change:
+            return False
+        return signal.kind.is_set or (
             abs(bend.effect) >= self.min_effect
             and bend.gain >= self.min_gain
-            and change >= signal.kind.min_change
+            and bend.onset >= self.min_before - 1
         )
 
     def _verdict(
@@ -175,7 +185,8 @@ class OnsetOrder:
                 else:
                     order, note = "coincides", "order not resolved"
         before, after = _levels(signal, bend)
-        is_candidate = order == "precedes" and not signal.kind.is_outcome
+        is_suspect = not signal.kind.is_outcome and not (signal.kind.is_set and after < before)
+        is_candidate = order == "precedes" and is_suspect
         return SignalVerdict(
             signal.key,
             signal.title,
@@ -193,6 +204,25 @@ class OnsetOrder:
             signal.kind.is_outcome,
             note,
         )
+
+
+def _scheduled(series: Floats, first: int, num_draws: int) -> Bend:
+    """The change of a setting from point `first` to its furthest value, dated exactly."""
+    distance = np.abs(series - series[first])
+    distance[:first] = 0.0
+    end = int(np.argmax(distance))
+    onset = first
+    if distance[end] > 0:
+        onset = max(int(np.argmax(distance > 0.05 * distance[end])) - 1, first)
+    return Bend(
+        float(onset),
+        float(end),
+        float(series[first]),
+        float(series[end]),
+        1.0,
+        math.inf,
+        np.full(num_draws, float(onset)),
+    )
 
 
 def _levels(signal: Measured, bend: Bend) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         run.meta.run_id,
         _name(run),
         status,
-        verdict(run, drop, accuracy, [*broken, *capture]),
+        verdict(run, drop, accuracy, findings),
         confidence(drop, drops, capture),
         accuracy,
         findings,

@@ -43,6 +43,8 @@ class SignalKind:
     """Smallest value a logarithm sees: below it, the instrument is silent."""
     is_outcome: bool = False
     """Moves with accuracy by definition, so it explains nothing."""
+    is_set: bool = False
+    """Set by the configuration, without noise: its changes need no test."""
 
     def on_scale(self, value_T: Floats) -> Floats:
         """The series where its noise is even."""
@@ -55,7 +57,9 @@ class SignalKind:
 
 
 KINDS: tuple[SignalKind, ...] = (
-    SignalKind("learning_rate", "learning rate", "policy", "log", math.log(1.5), 1e-12),
+    SignalKind(
+        "learning_rate", "learning rate", "policy", "log", math.log(1.5), 1e-12, is_set=True
+    ),
     SignalKind("logprob_gap", "rollout-trainer log-prob gap", "ledger", "log", math.log(3), 1e-4),
     SignalKind("grad_norm", "gradient norm", "norm", "log", math.log(1.5)),
     SignalKind("share", "step mass share", "mass", "logit", math.log(2.0)),

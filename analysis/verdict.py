@@ -8,16 +8,17 @@ from analysis.findings import Accuracy, Finding, SignalVerdict, percent, points
 from gradlab.store import Run
 
 
-def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Finding]) -> str:
+def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, findings: tuple[Finding, ...]) -> str:
+    """One or two sentences, what matters most first."""
     also = [
-        f"{finding.subject} captured policy '{run.policy_of(finding.subject).name}' from "
-        f"step {finding.onset.step}."
-        for finding in others
+        f"{finding.subject} {'may have ' if finding.confidence == 'low' else ''}captured policy "
+        f"'{run.policy_of(finding.subject).name}' from step {finding.onset.step}."
+        for finding in findings
         if finding.onset and finding.kind == "capture"
     ]
     broken = sorted(
         (finding.onset.step, finding.subject)
-        for finding in others
+        for finding in findings
         if finding.onset and finding.kind == "role breakdown"
     )
     if broken:
@@ -38,14 +39,17 @@ def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Findin
         )
     else:
         assert drop.onset is not None
-        what = {
-            "cliff": "Accuracy fell off a cliff",
-            "slow decay": f"Accuracy decayed over {drop.end_step - drop.onset.step} steps",
-            "unresolved drop": "Accuracy dropped",
+        duration = drop.end_step - drop.onset.step
+        is_sure = all(f.confidence != "low" for f in findings if f.kind == drop.shape)
+        sure, unsure = {
+            "cliff": ("fell off a cliff", "have fallen off a cliff"),
+            "slow decay": (f"decayed over {duration} steps", f"have decayed over {duration} steps"),
+            "unresolved drop": ("dropped", "have dropped"),
         }[drop.shape]
+        how = sure if is_sure else f"may {unsure}"
         start = (
-            f"{what}: from {percent(drop.top)} to {percent(drop.bottom)}, beginning between steps "
-            f"{drop.onset.lower} and {drop.onset.upper}."
+            f"Accuracy {how}: from {percent(drop.top)} to {percent(drop.bottom)}, beginning "
+            f"between steps {drop.onset.lower} and {drop.onset.upper}."
         )
         if drop.bottom < accuracy.base - 0.05:
             start += f" That is below the base model ({percent(accuracy.base)})."
@@ -55,6 +59,7 @@ def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, others: list[Findin
 
 
 def confidence(drop: CliffResult, drops: list[Finding], capture: list[Finding]) -> str:
+    """How sure the drop and the captures are, in words."""
     parts = []
     if drops and drop.onset:
         parts.append(

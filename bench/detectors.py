@@ -86,7 +86,7 @@ TRUTHS = (
 def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
     """Percent of runs called none / cliff / slow decay / unresolved, and the onset's accuracy."""
     test = CliffTest()
-    for evals, problems in ((13, 100), (21, 100), (51, 30), (51, 100), (51, 500)):
+    for evals, problems in ((13, 100), (51, 100), (51, 500)):
         for truth in TRUTHS:
             shapes: Counter[str] = Counter()
             errors, covered, drops = [], [], []

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import get_args
 
+import numpy as np
 import pytest
 
-from analysis.causes import PARENTS, UNRECORDED, ancestors
+from analysis.accuracy import AccuracySeries
+from analysis.causes import PARENTS, UNRECORDED, OnsetOrder, ancestors
+from analysis.cliff import CliffTest
 from analysis.diagnose import diagnose
 from analysis.findings import Order, SignalVerdict
-from analysis.signals import KIND
+from analysis.signals import KIND, Measured
 from analysis.synthetic import Cliff, Shift, synthetic_run
 from gradlab.store import open_run
 
@@ -91,3 +94,36 @@ def test_declared_graph_has_no_cycle_and_knows_its_signals() -> None:
         assert set(parents) <= set(KIND)
         assert kind not in ancestors(kind)
     assert "learning_rate" in ancestors("parse_failures")
+
+
+def judged(value_T: np.ndarray, kind: str) -> SignalVerdict:
+    """The verdict on one series against a cliff at step 120 of 160, evaluated every 5 steps."""
+    rng = np.random.default_rng(0)
+    step_E = np.arange(0, 161, 5)
+    correct = rng.binomial(400, np.where(step_E < 120, 0.6, 0.3)).astype(float)
+    drop = CliffTest().measure(AccuracySeries(step_E, correct, np.full(33, 400.0)))
+    assert drop.onset is not None
+    signal = Measured(KIND[kind], "p", "p", "1", value_T)
+    return OnsetOrder()([signal], np.arange(1, 161), drop)[0]
+
+
+def test_rising_learning_rate_is_dated_exactly_and_a_falling_one_is_no_suspect() -> None:
+    step_T = np.arange(1, 161)
+    rising = judged(np.where(step_T < 101, 1e-3, 4e-3), "learning_rate")
+    assert rising.order == "precedes"
+    assert rising.is_candidate
+    assert rising.onset is not None
+    assert rising.onset.step in (100, 101)
+    assert (rising.before, rising.after) == pytest.approx((1e-3, 4e-3))
+    warming = judged(1e-4 * step_T, "learning_rate")  # a straight line has no bend, and is known
+    assert warming.is_candidate
+    assert warming.lead == pytest.approx(80, abs=10)
+    falling = judged(np.where(step_T < 101, 4e-3, 1e-3), "learning_rate")
+    assert not falling.is_candidate
+    assert judged(np.full(160, 1e-3), "learning_rate").onset is None
+
+
+def test_start_up_of_a_run_is_no_event() -> None:
+    rng = np.random.default_rng(1)
+    value_T = 0.1 * rng.standard_normal(160) + 2.0 * (np.arange(160) < 2)
+    assert judged(value_T, "conflict").onset is None
