@@ -55,7 +55,8 @@ class AccuracyFigure:
                 names, "held-out accuracy (%)", head=0.45, has_verdicts=True
             )
             for axes, run, name in zip(panels, shown, names, strict=True):
-                self._panel(axes, run, name)
+                self._panel(axes, run)
+                title(axes, name, _verdict(diagnosed(run)), is_wide=len(shown) == 1)
             has_drop = any(_onset(diagnosed(run)) for run in shown)
             legend(figure, _handles(has_drop=has_drop), columns=3)
             footnote(figure, absent)
@@ -93,7 +94,7 @@ class AccuracyFigure:
             ]
         return Table((*COLUMNS, *columns, *judged, "onset_upper"), rows)
 
-    def _panel(self, axes: Axes, run: Run, name: str) -> None:
+    def _panel(self, axes: Axes, run: Run) -> None:
         evaluations = run.evaluations()
         num_E = evaluations.num_samples_E()
         known = num_E > 0
@@ -121,7 +122,6 @@ class AccuracyFigure:
         axes.plot([step_E[-1]], [100 * summary.terminal], marker="s", **mark)
         axes.margins(x=0.04)
         few_ticks(axes, step_E)
-        title(axes, name, _verdict(diagnosis))
 
 
 def wilson(correct_E: Floats, num_E: Floats, z: float) -> tuple[Floats, Floats]:

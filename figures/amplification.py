@@ -234,4 +234,10 @@ def _handles(points: list[Point]) -> list[Any]:
     filled = Line2D([], [], ls="none", marker="o", color=INK, label="shared policy")
     hollow = Line2D([], [], ls="none", marker="o", color=INK, mfc="white", label="own policy")
     limit = Line2D([], [], color=FAINT, lw=0.6, ls=(0, (4, 2)), label="DEFF = N")
-    return [*handles, filled, hollow, limit]
+    alone = {_is_alone(point) for point in points if point.estimates}
+    return [
+        *handles,
+        *([filled] if False in alone else []),
+        *([hollow] if True in alone else []),
+        limit,
+    ]

@@ -81,8 +81,7 @@ class CosineFigure:
             top = _strongest(tables)
             names = titles(shown, among=among or runs)
             for (left, right), run, name, table in zip(grid, shown, names, tables, strict=True):
-                row_title(left, name, has_column_heads=False)
-                right.set_title(" ")  # the title runs on above it
+                row_title(right, name, has_column_heads=False)
                 image = self._matrix(left, run, table, top)
                 self._over_time(right, run)
             self._limits(list(grid[:, 1]), shown)
@@ -101,7 +100,10 @@ class CosineFigure:
             )
             bar.set_label("cosine, mean over the run", size=TINY)
             bar.outline.set_visible(False)
-            legend(figure, [*(_handle(pair) for pair in pairs), _apart()], columns=2)
+            handles = [_handle(pair) for pair in pairs]
+            if any(len(run.policies) > 1 for run in shown):
+                handles.append(_apart())
+            legend(figure, handles, columns=2)
             footnote(figure, absent)
             return figure
 
@@ -131,6 +133,7 @@ class CosineFigure:
         shown = value_AA.copy()
         np.fill_diagonal(shown, np.nan)
         axes.set_facecolor(PALE)
+        axes.set_anchor("NE")
         image = axes.imshow(shown, cmap="RdBu", vmin=-top, vmax=top, aspect="equal")
         for side in axes.spines.values():
             side.set_visible(False)
@@ -149,8 +152,9 @@ class CosineFigure:
                 axes.add_patch(_square(a, "white"))
             elif np.isfinite(shown[a, b]) and len(agents) <= self.max_numbered:
                 ink = "white" if abs(shown[a, b]) > 0.6 * top else INK
-                text = f"{shown[a, b]:.2f}".replace("0.", ".").replace("-", "−")
-                axes.text(b, a, text, ha="center", va="center", size=5.5, color=ink)
+                axes.text(
+                    b, a, _short(float(shown[a, b])), ha="center", va="center", size=5.5, color=ink
+                )
         return image
 
     def _over_time(self, axes: Axes, run: Run) -> None:
@@ -212,6 +216,11 @@ def matrix(run: Run) -> Floats:
             value_T = np.asarray(run.cosine(agents[a], agents[b]).value_T, dtype=np.float64)
             value_AA[a, b] = value_AA[b, a] = _mean(value_T[:, None])[0] if len(value_T) else np.nan
     return value_AA
+
+
+def _short(cosine: float) -> str:
+    """'.07', '−.12', '0'."""
+    return f"{cosine:.2f}".replace("0.", ".").replace("-", "−") if abs(cosine) >= 0.005 else "0"
 
 
 def _strongest(tables: list[Floats]) -> float:

@@ -48,7 +48,8 @@ class NormsFigure:
             head = 0.13 + 0.12 * math.ceil(len(roles) / 3)
             figure, panels = small_multiples(names, "gradient norm", head=head)
             for axes, run, name in zip(panels, shown, names, strict=True):
-                self._panel(axes, run, name)
+                self._panel(axes, run)
+                title(axes, name, is_wide=len(shown) == 1)
             legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
             footnote(figure, absent)
             return figure
@@ -64,8 +65,7 @@ class NormsFigure:
         ]
         return Table((*COLUMNS, "role", "step", "norm"), list(rows))
 
-    def _panel(self, axes: Axes, run: Run, name: str) -> None:
-        title(axes, name)
+    def _panel(self, axes: Axes, run: Run) -> None:
         axes.set_yscale("log")
         for role in run.roles:
             signal = run.norm(role)

@@ -123,7 +123,7 @@ def small_multiples(
     num = len(names)
     columns = 1 if num == 1 else 2
     rows = math.ceil(num / columns)
-    lines = max(len(title_lines(name)) for name in names) + has_verdicts
+    lines = max(len(title_lines(name, is_wide=num == 1)) for name in names) + has_verdicts
     each = (1.5 if num == 1 else 1.1 if rows <= 3 else 0.9) + 0.11 * lines
     figure = blank(head + rows * each)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
@@ -189,9 +189,9 @@ def note(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", size=TINY, color=FAINT)
 
 
-def title(axes: Axes, text: str, verdict: str | None = None) -> None:
+def title(axes: Axes, text: str, verdict: str | None = None, *, is_wide: bool = False) -> None:
     """A panel's title: first line bold, then what does not fit it, then a verdict in grey."""
-    head, *rest = title_lines(text)
+    head, *rest = title_lines(text, is_wide=is_wide)
     lines = [(head, SMALL, INK), *((line, TINY, INK) for line in rest)]
     if verdict is not None:
         lines.append((verdict, TINY, FAINT))
@@ -210,8 +210,9 @@ def title(axes: Axes, text: str, verdict: str | None = None) -> None:
         written.set_in_layout(False)
 
 
-def title_lines(text: str, first: int = 21, width: int = 28) -> list[str]:
+def title_lines(text: str, *, is_wide: bool = False) -> list[str]:
     """Lines of a title, broken between its parts; a part longer than a line loses its middle."""
+    first, width = (44, 58) if is_wide else (21, 28)  # bold and regular letters of a panel's width
     lines: list[str] = []
     for whole in text.split(" · "):
         limit = first if len(lines) <= 1 else width
@@ -247,7 +248,7 @@ def few_ticks(axes: Axes, step_T: NDArray[np.int64], num: int = 4) -> None:
 
 
 def row_title(axes: Axes, text: str, *, has_column_heads: bool) -> None:
-    """The title of a row of panels, above its first one, from the figure's left edge on."""
+    """The title of a row of panels, at the height of `axes`, from the figure's left edge on."""
     lift = 3.0 + (1.25 * SMALL if has_column_heads else 0.0)
     axes.set_title(" \n " if has_column_heads else " ", loc="left")
     written = axes.annotate(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
@@ -326,21 +327,40 @@ def test_roles_differ_in_colour_and_without_it() -> None:
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: figure.name)
 @pytest.mark.parametrize("names", [("shared",), ("shared", "isolated", "unevaluated", "one_step")])
-def test_no_text_leaves_the_figure(root: Path, figure: PaperFigure, names: Sequence[str]) -> None:
+def test_texts_are_inside_the_figure_and_apart(
+    root: Path, figure: PaperFigure, names: Sequence[str]
+) -> None:
     runs = [open_run(root / name) for name in names]
     with paper():
         drawn = figure.draw(runs)
         drawn.draw_without_rendering()
         width, height = drawn.bbox.size
-        boxes = {"everything laid out": drawn.get_tightbbox().transformed(drawn.dpi_scale_trans)}
-        for text in drawn.findobj(Text):
-            if not text.get_in_layout():
-                boxes[text.get_text()] = text.get_window_extent()
-    for what, box in boxes.items():
+        boxes = [(text.get_text(), text.get_window_extent()) for text in visible_texts(drawn)]
+    for what, box in boxes:
         assert box.x0 > -1.5, what
         assert box.y0 > -1.5, what
         assert box.x1 < width + 1.5, what
         assert box.y1 < height + 1.5, what
+    for (one, box), (other, second) in itertools.combinations(boxes, 2):
+        wide = min(box.x1, second.x1) - max(box.x0, second.x0)
+        high = min(box.y1, second.y1) - max(box.y0, second.y0)
+        assert min(wide, high) < 1.5, f"'{one}' lies on '{other}'"
+
+
+def visible_texts(figure: Figure) -> list[Text]:
+    """Texts with letters, without the labels of ticks outside the axes."""
+    hidden = set()
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            low, high = sorted(axis.get_view_interval())
+            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
+                if not axes.axison or not low <= tick.get_loc() <= high:
+                    hidden |= {tick.label1, tick.label2}
+    return [
+        text
+        for text in figure.findobj(Text)
+        if text not in hidden and text.get_visible() and text.get_text().strip()
+    ]
 
 
 def test_titles_break_between_parts_and_lose_only_middles() -> None:
