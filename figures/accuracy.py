@@ -120,7 +120,6 @@ class AccuracyFigure:
         }
         axes.plot([summary.peak_step], [100 * summary.peak], marker="^", **mark)
         axes.plot([step_E[-1]], [100 * summary.terminal], marker="s", **mark)
-        axes.margins(x=0.04)
         few_ticks(axes, step_E)
 
 

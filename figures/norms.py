@@ -46,10 +46,13 @@ class NormsFigure:
         with paper():
             roles = roles_of(shown)
             head = 0.13 + 0.12 * math.ceil(len(roles) / 3)
-            figure, panels = small_multiples(names, "gradient norm", head=head)
-            for axes, run, name in zip(panels, shown, names, strict=True):
+            remarks = [_zeros(run) for run in shown]
+            figure, panels = small_multiples(
+                names, "gradient norm", head=head, has_verdicts=any(remarks)
+            )
+            for axes, run, name, remark in zip(panels, shown, names, remarks, strict=True):
                 self._panel(axes, run)
-                title(axes, name, is_wide=len(shown) == 1)
+                title(axes, name, remark, is_wide=len(shown) == 1)
             legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
             footnote(figure, absent)
             return figure
@@ -72,6 +75,12 @@ class NormsFigure:
             value_T = np.asarray(signal.value_T, dtype=np.float64)
             role_line(axes, role, signal.step_T, np.where(value_T > 0, value_T, np.nan))
         few_ticks(axes, run.steps)
+
+
+def _zeros(run: Run) -> str | None:
+    """What a log axis cannot show: steps without any reward differences have no gradient."""
+    num = max(int(np.sum(run.norm(role).value_T == 0)) for role in run.roles)
+    return f"no gradient in {num} of {len(run.steps)} steps" if num else None
 
 
 def roles_of(runs: Sequence[Run]) -> list[str]:

@@ -237,13 +237,15 @@ def shortened(text: str, width: int) -> str:
 
 
 def few_ticks(axes: Axes, step_T: NDArray[np.int64], num: int = 4) -> None:
-    """At most `num` intervals on the step axis, at round whole steps."""
+    """All steps on the axis, with at most `num` intervals between round whole ones."""
     from matplotlib.ticker import MaxNLocator
 
     if len(step_T) == 1:
         axes.set_xlim(step_T[0] - 1, step_T[0] + 1)
         axes.set_xticks([int(step_T[0])])
     else:
+        pad = 0.04 * (step_T[-1] - step_T[0])
+        axes.set_xlim(step_T[0] - pad, step_T[-1] + pad)
         axes.xaxis.set_major_locator(MaxNLocator(num, integer=True, steps=[1, 2, 2.5, 5, 10]))
 
 
