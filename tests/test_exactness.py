@@ -133,15 +133,44 @@ def assert_close(found: np.ndarray, expected: Tensor, what: str) -> None:
 def test_every_update_equals_one_backward_per_agent(
     small_config: SmallConfig, workflow: str, routing: str
 ) -> None:
-    config = small_config(
-        workflow=workflow,
-        routing=ROUTINGS.get((workflow, routing), routing),
-        rows_per_update=24,
-        micro_tokens=500,
-        samples=6,
-        clip_norm=0.05,  # so that clipping really happens
-        learning_rate=3e-3,  # so that the second update's ratios leave 1
+    roles = {"voting": "aggregator", "evaluator_optimizer": "evaluator"}
+    check(
+        small_config(
+            **SETTING,
+            workflow=workflow,
+            routing=ROUTINGS.get((workflow, routing), routing),
+            # reference forwards while the probe listens, and losses that differ between roles
+            kl_coefficient={roles.get(workflow, "synthesizer"): 0.2},
+            entropy_coefficient=0.01,
+        )
     )
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"gradient_checkpointing": True},
+        {"aggregation": "token_mean", "minibatches": "length", "old_logprobs": "rollout"},
+        {"aggregation": "sequence_sum", "updates": "fixed", "fixed_updates": 2},
+    ],
+)
+def test_other_ways_of_computing_the_loss_are_split_exactly_too(
+    small_config: SmallConfig, setting: dict[str, object]
+) -> None:
+    check(small_config(**{**SETTING, "routing": "shared", **setting}))
+
+
+SETTING = {
+    "rows_per_update": 24,
+    "micro_tokens": 500,
+    "samples": 6,
+    "clip_norm": 0.05,  # so that clipping really happens
+    "learning_rate": 3e-3,  # so that the second update's ratios leave 1
+}
+
+
+def check(config: TrainConfig) -> None:
+    """Train one step with the probe and with the twin, and compare every number of every update."""
     language, policies = build(config)
     twin_language, twin_policies = build(replace(config, probe=False))
     task = load_task("arithmetic", heldout=1, seed=config.seed)
