@@ -166,7 +166,7 @@ def demo(arguments: Sequence[str]) -> int:
     runs: dict[str, Path] = {}
     for name, config in configs.items():
         runs[name] = options.out / name
-        if runs[name].exists() and open_run(runs[name]).closed:
+        if _is_finished(runs[name], config.steps):
             console.print(f"[bold]{runs[name]}[/bold]: finished before, kept")
             continue
         resume = (runs[name] / "config.json").exists()
@@ -182,6 +182,13 @@ def demo(arguments: Sequence[str]) -> int:
     console.print(f"{len(written)} files of figures in {options.out / 'figures'}")
     console.print(f"Next: gradlab diagnose {runs['cliff']}")
     return 0
+
+
+def _is_finished(run: Path, steps: int) -> bool:
+    """Whether a run got to its last step; its store is closed after Ctrl-C and errors as well."""
+    from gradlab.store import open_run
+
+    return (run / "run.zarr").exists() and open_run(run).steps[-1:].tolist() == [steps]
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -180,6 +180,13 @@ def test_show_lists_and_prints(run: Path, capsys: Output) -> None:
     assert_told(capsys, "gradlab show: ", "there are 2, from 1 to 2")
 
 
+def test_the_demo_keeps_finished_runs_and_continues_others(run: Path, tmp_path: Path) -> None:
+    """A run that was stopped by Ctrl-C has a closed store too, but not all of its steps."""
+    assert cli._is_finished(run, 2)
+    assert not cli._is_finished(run, 60)
+    assert not cli._is_finished(tmp_path / "nowhere", 2)
+
+
 def test_a_diagnosis_of_a_short_run_says_what_is_missing(run: Path, capsys: Output) -> None:
     assert cli.main(["diagnose", str(run), "--json", "--no-page"]) == 0
     found = json.loads(capsys.readouterr().out)
