@@ -29,6 +29,8 @@ class Bend:
     after: float
     noise: float
     """Residual standard deviation."""
+    memory: float
+    """Correlation time of the residuals, in points: 1 for white noise, capped at 19."""
     gain: float
     """Squared error of a straight line over that of the ramp: is it a bend at all?"""
     onset_B: Floats
@@ -91,11 +93,20 @@ def find_bends(
                 before,
                 before + float(slope_N[n]),
                 float(noise_N[n]),
+                _memory(residual_NT[n]),
                 float(line_sse_N[n] / ramp_sse_N[n]),
                 drawn,
             )
         )
     return bends
+
+
+def _memory(residual_T: Floats) -> float:
+    """(1 + rho) / (1 - rho) with rho the lag-1 correlation."""
+    power = float((residual_T**2).sum())
+    lag = float((residual_T[1:] * residual_T[:-1]).sum())
+    rho = min(max(lag / power, 0.0), 0.9) if power > 0 else 0.0
+    return (1.0 + rho) / (1.0 - rho)
 
 
 def _resample(residual_T: Floats, num_draws: int, block: int, rng: np.random.Generator) -> Floats:

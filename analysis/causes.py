@@ -64,7 +64,8 @@ class OnsetOrder:
     """Thresholds of the rule; at these, 0-4 % of unrelated signals are said to precede."""
 
     min_effect: float = 2.5
-    """Change in residual standard deviations."""
+    """Change in residual standard deviations, times the root of their correlation time: a random
+    walk changes by many standard deviations without anything having happened."""
     min_gain: float = 2.0
     """Squared error of a straight line over that of the ramp."""
     min_probability: float = 0.9
@@ -144,7 +145,7 @@ class OnsetOrder:
         if abs(bend.after - bend.before) < signal.kind.min_change:
             return False
         return signal.kind.is_set or (
-            abs(bend.effect) >= self.min_effect
+            abs(bend.effect) >= self.min_effect * math.sqrt(bend.memory)
             and bend.gain >= self.min_gain
             and bend.onset >= self.min_before - 1
         )
@@ -163,7 +164,7 @@ class OnsetOrder:
         onset: Onset | None = None
         lead = lower = upper = math.nan
         if not has_moved:
-            note = "did not change" if abs(bend.effect) < self.min_effect else "no clear bend"
+            note = "did not change" if abs(bend.effect) < self.min_effect else "no clear change"
         else:
             index_B = bend.onset_B
             point = np.arange(len(bin_step))
@@ -219,6 +220,7 @@ def _scheduled(series: Floats, first: int, num_draws: int) -> Bend:
         float(end),
         float(series[first]),
         float(series[end]),
+        1.0,
         1.0,
         math.inf,
         np.full(num_draws, float(onset)),

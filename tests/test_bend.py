@@ -50,3 +50,11 @@ def test_bins_average_what_is_finite_and_gaps_are_bridged() -> None:
 def test_too_few_points_are_refused() -> None:
     with pytest.raises(ValueError, match="needs 4 or more"):
         find_bends(np.zeros((1, 3)), np.random.default_rng(0))
+
+
+def test_memory_of_residuals_tells_noise_from_a_random_walk() -> None:
+    rng = np.random.default_rng(0)
+    noise, walk = rng.standard_normal(200), np.cumsum(rng.standard_normal(200))
+    bends = find_bends(np.stack([noise, walk]), rng)
+    assert bends[0].memory < 1.5
+    assert bends[1].memory > 5
