@@ -41,9 +41,9 @@ def test_a_roles_ledger_by_hand() -> None:
     other = make_row(make_turn(AGGREGATOR), problem="a", reward=0.0)
     sums = TokenSums(
         tokens=12, entropy=6.0, ratio=12.0, ratio_squared=12.48, clipped=3, weight=2.0, updates=3,
-        kl=0.01, logprob_gap=1e-6,
+        kl=0.01, logprob_gap=1e-6, learning_rate=1e-3,
     )  # fmt: skip
-    ledger = role_ledger(rows, [*rows, other], GroupCounts(4, 2, 1), sums, 1e-3, 8.0)
+    ledger = role_ledger(rows, [*rows, other], GroupCounts(4, 2, 1), sums, 8.0)
     assert ledger.episodes == 3
     assert ledger.turns == 3
     assert (ledger.prompt_tokens, ledger.response_tokens) == (10, 12)
@@ -70,7 +70,7 @@ def test_a_roles_ledger_by_hand() -> None:
 
 
 def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None:
-    ledger = role_ledger([], generator_rows(), GroupCounts(1, 0, 0), TokenSums(), 1e-3, 0.0)
+    ledger = role_ledger([], generator_rows(), GroupCounts(1, 0, 0), TokenSums(), 0.0)
     assert (ledger.turns, ledger.episodes, ledger.response_tokens) == (0, 0, 0)
     assert math.isnan(ledger.reward_mean)
     assert math.isnan(ledger.entropy)
@@ -78,7 +78,7 @@ def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None
 
 def test_an_absurd_perplexity_stays_finite() -> None:
     row = make_row(make_turn(response_ids=(7,), logprobs=(-1e6,)))
-    ledger = role_ledger([row], [row], GroupCounts(1, 0, 0), TokenSums(), 1e-3, 1.0)
+    ledger = role_ledger([row], [row], GroupCounts(1, 0, 0), TokenSums(), 1.0)
     assert ledger.perplexity == pytest.approx(math.exp(50))
 
 
@@ -126,7 +126,6 @@ def test_the_step_record_covers_every_role_and_counts_failures() -> None:
         rows,
         {"generator": GroupCounts(2, 0, 1)},
         {"generator": TokenSums(weight=3.0), "aggregator": TokenSums(weight=0.0)},
-        {"generator": 1e-3, "aggregator": 1e-3},
         {"generator": "shared", "aggregator": "shared"},
         {"rollout_seconds": 1.0, "train_seconds": 2.0, "step_seconds": 3.0},
     )

@@ -41,6 +41,8 @@ class TokenSums:
     weight: float = 0.0
     """Loss weight of the role's rows, summed over updates."""
     updates: int = 0
+    learning_rate: float = float("nan")
+    """Of the last update that held rows of the role."""
     kl: float = float("nan")
     """Mean k3 per token against the base model, on monitored rows."""
     logprob_gap: float = float("nan")
@@ -86,6 +88,7 @@ def learn(
         weight_by_row = {id(row): float(w) for row, w in zip(update, weights, strict=True)}
         for role in {row.turn.agent.role for row in update}:
             sums[role].updates += 1
+            sums[role].learning_rate = policy.learning_rate
         total_loss = 0.0
         for micro in micro_batches(update, config.micro_tokens):
             batch = to_batch(micro, language, old)

@@ -32,7 +32,6 @@ def role_ledger(
     all_rows: Sequence[Row],
     counts: GroupCounts,
     sums: TokenSums,
-    learning_rate: float,
     policy_weight: float,
 ) -> RoleLedger:
     """Ledger of one role. `rows` are the role's, `all_rows` everybody's, `policy_weight` the loss
@@ -51,7 +50,7 @@ def role_ledger(
         prompt_tokens=sum(len(row.turn.prompt_ids) for row in rows),
         response_tokens=int(length_B.sum()),
         optimizer_steps=sums.updates,
-        learning_rate=learning_rate,
+        learning_rate=sums.learning_rate,
         loss_weight=sums.weight / policy_weight if policy_weight else math.nan,
         reward_mean=float(reward_B.mean()),
         reward_std=float(reward_B.std()),
@@ -94,11 +93,10 @@ def step_record(
     rows: Sequence[Row],
     counts: Mapping[str, GroupCounts],
     sums: Mapping[str, TokenSums],
-    learning_rates: Mapping[str, float],
     policy_by_role: Mapping[str, str],
     seconds: Mapping[str, float],
 ) -> StepRecord:
-    """The record of one step. `learning_rates` and `sums` are by role; `seconds` has the fields of
+    """The record of one step. `sums` are by role; `seconds` has the fields of
     RunLedger that end in '_seconds'."""
     by_role = {role: [r for r in rows if r.turn.agent.role == role] for role in policy_by_role}
     policy_weight: dict[str, float] = {}
@@ -122,7 +120,6 @@ def step_record(
                 rows,
                 counts.get(role, nothing),
                 sums[role],
-                learning_rates[role],
                 policy_weight[policy_by_role[role]],
             )
             for role, mine in by_role.items()

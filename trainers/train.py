@@ -99,14 +99,12 @@ def train_step(run: Run, step: int) -> StepRecord:
     save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes, rows)
 
     sums: dict[str, TokenSums] = {}
-    learning_rates: dict[str, float] = {}
     for policy in run.policies.values():
         mine = [row for row in rows if row.turn.agent.role in policy.roles]
-        learning_rates |= dict.fromkeys(policy.roles, policy.learning_rate)
         sums |= learn(run.language, policy, mine, config, step)
     ended = time.perf_counter()
     record = step_record(
-        step, episodes, rows, counts, sums, learning_rates, run.routing,
+        step, episodes, rows, counts, sums, run.routing,
         {
             "rollout_seconds": played - started,
             "train_seconds": ended - played,
