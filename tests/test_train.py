@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from trainers.checkpoint import checkpoint_path, last_checkpoint
 from trainers.config import TrainConfig
 from trainers.episodes import read_episodes
 from trainers.learn import TrainingError, learn
+from trainers.presets import preset
 from trainers.progress import Progress
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
@@ -201,6 +202,31 @@ def test_what_the_store_says_about_every_update(small_config: SmallConfig, quiet
     assert run.ledger("turns", "generator").value_T.tolist() == [48, 48]
     assert run.evaluations().step_E.tolist() == [0, 2]
     assert (run.ledger("logprob_gap", "generator").value_T < 1e-5).all()
+
+
+@pytest.mark.parametrize("workflow", ["voting", "evaluator_optimizer", "orchestrator_workers"])
+def test_the_faithful_preset_trains(
+    small_config: SmallConfig, quiet: Progress, workflow: str
+) -> None:
+    """Its schedule ticks once per update and starts at 0: rates 0, 1/15, 2/15 … of 1e-3."""
+    small = small_config(workflow=workflow, rows_per_update=16)
+    different = {
+        field.name: getattr(preset("faithful"), field.name)
+        for field in fields(small)
+        if getattr(preset("faithful"), field.name) != field.default
+        and field.default_factory is MISSING
+    }
+    run = open_run(train(replace(small, **different), quiet))
+    for policy in run.policies:
+        rate_U = run.update_metric("learning_rate", policy.name).value_T
+        np.testing.assert_allclose(rate_U, 1e-3 * np.arange(len(rate_U)) / 15, rtol=1e-5)
+        assert run.update_metric("update_norm", policy.name).value_T[0] == 0
+        assert run.update_metric("distance", policy.name).value_T[-1] > 0
+        step_U = run.gram(policy.name).step_U
+        for role in {agent.role for agent in policy.agents}:
+            ledger = run.ledger("learning_rate", role).value_T
+            last_T = [rate_U[step_U == step][-1] for step in run.steps]
+            np.testing.assert_allclose(ledger, last_T, rtol=1e-5)
 
 
 def test_loss_and_gram_of_a_seed_are_pinned(small_config: SmallConfig, quiet: Progress) -> None:
