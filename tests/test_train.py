@@ -325,35 +325,63 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
         assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters, strict=True))
 
 
+SMALLEST = {
+    "eval_every": 1, "problems_per_step": 2, "samples": 2, "eval_problems": 2, "lora_rank": 2,
+    "checkpoint_every": 3,
+}  # fmt: skip
+
+
+def signal_after_step(out: Path, steps: int, step: int, number: int) -> tuple[int, str]:
+    """Train in a process of its own and send it a signal after a step; its status and stderr."""
+    options = {"out": out, "steps": steps, "threads": 1, "device": "cpu", **SMALLEST}
+    command = [sys.executable, "-m", "gradlab.cli", "train"]
+    for name, value in options.items():
+        command += [f"--{name.replace('_', '-')}", str(value)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.split()[:2] == ["step", str(step)]:
+                process.send_signal(number)
+                break
+        _, complaint = process.communicate(timeout=120)
+    return process.returncode, " ".join(complaint.split())
+
+
 def test_ctrl_c_checkpoints_and_says_how_to_resume(tmp_path: Path, quiet: Progress) -> None:
     out = tmp_path / "run"
-    options = {
-        "--out": out, "--steps": 25, "--eval-every": 1, "--problems-per-step": 2, "--samples": 2,
-        "--eval-problems": 2, "--threads": 1, "--lora-rank": 2, "--device": "cpu",
-    }  # fmt: skip
-    command = [sys.executable, "-m", "gradlab.cli", "train"]
-    command += [str(part) for pair in options.items() for part in pair]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path.cwd()
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.split()[:2] == ["step", "2"]:
-            process.send_signal(signal.SIGINT)
-            break
-    _, complaint = process.communicate(timeout=120)
-    assert process.returncode == 130, complaint
-    said = " ".join(complaint.split())
+    status, said = signal_after_step(out, steps=20, step=2, number=signal.SIGINT)
+    assert status == 130, said
     assert "continue with: gradlab train --resume --out" in said
     stopped = last_checkpoint(out)
     assert stopped is not None
-    assert 2 <= stopped < 25
-    assert f"stopped after step {stopped}" in said
+    assert 2 <= stopped < 20
+    assert f"stopped after step {stopped};" in said
     assert open_run(out).steps[-1] == stopped
 
-    train(TrainConfig(out=out, resume=True, threads=1), quiet)
-    assert open_run(out).steps.tolist() == list(range(1, 26))
-    assert open_run(out).closed
+    train(TrainConfig(out=out, resume=True), quiet)
+    run = open_run(out)
+    assert run.steps.tolist() == list(range(1, 21))
+    assert run.evaluations().step_E.tolist() == list(range(21))
+
+
+def test_a_run_killed_outright_resumes_to_the_same_numbers(
+    small_config: SmallConfig, quiet: Progress, tmp_path: Path
+) -> None:
+    """SIGKILL at whatever moment after step 4: the checkpoint of step 3 and a journal are left."""
+    killed = tmp_path / "killed"
+    status, _ = signal_after_step(killed, steps=20, step=4, number=signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    assert not open_run(killed).closed
+    assert open_run(killed).steps[-1] >= 3, "the store opens, with the acknowledged rows"
+    train(TrainConfig(out=killed, resume=True), quiet)
+    straight = small_config(
+        out=tmp_path / "straight", steps=20, max_response_tokens=24, rows_per_update=128, **SMALLEST
+    )
+    train(straight, quiet)
+    assert_same_runs(straight.out, killed)
+    assert_same_states(straight.out, killed, 20)
 
 
 # Directories.
