@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradlab.capture import Layout
+from gradlab.capture import Layout, inner_products
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements of an [A, chunk] block: bounds temporary memory; cache-sized blocks are no faster."""
@@ -107,8 +107,11 @@ class Moments:
             if decay == 0 or not moved:
                 continue
             if self._is_decoupled(group):
-                norm = float(torch.nn.utils.get_total_norm([p.detach() for _, p in moved]))
-                self._decay_norm2 += (float(group["lr"]) * decay * norm) ** 2
+                norms = [
+                    torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for _, p in moved
+                ]
+                norm2 = float(torch.stack(norms).square().sum())
+                self._decay_norm2 += (float(group["lr"]) * decay) ** 2 * norm2
                 continue
             if self._coupled_P is None:
                 self._coupled_P = torch.zeros_like(self.moment_AP[0])
@@ -144,8 +147,8 @@ class Moments:
                 step = self._advance(self.moment_AP[:, lo:hi], gradient, weight, part)
                 if self.is_adam:
                     step = step * scale_P[lo:hi]
-                update_gram_AA += step @ step.T
-                transfer_AA += gradient @ step.T
+                update_gram_AA += inner_products(step, step)
+                transfer_AA += inner_products(gradient, step)
                 update_norm2 += step.sum(0).square_().sum()
         return StepSplit(
             update_gram_AA, transfer_AA, math.sqrt(float(update_norm2)), math.sqrt(decay_norm2)

@@ -24,7 +24,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlab.capture import SKETCH_BUCKETS, Capture, Layout, RowSketches, Tags, lay_out
+from gradlab.capture import (
+    SKETCH_BUCKETS,
+    Capture,
+    Layout,
+    RowSketches,
+    Tags,
+    inner_products,
+    lay_out,
+)
 from gradlab.moments import Moments, StepSplit, why_not_split
 from gradlab.records import (
     Agent,
@@ -457,7 +465,7 @@ class Probe:
             if self._moments is not None:
                 split = self._moments.after_step(capture.gradient_AP, pending.check.scale)
             theta_P = self._flat([p.detach() for p in self._layout.parameters])
-            distance = float(torch.linalg.vector_norm(theta_P.sub_(self._theta0_P)))
+            distance = norm_of(theta_P.sub_(self._theta0_P))
         statistics = self._row_statistics(step)
         metrics = UpdateMetrics(
             learning_rate=pending.learning_rate,
@@ -503,12 +511,13 @@ class Probe:
             ]
         )
         sum_P = capture.gradient_AP.sum(0)
-        norm = float(torch.linalg.vector_norm(flat_P))
-        sum_norm2 = float(sum_P @ sum_P)
-        scale = float(flat_P @ sum_P) / sum_norm2 if sum_norm2 > 0 else math.nan
+        norm = norm_of(flat_P)
+        sum_norm2 = norm_of(sum_P) ** 2
+        # Multiplied and summed, not `@`: BLAS loses five digits over millions of float32.
+        scale = float((flat_P * sum_P).sum()) / sum_norm2 if sum_norm2 > 0 else math.nan
         usable = scale if math.isfinite(scale) else 0.0
         error_P = torch.sub(flat_P, sum_P, alpha=usable)
-        error = float(torch.linalg.vector_norm(error_P))
+        error = norm_of(error_P)
         if norm != 0:
             residual = error / norm
         elif sum_norm2 == 0:
@@ -526,7 +535,7 @@ class Probe:
             share = tolerance * norm / math.sqrt(len(has_gradient))  # somebody exceeds it
             for i in has_gradient:
                 part = error_P[slots[i].start : slots[i].stop]
-                own = float(torch.linalg.vector_norm(part))
+                own = norm_of(part)
                 if not own <= share:
                     suspects.append((own, slots[i].name))
             suspects.sort(reverse=True)
@@ -575,10 +584,10 @@ class Probe:
     def _gram(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         gradient_AP = self._capture.gradient_AP
         grams = [
-            gradient_AP[:, start:stop] @ gradient_AP[:, start:stop].T
+            inner_products(gradient_AP[:, start:stop], gradient_AP[:, start:stop])
             for _, start, stop in self._layout.blocks
         ]
-        stacked: np.ndarray[Any, np.dtype[np.float64]] = torch.stack(grams).double().cpu().numpy()
+        stacked: np.ndarray[Any, np.dtype[np.float64]] = torch.stack(grams).cpu().numpy()
         return stacked
 
     def _row_statistics(self, step: int) -> dict[str, RowStatistics]:
@@ -628,3 +637,8 @@ class Probe:
             versions={"torch": torch.__version__},
         )
         return RunStore.create(path, meta)
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Euclidean norm, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gradlab.capture import block_of, lay_out, runs_of
+from gradlab.capture import block_of, inner_products, lay_out, runs_of
 from gradlab.probe import Probe, attach
 from gradlab.records import Agent
 
@@ -523,6 +523,44 @@ def test_blocks_are_slices_in_layer_order() -> None:
     stops = [stop for _, _, stop in layout.blocks]
     assert [start for _, start, _ in layout.blocks] == [0, *stops[:-1]]
     assert stops[-1] == layout.num_parameters
+
+
+def test_inner_products_of_millions_of_float32_keep_their_digits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    size = 3_000_001
+    spread = torch.exp(3 * torch.randn(size // 1000 + 1, generator=generator))
+    left, right = (
+        torch.randn(3, size, generator=generator) * spread.repeat_interleave(1000)[:size]
+        for _ in range(2)
+    )
+    exact = left.double() @ right.double().T
+    norms = left.double().norm(dim=1)[:, None] * right.double().norm(dim=1)
+    assert float(((inner_products(left, right) - exact) / norms).abs().max()) < 1e-6
+
+
+def test_read_outs_of_a_million_float32_parameters_keep_their_digits() -> None:
+    torch.manual_seed(0)
+    model, exact = nn.Linear(1500, 1000), nn.Linear(1500, 1000).double()
+    exact.load_state_dict(model.state_dict())
+    x, weight = torch.randn(6, 1500).exp(), torch.randn(6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    probe = attach(model, optimizer, agents=AGENTS)
+    probe.tag(torch.tensor([0, 0, 1, 1, 2, 2]))
+    (model(x).tanh().sum(1) * weight).sum().backward()
+    optimizer.step()
+    gradients = []
+    for rows in ([0, 1], [2, 3], [4, 5]):
+        loss = (exact(x[rows].double()).tanh().sum(1) * weight[rows]).sum()
+        parts = torch.autograd.grad(loss, [*exact.parameters()])
+        gradients.append(torch.cat([part.flatten() for part in parts]))
+    flat = torch.stack(gradients)
+    assert probe.last is not None
+    assert_same_gram(probe, (flat @ flat.T).numpy()[None], 1e-5)
+    metrics = probe.last.metrics
+    assert metrics.residual < 1e-6
+    assert metrics.clip_factor == pytest.approx(1, abs=1e-6)
+    assert metrics.grad_norm == pytest.approx(float(flat.sum(0).norm()), rel=1e-5)
+    assert metrics.update_norm == pytest.approx(1e-3 * float(flat.sum(0).norm()), rel=1e-5)
 
 
 def test_runs_leave_nobody_out_but_nobody() -> None:
