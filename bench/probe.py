@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import platform
 import statistics
 import time
@@ -173,8 +174,9 @@ def main() -> None:
             f"layers, {len(AGENTS)} agents, one thread, process CPU time, variants interleaved in "
             "one process, median ratio over rounds.",
             "",
-            f"{platform.platform()}, {cpu_name()}; Python {platform.python_version()}, torch "
-            f"{torch.__version__}, transformers {transformers.__version__}, peft "
+            f"{platform.platform()}, {cpu_name()}, {os.cpu_count()} cores, load average "
+            f"{os.getloadavg()[0]:.1f} (above 1, other work shares the caches); "
+            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, peft "
             f"{peft.__version__}.",
             "",
         ]
