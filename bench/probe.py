@@ -176,8 +176,8 @@ def main() -> None:
             "",
             f"{platform.platform()}, {cpu_name()}, {os.cpu_count()} cores, load average "
             f"{os.getloadavg()[0]:.1f} (above 1, other work shares the caches); "
-            f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}, peft "
-            f"{peft.__version__}.",
+            f"Python {platform.python_version()}, torch {torch.__version__}, "
+            f"transformers {transformers.__version__}, peft {peft.__version__}.",
             "",
         ]
         RESULT.write_text("\n".join([*head, *lines, ""]))
