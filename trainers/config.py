@@ -78,7 +78,7 @@ class TrainConfig:
     """Sampling temperature, in training and evaluation."""
     max_prompt_tokens: int = 2048
     """Episodes whose prompt grows longer are dropped and counted."""
-    max_response_tokens: int = 24
+    max_response_tokens: int = 16
     """Longest response; longer ones are cut and counted."""
     rollout_rows: int = 512
     """Most responses generated at once."""

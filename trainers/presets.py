@@ -57,17 +57,33 @@ DEMO = Path("runs/demo")
 
 def demo_shared() -> TrainConfig:
     """Voting on tiny, one adapter for both roles: climbs within a minute."""
-    return TrainConfig(out=DEMO / "shared", routing="shared", steps=60, learning_rate=1.5e-3)
+    return TrainConfig(
+        out=DEMO / "shared",
+        routing="shared",
+        steps=60,
+        eval_every=3,
+        eval_problems=200,
+        learning_rate=1.5e-3,
+    )
 
 
 def demo_isolated() -> TrainConfig:
     """Voting on tiny, one adapter per role: climbs within a minute."""
-    return TrainConfig(out=DEMO / "isolated", routing="isolated", steps=60)
+    return replace(demo_shared(), out=DEMO / "isolated", routing="isolated", learning_rate=1e-3)
 
 
 def demo_cliff() -> TrainConfig:
-    """Voting on tiny under a harsh setting: a learning rate far too large for the adapters."""
-    return TrainConfig(out=DEMO / "cliff", routing="isolated", steps=60, learning_rate=4e-3)
+    """A harsh setting: many small updates, and a learning rate that ramps up to 8e-3.
+
+    It climbs while the rate is small and falls once it is not; which step that is, training says.
+    """
+    return replace(
+        demo_isolated(),
+        out=DEMO / "cliff",
+        learning_rate=8e-3,
+        warmup_steps=60,
+        rows_per_update=48,
+    )
 
 
 PRESETS: dict[str, Callable[[], TrainConfig]] = {
