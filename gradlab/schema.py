@@ -114,8 +114,8 @@ def updates_group(policy: PolicyMeta) -> GroupSpec:
                 "loss^2",
                 "<g_a, g_b> per parameter block, before clipping",
             ),
-            ArraySpec("update_gram", pair, "float32", "1", "<d_a, d_b> of the optimizer step"),
-            ArraySpec("transfer", pair, "float32", "loss", "<g_a, d_b>"),
+            ArraySpec("update_gram", pair, "float64", "1", "<d_a, d_b> of the optimizer step"),
+            ArraySpec("transfer", pair, "float64", "loss", "<g_a, d_b>"),
             ArraySpec(
                 "metrics", ("update", "update_metric"), "float32", "see metric", "update scalars"
             ),
