@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradlab.capture import Layout, inner_products
+from gradlab.layout import Layout
+from gradlab.precise import inner_products
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements of an [A, chunk] block: bounds temporary memory; cache-sized blocks are no faster."""

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gradlab.capture import block_of, inner_products, lay_out, runs_of
+from gradlab.layout import block_of, lay_out
+from gradlab.precise import inner_products
 from gradlab.probe import Probe, attach
 from gradlab.records import Agent
+from gradlab.tags import runs_of
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))
 
@@ -476,7 +478,7 @@ def test_a_loss_kept_for_logging_pins_no_activations(keeps_graph: bool) -> None:
     probe.tag([AGENTS[0]] * 3)
     calls = []
     for site, _module in probe._capture.sites:
-        site.rule = lambda site, call, tensors, gradient: calls.append(call)
+        site.rule = lambda target, site, call, tensors, gradient: calls.append(call)
     loss = model(torch.randn(3, 4)).sum()
     loss.backward(retain_graph=keeps_graph)
     assert [bool(call.tickets) for call in calls] == [keeps_graph] * 2

@@ -1,0 +1,270 @@
+"""Turn a module's input and output gradient into one weight gradient per agent.
+
+A rule adds what one call of a module contributed to the agents' gradients. Linear layers and
+embeddings have their own; every other module is run again per agent and differentiated.
+
+Legend: A agents, P measured parameters (elements), n units (rows, or tokens where tokens are
+tagged), K sketch buckets, M elements of one parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gradlab.layout import Layout
+from gradlab.tags import RowSketches, Tags
+
+
+class Target(Protocol):
+    """Where rules add the gradients."""
+
+    layout: Layout
+    dtype: torch.dtype
+    gradient_AP: Tensor
+    sign_P: Tensor | None
+    """Random signs of the row sketches; needed where rows are sketched."""
+    is_low_precision: bool
+    """Set by a rule that meets 16-bit activations."""
+
+
+@dataclass
+class Site:
+    """One module that directly owns measured parameters."""
+
+    name: str
+    rule: Rule
+    slots: Mapping[str, int]
+    """Local parameter name -> index of its slot."""
+    views: dict[str, list[Tensor]] = field(default_factory=dict)
+    """Local parameter name -> its gradient per agent, a view of the shared buffer."""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Arguments of a module call: tensors live in the ticket, everything else here."""
+
+    num_positional: int
+    keywords: tuple[str, ...]
+    others: Mapping[int, Any]
+    """Position -> value of arguments that are not tensors."""
+
+
+NO_ARGUMENTS = Arguments(0, (), {})
+
+
+@dataclass(slots=True)
+class Call:
+    """One tagged forward of a module that its rule will need in the backward."""
+
+    module: Any
+    tags: Tags
+    tickets: list[Any]
+    """The ticket's node; empty once redeemed."""
+    arguments: Arguments
+    learning: list[str]
+    """Local names of the parameters that required a gradient."""
+    is_ambiguous: bool
+    """Recomputed in a backward that several tagged forwards share."""
+
+
+Rule = Callable[[Target, Site, Call, Sequence[Tensor], Tensor], None]
+"""(target, site, call, tensors among the module's arguments, gradient of its output)."""
+
+
+def rule_of(module: nn.Module) -> Rule:
+    """The cheapest rule that is exact for this module."""
+    # A subclass with its own forward is not the layer its class name says.
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return linear
+    if (
+        isinstance(module, nn.Embedding)
+        and type(module).forward is nn.Embedding.forward
+        and not module.scale_grad_by_freq
+        and module.max_norm is None
+    ):
+        return embedding
+    return rerun
+
+
+def linear(
+    target: Target, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor
+) -> None:
+    if call.tags.rows is not None:
+        linear_rows(target, site, call.tags.rows, call, tensors[0], gradient)
+        return
+    out = accumulating(target, units(gradient, call.tags))
+    num_units = len(out)
+    out = out.reshape(-1, out.shape[-1])
+    tokens = len(out) // num_units
+    if "weight" in call.learning:
+        into = accumulating(target, units(tensors[0], call.tags))
+        into = into.reshape(-1, into.shape[-1])
+        weight = site.views["weight"]
+        is_tall = out.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
+        for agent, lo, hi in call.tags.runs:
+            part = slice(lo * tokens, hi * tokens)
+            if is_tall:
+                weight[agent].add_((into[part].T @ out[part]).T)
+            else:
+                weight[agent].addmm_(out[part].T, into[part])
+    if "bias" in call.learning:
+        bias = site.views["bias"]
+        for agent, lo, hi in call.tags.runs:
+            bias[agent].add_(out[lo * tokens : hi * tokens].sum(0))
+
+
+def linear_rows(
+    target: Target, site: Site, rows: RowSketches, call: Call, into: Tensor, gradient: Tensor
+) -> None:
+    if tuple(into.shape[:1]) != call.tags.shape:
+        raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {call.tags.shape}")
+    n = len(into)
+    out = accumulating(target, gradient).reshape(n, -1, gradient.shape[-1])
+    if "weight" in call.learning:
+        tokens = accumulating(target, into).reshape(n, -1, into.shape[-1])
+        weight = torch.bmm(out.transpose(1, 2), tokens)
+        add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
+    if "bias" in call.learning:
+        add_rows(target, site.slots["bias"], rows, out.sum(1))
+
+
+def embedding(
+    target: Target, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor
+) -> None:
+    tags, padding = call.tags, call.module.padding_idx
+    token, out = units(tensors[0], tags), accumulating(target, units(gradient, tags))
+    if padding is not None:
+        out = out * (token != padding).unsqueeze(-1)
+    views = site.views["weight"]
+    for agent, lo, hi in tags.runs:
+        views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
+    if tags.rows is not None:
+        slot = site.slots["weight"]
+        order = range(len(token)) if tags.order is None else tags.order
+        for unit, row in enumerate(order):
+            dense = torch.zeros_like(views[0])
+            dense.index_add_(0, token[unit].flatten(), out[unit].flatten(0, -2))
+            sketch(target, slot, dense.view(1, -1), tags.rows, slice(row, row + 1))
+
+
+def rerun(
+    target: Target, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor
+) -> None:
+    """Any module: run it again per agent and differentiate. Exact if it treats rows apart."""
+    tags = call.tags
+    if tuple(gradient.shape[: len(tags.shape)]) != tags.shape:
+        raise ValueError(f"saw shape {tuple(gradient.shape)}, tags have shape {tags.shape}")
+    devices = [gradient.device] if gradient.is_cuda else []
+    with torch.random.fork_rng(devices):  # a module that draws must not shift the run's numbers
+        for row, agent, shares in rerun_groups(call, tensors, gradient):
+            for local, share in zip(call.learning, shares, strict=True):
+                if share is None:
+                    continue
+                share = accumulating(target, share)
+                if agent >= 0:
+                    site.views[local][agent].add_(share)
+                if tags.rows is not None:
+                    one = slice(row, row + 1)
+                    sketch(target, site.slots[local], share.view(1, -1), tags.rows, one)
+
+
+def rerun_groups(
+    call: Call, tensors: Sequence[Tensor], gradient: Tensor
+) -> Iterator[tuple[int, int, tuple[Tensor | None, ...]]]:
+    """(row or -1, agent, gradients): per row if rows are sketched, else per run."""
+    tags = call.tags
+    parameters = [call.module._parameters[local] for local in call.learning]
+    if len(tags.shape) == 2:
+        with torch.enable_grad():
+            output = call_again(call, tensors)
+        index = torch.tensor(tags.agents, device=gradient.device)
+        for agent in dict.fromkeys(agent for agent, _, _ in tags.runs):
+            mask = (index == agent).view(*tags.shape, *[1] * (gradient.dim() - 2))
+            yield -1, agent, differentiate(output, parameters, gradient * mask)
+        return
+    num_rows = tags.shape[0]
+    if tags.rows is not None:
+        groups = [(row, agent, [row]) for row, agent in enumerate(tags.agents)]
+    else:
+        order = range(num_rows) if tags.order is None else tags.order
+        groups = [(-1, agent, [*order[lo:hi]]) for agent, lo, hi in tags.runs]
+    for row, agent, members in groups:
+        part = [t[members] if t.shape[:1] == (num_rows,) else t for t in tensors]
+        with torch.enable_grad():
+            output = call_again(call, part)
+        yield row, agent, differentiate(output, parameters, gradient[members])
+
+
+def call_again(call: Call, tensors: Iterable[Tensor]) -> Tensor:
+    """The module's output for these tensors, without hooks and cut off from what came before."""
+    rest, arguments = iter(tensors), call.arguments
+    count = arguments.num_positional + len(arguments.keywords)
+    values = [
+        arguments.others[i] if i in arguments.others else next(rest).detach() for i in range(count)
+    ]
+    keywords = zip(arguments.keywords, values[arguments.num_positional :], strict=True)
+    output: Tensor = call.module.forward(*values[: arguments.num_positional], **dict(keywords))
+    return output
+
+
+def differentiate(
+    output: Tensor, parameters: Sequence[Tensor | None], gradient: Tensor
+) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(
+        output,
+        [p for p in parameters if p is not None],
+        gradient,
+        retain_graph=True,
+        allow_unused=True,
+    )
+
+
+# What the rules share.
+
+
+def units(tensor: Tensor, tags: Tags) -> Tensor:
+    """`tensor` with one leading axis of units, in the order of the runs."""
+    dims = len(tags.shape)
+    if tuple(tensor.shape[:dims]) != tags.shape:
+        raise ValueError(f"saw shape {tuple(tensor.shape)}, tags have shape {tags.shape}")
+    flat = tensor.flatten(0, 1) if dims == 2 else tensor
+    return flat if tags.order_n is None else flat.index_select(0, tags.order_n)
+
+
+def accumulating(target: Target, tensor: Tensor) -> Tensor:
+    """`tensor` in the dtype in which gradients are summed."""
+    if tensor.element_size() < 4:
+        target.is_low_precision = True
+    return tensor.to(target.dtype)
+
+
+def add_rows(target: Target, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
+    """Add row gradients of one parameter to their agents, norms and sketches."""
+    span = target.layout.slots[slot]
+    target.gradient_AP[:, span.start : span.stop].addmm_(rows.one_hot_An, gradient_nM)
+    sketch(target, slot, gradient_nM, rows, slice(None))
+
+
+def sketch(target: Target, slot: int, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
+    """Add row gradients to the norms and strided sign-sum sketches of the rows `which`."""
+    assert target.sign_P is not None
+    rows.is_filled = True
+    span = target.layout.slots[slot]
+    if rows.awaited[slot] > 1 or slot in rows.held:
+        # Tied, or called twice: the norm of the sum is not the sum of the norms.
+        if slot not in rows.held:
+            rows.held[slot] = gradient_nM.new_zeros(len(rows.norm2_n), gradient_nM.shape[1])
+        rows.held[slot][which].add_(gradient_nM)
+    else:
+        rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+    sketch_nK = rows.sketch_nK[which]
+    num_buckets = sketch_nK.shape[1]
+    signed = gradient_nM * target.sign_P[span.start : span.stop]
+    full = signed.shape[1] // num_buckets * num_buckets
+    sketch_nK.add_(signed[:, :full].reshape(len(signed), -1, num_buckets).sum(1))
+    sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])
