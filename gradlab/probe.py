@@ -24,16 +24,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gradlab.capture import (
-    SKETCH_BUCKETS,
-    Capture,
-    Layout,
-    RowSketches,
-    Tags,
-    inner_products,
-    lay_out,
-)
+from gradlab.capture import Capture
+from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
+from gradlab.precise import inner_products
 from gradlab.records import (
     Agent,
     PolicyMeta,
@@ -43,6 +37,7 @@ from gradlab.records import (
     UpdateRecord,
 )
 from gradlab.rows import Rows, row_statistics
+from gradlab.tags import SKETCH_BUCKETS, RowSketches, Tags
 
 if TYPE_CHECKING:
     from gradlab.writer import RunStore
