@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradlab.distributed import in_full
 from gradlab.layout import Layout
 from gradlab.precise import inner_products
 
@@ -109,15 +110,17 @@ class Moments:
                 continue
             if self._is_decoupled(group):
                 norms = [
-                    torch.linalg.vector_norm(p.detach(), dtype=torch.float64) for _, p in moved
+                    torch.linalg.vector_norm(theta, dtype=torch.float64)
+                    for theta in in_full([p.detach() for _, p in moved])
                 ]
                 norm2 = float(torch.stack(norms).square().sum())
                 self._decay_norm2 += (float(group["lr"]) * decay) ** 2 * norm2
                 continue
             if self._coupled_P is None:
                 self._coupled_P = torch.zeros_like(self.moment_AP[0])
-            for slot, p in moved:
-                self._coupled_P[slot.start : slot.stop] = p.detach().reshape(-1) * decay
+            thetas = in_full([p.detach() for _, p in moved])
+            for (slot, _), theta in zip(moved, thetas, strict=True):
+                self._coupled_P[slot.start : slot.stop] = theta.reshape(-1) * decay
         if self._coupled_P is not None and self.decay_P is None:
             self.decay_P = torch.zeros_like(self._coupled_P)
 
@@ -203,8 +206,8 @@ class Moments:
                 pieces.append(out_P[slot.start : slot.stop])
                 continue
             name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
-            pieces.append(self.optimizer.state[parameter][name].reshape(-1).to(out_P.dtype))
-        out_P.copy_(torch.cat(pieces))
+            pieces.append(self.optimizer.state[parameter][name])
+        out_P.copy_(torch.cat([v.reshape(-1).to(out_P.dtype) for v in in_full(pieces)]))
 
     def _precondition(self, scale: Tensor, part: Segment) -> None:
         """v -> -lr / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps), in place, as torch has it."""

@@ -23,8 +23,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor
 
 from gradlab.capture import Capture
+from gradlab.distributed import Ranks, Shared, in_full, unwrap
 from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
 from gradlab.precise import inner_products
@@ -91,14 +94,29 @@ def attach(
     policy: str = "shared",
     record: Record = None,
     projection_seed: int = 0,
+    group: ProcessGroup | None = None,
+    mode: Mode = "exact",
 ) -> Probe:
     """Watch the parameters that `optimizer` trains, and split every update into `agents`.
 
     Measured are the optimizer's parameters that require a gradient now; all of them if none does
     (an adapter that is switched off at the moment). `record` receives an `UpdateRecord` per
     `optimizer.step()`: a function, a `RunStore`, or the path of a `.zarr` to create; None keeps
-    only `probe.last`. Gradients, parameters and random numbers stay bitwise those of a run without
-    the probe. Cost: 2 x A x P floats of memory and a few percent of a LoRA step.
+    only `probe.last`. Cost: 2 x A x P floats of memory and a few percent of a LoRA step.
+
+    `mode`: how the gradient is split.
+    'exact': beside the ordinary backward. Gradients, parameters and random numbers stay bitwise
+    those of a run without the probe.
+    'fused': the weight gradient of linear layers is computed once, by agent, and the optimizer gets
+    the sum. Cheaper; gradients differ by rounding (1e-7 in float32) and cannot be differentiated
+    again.
+    'reference': one backward per agent, called as `probe.backward({agent: loss})` in place of
+    `loss.backward()` and `tag`. As many backwards as agents; for audits, and for sequences in which
+    tokens of several agents attend to each other.
+
+    Data parallel (DDP, FSDP2): attach on every rank, after wrapping. Each tags its own rows, the
+    agents' gradients are averaged over `group` (all ranks if None) once per update, and its first
+    rank records.
 
     Example:
         >>> agents = [Agent("generator", 0), Agent("generator", 1), Agent("aggregator")]
@@ -108,6 +126,9 @@ def attach(
         >>> probe.last.gram_BAA.sum(0)
     """
     agents = tuple(agents)
+    model = unwrap(model)
+    if mode not in MODES:
+        raise ValueError(f"attach: mode is {mode!r}; expected one of {', '.join(MODES)}")
     if not agents:
         raise ValueError(f"attach: policy '{policy}' has no agents; expected at least one Agent")
     twice = sorted({str(agent) for agent in agents if agents.count(agent) > 1})
@@ -128,7 +149,10 @@ def attach(
             f"attach: policy '{policy}' trains parameters on {', '.join(devices)}; "
             "the probe keeps one buffer and needs them on one device"
         )
-    probe = Probe(model, optimizer, agents, policy, lay_out(named), projection_seed)
+    ranks, layout = Ranks(group), lay_out(named)
+    ranks.agree("agents", [str(agent) for agent in agents])
+    ranks.agree("parameters", [(slot.name, tuple(slot.shape)) for slot in layout.slots])
+    probe = Probe(model, optimizer, agents, policy, layout, projection_seed, ranks, mode)
     probe.send_to(record)
     return probe
 
@@ -144,6 +168,7 @@ class Probe:
         policy: str,
         layout: Layout,
         projection_seed: int,
+        ranks: Ranks,
     ) -> None:
         self.agents = agents
         self.policy = policy
@@ -161,7 +186,10 @@ class Probe:
         self._layout = layout
         self._projection_seed = projection_seed
         self._index = {agent: i for i, agent in enumerate(agents)}
-        self._capture = Capture(model, layout, len(agents))
+        self._ranks = ranks
+        num_extras = len(layout.slots) + ranks.num_extras if ranks.size > 1 else 0
+        self._capture = Capture(model, layout, len(agents), num_extras)
+        self._is_sharded = any(isinstance(p, DTensor) for p in layout.parameters)
         self._moments: Moments | None = None
         self._is_late = False
         self._theta0_P = self._flat([p.detach() for p in layout.parameters])
@@ -169,6 +197,7 @@ class Probe:
         self._store: RunStore | None = None
         self._pending: PendingUpdate | None = None
         self._num_rows = 0
+        self._sketched_rows_W: tuple[int, ...] = (0,)
         self._batches: list[RowSketches] = []
         self._rows = Rows.empty(SKETCH_BUCKETS)
         self._rows_step: int | None = None
@@ -224,6 +253,13 @@ class Probe:
     def untag(self) -> None:
         """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
         self._capture.tags = None
+
+    def discard(self) -> None:
+        """Forget what was captured since the last step, whose gradients the trainer drops.
+
+        Needed only with sharded parameters: otherwise the probe sees the empty gradients itself.
+        """
+        self._forget()
 
     def close(self) -> None:
         """Detach, and close the store if the probe made it (a path given as `record`)."""
@@ -310,7 +346,7 @@ class Probe:
 
     def send_to(self, record: Record) -> None:
         """Where the records go from now on; see `attach`."""
-        if record is None:
+        if record is None or not self._ranks.is_first:
             self._emit = lambda record: None
         elif isinstance(record, str | Path):
             self._store = self._create_store(Path(record))
@@ -407,7 +443,8 @@ class Probe:
     def _drop_if_gradients_were_dropped(self) -> None:
         """A skipped step (zero_grad without step) leaves shares without their gradient."""
         capture = self._capture
-        if not capture.attributed:
+        # Of sharded parameters a rank sees only its part, and none before the last backward.
+        if self._is_sharded or not capture.attributed:
             return
         gradients = [p.grad for p in self._layout.parameters if p.grad is not None]
         if any(bool(gradient.any()) for gradient in gradients):
@@ -423,17 +460,16 @@ class Probe:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         start = time.perf_counter()
-        if args[1:] or kwargs.get("closure") is not None:  # args[0] is the optimizer
+        closures = (*args[1:], kwargs.get("closure"))  # args[0] is the optimizer
+        if any(closure is not None for closure in closures):
             raise ValueError(
                 "optimizer.step(closure) computes gradients inside the step, where the probe "
                 "cannot read them before they are used; call backward(), then step() without "
                 "a closure"
             )
-        if all(p.grad is None for p in self._layout.parameters):
+        if not self._share():
             self._forget()
             return
-        capture = self._capture
-        capture.allocate()
         with torch.no_grad():
             gram_BAA = self._gram()
             check = self._check(float(np.trace(gram_BAA.sum(axis=0))))
@@ -449,6 +485,28 @@ class Probe:
             float(optimizer.param_groups[0]["lr"]),
             time.perf_counter() - start,
         )
+
+    def _share(self) -> bool:
+        """Bring the ranks' captures together; whether the update has a gradient at all."""
+        capture = self._capture
+        capture.allocate()
+        shared = self._ranks.share(
+            capture.buffer,
+            capture.gradient_AP.numel(),
+            Shared(
+                frozenset(capture.attributed),
+                any(p.grad is not None for p in self._layout.parameters),
+                self._num_rows,
+                self.loss,
+                capture.is_low_precision,
+                (sum(len(batch.norm2_n) for batch in self._batches),),
+            ),
+        )
+        capture.attributed = set(shared.attributed)
+        capture.is_low_precision = shared.is_low_precision
+        self._num_rows, self.loss = shared.num_rows, shared.loss
+        self._sketched_rows_W = shared.sketched_rows_W
+        return shared.has_gradient
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         if self._pending is None:
@@ -493,6 +551,7 @@ class Probe:
     def _forget(self) -> None:
         self._capture.clear()
         self._pending, self._num_rows, self._batches = None, 0, []
+        self._sketched_rows_W = (0,)
         self.loss = math.nan
 
     def _check(self, sum_of_norms2: float) -> SelfCheck:
@@ -547,6 +606,8 @@ class Probe:
         """Warn once about each parameter whose gradient the agents do not explain."""
         if check.residual <= check.tolerance or set(check.suspects) <= self._warned:
             return
+        if not self._ranks.is_first and not self._capture.failures:
+            return  # one voice is enough
         self._warned |= set(check.suspects)
         shown = ", ".join(check.suspects[:8]) + (" …" if len(check.suspects) > 8 else "")
         if math.isnan(check.residual):
@@ -589,16 +650,8 @@ class Probe:
         """Statistics of every role over the rows of the step so far."""
         if step != self._rows_step:
             self._rows_step, self._rows = step, Rows.empty(SKETCH_BUCKETS)
-        for batch in self._batches:
-            for slot in [*batch.held]:  # one of the parameter's uses got no gradient
-                batch.settle(slot)
-            self._rows = self._rows.with_batch(
-                batch.sketch_nK.double().cpu().numpy(),
-                batch.norm2_n.double().cpu().numpy(),
-                batch.agent_n.numpy(),
-                batch.prompt_n.numpy(),
-                batch.sample_n.numpy(),
-            )
+        if sum(self._sketched_rows_W):
+            self._rows = self._rows.with_batch(*self._gather_rows())
         if not len(self._rows):
             return {}
         return {
@@ -608,11 +661,28 @@ class Probe:
             for role in dict.fromkeys(agent.role for agent in self.agents)
         }
 
+    def _gather_rows(self) -> tuple[np.ndarray[Any, Any], ...]:
+        """Sketches, squared norms, agents, prompts and samples of the update's rows."""
+        device, scale = self._layout.parameters[0].device, 1 / self._ranks.size
+        floats = [torch.zeros((0, SKETCH_BUCKETS + 1), dtype=torch.float64, device=device)]
+        labels = [torch.zeros((0, 3), dtype=torch.int64)]
+        for batch in self._batches:
+            for slot in [*batch.held]:  # one of the parameter's uses got no gradient
+                batch.settle(slot)
+            norm2_n = batch.norm2_n.double()[:, None] * scale**2
+            floats.append(torch.cat([batch.sketch_nK.double() * scale, norm2_n], dim=1))
+            labels.append(torch.stack([batch.agent_n, batch.prompt_n, batch.sample_n], dim=1))
+        floats_nM, labels_nL = self._ranks.gather_rows(
+            torch.cat(floats), torch.cat(labels), self._sketched_rows_W
+        )
+        values, label = floats_nM.cpu().numpy(), labels_nL.cpu().numpy()
+        return values[:, :-1], values[:, -1], label[:, 0], label[:, 1], label[:, 2]
+
     # Small parts.
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
         dtype = self._capture.dtype
-        return torch.cat([t.to_dense().reshape(-1).to(dtype) for t in tensors])
+        return torch.cat([t.to_dense().reshape(-1).to(dtype) for t in in_full(tensors)])
 
     def _new_moments(self) -> Moments:
         return Moments(self._optimizer, self._layout, len(self.agents), self._capture.dtype)

@@ -1,0 +1,169 @@
+"""Share what the ranks of a data-parallel group captured: one reduction per update.
+
+Every rank captures its own rows under the whole weights, also where parameters are sharded. The
+loss that is optimized is the mean over ranks, so the agents' gradients are averaged likewise and
+equal those of one process with all rows. With one process, nothing here communicates.
+
+Legend: A agents, P measured parameters (elements), S slots (parameters), W ranks, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import ProcessGroup
+from torch.distributed.tensor import DTensor, Shard
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What all ranks know of an update after the reduction."""
+
+    attributed: frozenset[int]
+    """Slots to which some rank attributed a gradient."""
+    has_gradient: bool
+    num_rows: int
+    loss: float
+    """Mean over ranks."""
+    is_low_precision: bool
+    sketched_rows_W: tuple[int, ...]
+    """Rows with a sketch, by rank."""
+
+
+class Ranks:
+    """The processes that train one policy together on different rows."""
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        """All processes if `group` is None; no others if torch.distributed is not running."""
+        is_running = dist.is_available() and dist.is_initialized()
+        self.group = group
+        self.size = dist.get_world_size(group) if is_running else 1
+        self.rank = dist.get_rank(group) if is_running else 0
+        if self.rank < 0:
+            raise ValueError(
+                "attach: this process is not in the process group that it was given; attach on "
+                "the ranks that train the policy only"
+            )
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def num_extras(self) -> int:
+        """Floats that travel behind the gradients, beside one per slot."""
+        return 4 + self.size
+
+    def agree(self, what: str, mine: Any) -> None:
+        """Refuse ranks that differ: their collectives would mix unrelated numbers, or hang."""
+        if self.size == 1:
+            return
+        everybody: list[Any] = [None] * self.size
+        dist.all_gather_object(everybody, mine, group=self.group)
+        for rank, theirs in enumerate(everybody):
+            if theirs != everybody[0]:
+                raise ValueError(
+                    f"attach: rank {rank} has {what} {theirs}, rank 0 has {everybody[0]}; every "
+                    "rank of a policy has to attach with the same agents to the same parameters "
+                    "(give group= if these ranks do not train together)"
+                )
+
+    def share(self, buffer: Tensor, num_gradients: int, mine: Shared) -> Shared:
+        """Average `buffer` over the ranks in place, and what goes with it.
+
+        `buffer`: the gradients [A * P], then room for a flag per slot and `num_extras` floats.
+        """
+        if self.size == 1:
+            return mine
+        num_slots = len(buffer) - num_gradients - self.num_extras
+        extras = torch.zeros(num_slots + self.num_extras, dtype=buffer.dtype)
+        extras[[*mine.attributed]] = 1
+        extras[num_slots : num_slots + 4] = torch.tensor(
+            [mine.has_gradient, mine.num_rows, mine.loss, mine.is_low_precision]
+        )
+        extras[num_slots + 4 + self.rank] = mine.sketched_rows_W[0]
+        buffer[num_gradients:] = extras.to(buffer.device)
+        dist.all_reduce(buffer, group=self.group)
+        buffer.mul_(1 / self.size)
+        sums = buffer[num_gradients:].double() * self.size
+        flags, rest = sums[:num_slots], sums[num_slots:]
+        has_gradient, num_rows, loss, is_low, *sketched = rest.tolist()
+        return Shared(
+            frozenset(flags.nonzero().flatten().tolist()),
+            has_gradient > 0,
+            round(num_rows),
+            loss / self.size,
+            is_low > 0,
+            tuple(round(count) for count in sketched),
+        )
+
+    def gather_rows(
+        self, floats_nM: Tensor, labels_nL: Tensor, rows_W: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """The float64 values and int64 labels of all ranks' rows, in the order of ranks."""
+        if self.size == 1:
+            return floats_nM, labels_nL
+        # One message: labels are integers of 64 bits, more than a float64 holds.
+        mine = torch.cat([floats_nM.view(torch.int64), labels_nL.to(floats_nM.device)], dim=1)
+        room = mine.new_zeros(max(rows_W), mine.shape[1])
+        room[: len(mine)] = mine
+        rooms = [torch.empty_like(room) for _ in rows_W]
+        dist.all_gather(rooms, room, group=self.group)
+        together = torch.cat([room[:n] for room, n in zip(rooms, rows_W, strict=True)])
+        width = floats_nM.shape[1]
+        return together[:, :width].contiguous().view(torch.float64), together[:, width:]
+
+
+def in_full(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Sharded tensors whole, by one gather for all of them; any others as they are."""
+    sharded = [t for t in tensors if isinstance(t, DTensor)]
+    if not sharded:
+        return [*tensors]
+    meshes = {t.device_mesh for t in sharded}
+    if len(meshes) > 1 or any(t.placements != (Shard(0),) for t in sharded):
+        return [t.full_tensor() if isinstance(t, DTensor) else t for t in tensors]
+    (mesh,) = meshes
+    num_ranks = mesh.size()
+    mine = torch.cat([t.to_local().reshape(-1) for t in sharded])
+    sizes_W = [[local_size(t, rank, num_ranks) for t in sharded] for rank in range(num_ranks)]
+    room = mine.new_zeros(max(sum(sizes) for sizes in sizes_W))
+    room[: len(mine)] = mine
+    rooms = [torch.empty_like(room) for _ in sizes_W]
+    dist.all_gather(rooms, room, group=mesh.get_group())
+    pieces_W = [
+        iter(torch.split(room[: sum(sizes)], sizes))
+        for room, sizes in zip(rooms, sizes_W, strict=True)
+    ]
+    return [
+        torch.cat([next(pieces) for pieces in pieces_W]).view(t.shape)
+        if isinstance(t, DTensor)
+        else t
+        for t in tensors
+    ]
+
+
+def local_size(tensor: Tensor, rank: int, num_ranks: int) -> int:
+    """Elements of a tensor sharded along its first dimension that one rank holds."""
+    length = tensor.shape[0]
+    chunk = -(-length // num_ranks)  # as torch.chunk
+    rows = max(0, min(chunk, length - rank * chunk))
+    return rows * (tensor.numel() // max(length, 1))
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The module in a DDP wrapper; refuses wrappers that hide the shapes of parameters."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        inner: nn.Module = model.module
+        return inner
+    if any(type(module).__name__ == "FullyShardedDataParallel" for module in model.modules()):
+        raise ValueError(
+            "attach: FullyShardedDataParallel (FSDP1) flattens parameters, and what is left of "
+            "them cannot be attributed; use FSDP2 (torch.distributed.fsdp.fully_shard, "
+            "accelerate's fsdp_version 2) or DDP"
+        )
+    return model

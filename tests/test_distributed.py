@@ -1,0 +1,322 @@
+"""The probe on two gloo processes: what they record together equals one process with all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from gradlab.distributed import local_size, unwrap
+from gradlab.probe import Probe, attach
+from gradlab.records import Agent, UpdateRecord
+from gradlab.store import open_run
+
+AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
+MIXED = (0, 1, 2, 1, 2, 0)
+APART = (0, 0, 1, 2, 1, 2)
+"""Rank 0 has rows 0-2, rank 1 rows 3-5: with APART no row of the judge is on rank 0."""
+PROMPTS = (0, 0, 1, 0, 1, 1)
+UPDATES = 3
+
+
+class Net(nn.Module):
+    """One module per rule, with sizes that two ranks cannot divide evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(11, 5)
+        self.up = nn.Linear(5, 7)
+        self.norm = nn.LayerNorm(7)
+        self.head = nn.Linear(7, 1)
+        self.double()
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        hidden: Tensor = self.head(self.norm(self.up(self.embed(input_ids)).tanh()))
+        return hidden
+
+
+def tokens(update: int) -> Tensor:
+    generator = torch.Generator().manual_seed(update)
+    return torch.randint(0, 11, (len(MIXED), 4), generator=generator)
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+
+
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    probe: Probe,
+    number: int,
+    rows: list[int],
+    agents: tuple[int, ...],
+    weight: float,
+    *,
+    with_prompts: bool,
+) -> None:
+    """One update in two micro-batches, the first without communication where there is any."""
+    ids = tokens(number)
+    for is_last, part in ((False, rows[:-1]), (True, rows[-1:])):
+        probe.tag(
+            torch.tensor(agents)[part],
+            prompts=torch.tensor(PROMPTS)[part] if with_prompts else None,
+        )
+        with silence(model, not is_last):
+            ((model(input_ids=ids[part]) ** 2).sum() * weight).backward()
+    probe.loss = float(number)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+@contextmanager
+def silence(model: nn.Module, is_on: bool) -> Iterator[None]:
+    """Accumulate without communication."""
+    if isinstance(model, DistributedDataParallel) and is_on:
+        with model.no_sync():
+            yield
+        return
+    if hasattr(model, "set_requires_gradient_sync"):
+        model.set_requires_gradient_sync(not is_on)
+    yield
+
+
+def alone(agents: tuple[int, ...], *, with_prompts: bool = True) -> list[UpdateRecord]:
+    """The records of one process with all rows."""
+    model = Net()
+    optimizer = optimizer_of(model)
+    records: list[UpdateRecord] = []
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    rows = [*range(len(agents))]
+    for number in range(1, UPDATES + 1):
+        update(
+            model, optimizer, probe, number, rows, agents, 1 / len(rows), with_prompts=with_prompts
+        )
+    probe.detach()
+    return records
+
+
+# What the two processes do.
+
+
+def scenario(
+    rank: int, kind: str, agents: tuple[int, ...], directory: Path, *, with_prompts: bool = True
+) -> dict[str, Any]:
+    """Train on this rank's half of the rows; what its probe emitted, and saw last."""
+    model: nn.Module = Net()
+    if kind == "ddp":
+        model = DistributedDataParallel(model)
+    else:
+        for part in (model.embed, model.up, model.head):
+            fully_shard(part)
+        fully_shard(model)
+    optimizer = optimizer_of(model)
+    records: list[UpdateRecord] = []
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    rows = [[0, 1, 2], [3, 4, 5]][rank]
+    num_reductions: list[int] = []
+    for number in range(1, UPDATES + 1):
+        with counted_reductions() as count:
+            update(model, optimizer, probe, number, rows, agents, 1 / 3, with_prompts=with_prompts)
+        num_reductions.append(len(count))
+    probe.detach()
+    return {"records": records, "last": probe.last, "reductions": num_reductions}
+
+
+@contextmanager
+def counted_reductions() -> Iterator[list[Tensor]]:
+    """Python's all_reduce; DDP and FSDP reduce in C++ or by other names."""
+    seen: list[Tensor] = []
+    original = dist.all_reduce
+
+    def all_reduce(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        seen.append(tensor)
+        return original(tensor, *args, **kwargs)
+
+    dist.all_reduce = all_reduce
+    try:
+        yield seen
+    finally:
+        dist.all_reduce = original
+
+
+def idle(rank: int, directory: Path) -> dict[str, Any]:
+    """Rank 1 has no row of anybody: it takes part with a loss of zero, and never tags."""
+    model = DistributedDataParallel(Net())
+    optimizer = optimizer_of(model)
+    records: list[UpdateRecord] = []
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    for number in range(1, UPDATES + 1):
+        ids = tokens(number)
+        if rank == 0:
+            probe.tag(torch.tensor(MIXED))
+            ((model(input_ids=ids) ** 2).sum() * 2 / len(MIXED)).backward()
+        else:
+            (model(input_ids=ids[:1]) * 0).sum().backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"records": records, "last": probe.last}
+
+
+def stored(rank: int, directory: Path) -> dict[str, Any]:
+    """A path as `record` on every rank."""
+    model = DistributedDataParallel(Net())
+    optimizer = optimizer_of(model)
+    probe = attach(model, optimizer, agents=AGENTS, record=directory / "run.zarr")
+    update(model, optimizer, probe, 1, [0, 1], MIXED, 0.5, with_prompts=False)
+    probe.close()
+    return {}
+
+
+def refused(rank: int, directory: Path) -> dict[str, Any]:
+    """Ranks that name different agents."""
+    model = Net()
+    try:
+        attach(model, optimizer_of(model), agents=AGENTS[: 2 + rank])
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
+def on_its_own(rank: int, directory: Path) -> dict[str, Any]:
+    """A group of one: ranks that train different policies."""
+    groups = [dist.new_group([0]), dist.new_group([1])]
+    model = Net()
+    optimizer = optimizer_of(model)
+    records: list[UpdateRecord] = []
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append, group=groups[rank])
+    rows = [*range(len(MIXED))]
+    if rank == 0:
+        for number in range(1, UPDATES + 1):
+            update(model, optimizer, probe, number, rows, MIXED, 1 / 6, with_prompts=True)
+    return {"records": records}
+
+
+def work(rank: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
+    )
+    results = {
+        "ddp mixed": scenario(rank, "ddp", MIXED, directory),
+        "ddp apart": scenario(rank, "ddp", APART, directory, with_prompts=False),
+        "fsdp2 mixed": scenario(rank, "fsdp2", MIXED, directory),
+        "fsdp2 apart": scenario(rank, "fsdp2", APART, directory, with_prompts=False),
+        "idle": idle(rank, directory),
+        "stored": stored(rank, directory),
+        "refused": refused(rank, directory),
+        "on its own": on_its_own(rank, directory),
+    }
+    torch.save(results, directory / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What both ranks saw in every scenario; one pair of processes does them all."""
+    directory = tmp_path_factory.mktemp("ranks")
+    mp.spawn(work, args=(directory,), nprocs=2)
+    results = [torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return [{**result, "directory": directory} for result in results]
+
+
+def assert_same(mine: UpdateRecord, expected: UpdateRecord) -> None:
+    for name in ("gram_BAA", "update_gram_AA", "transfer_AA"):
+        a, b = getattr(mine, name), getattr(expected, name)
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12 * np.abs(b).max(), err_msg=name)
+    ours, theirs = asdict(mine.metrics), asdict(expected.metrics)
+    assert ours.pop("residual") < 1e-10
+    for skipped in ("probe_seconds", "residual"):
+        ours.pop(skipped, None)
+        theirs.pop(skipped)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, rtol=1e-9, err_msg=name)
+    assert mine.row_statistics.keys() == expected.row_statistics.keys()
+    for role, statistics in expected.row_statistics.items():
+        for name, value in asdict(statistics).items():
+            np.testing.assert_allclose(
+                getattr(mine.row_statistics[role], name), value, rtol=1e-7, atol=1e-12, err_msg=name
+            )
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("agents", ["mixed", "apart"])
+def test_two_ranks_record_what_one_process_with_all_rows_does(
+    ranks: list[dict[str, Any]], kind: str, agents: str
+) -> None:
+    records = ranks[0][f"{kind} {agents}"]["records"]
+    expected = alone(MIXED) if agents == "mixed" else alone(APART, with_prompts=False)
+    assert len(records) == UPDATES
+    for mine, theirs in zip(records, expected, strict=True):
+        assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize("name", ["ddp mixed", "fsdp2 mixed", "idle"])
+def test_only_the_first_rank_emits_and_all_know(ranks: list[dict[str, Any]], name: str) -> None:
+    first, second = (rank[name] for rank in ranks)
+    assert len(first["records"]) == UPDATES
+    assert second["records"] == []
+    assert np.array_equal(first["last"].gram_BAA, second["last"].gram_BAA)
+
+
+def test_an_update_costs_one_reduction(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert rank["ddp mixed"]["reductions"] == [1] * UPDATES
+        assert rank["ddp apart"]["reductions"] == [1] * UPDATES
+        assert rank["fsdp2 apart"]["reductions"] == [1] * UPDATES
+
+
+def test_a_rank_without_tagged_rows_takes_part(ranks: list[dict[str, Any]]) -> None:
+    for mine, theirs in zip(
+        ranks[0]["idle"]["records"], alone(MIXED, with_prompts=False), strict=True
+    ):
+        np.testing.assert_allclose(mine.gram_BAA, theirs.gram_BAA, rtol=1e-9)
+        np.testing.assert_allclose(mine.update_gram_AA, theirs.update_gram_AA, rtol=1e-9)
+        assert mine.metrics.rows == theirs.metrics.rows
+
+
+def test_one_store_is_written(ranks: list[dict[str, Any]]) -> None:
+    run = open_run(ranks[0]["directory"] / "run.zarr")
+    assert run.closed
+    assert run.update_metric("rows", "shared").value_T.tolist() == [4]
+
+
+def test_ranks_that_differ_are_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "rank 1 has agents" in rank["refused"]["error"]
+
+
+def test_a_group_of_one_measures_its_own_policy(ranks: list[dict[str, Any]]) -> None:
+    for mine, theirs in zip(ranks[0]["on its own"]["records"], alone(MIXED), strict=True):
+        assert_same(mine, theirs)
+
+
+def test_shards_are_cut_as_torch_cuts_them() -> None:
+    for length in range(1, 9):
+        tensor = torch.zeros(length, 3)
+        for num_ranks in (2, 3, 4):
+            pieces = [piece.numel() for piece in tensor.chunk(num_ranks)]
+            pieces += [0] * (num_ranks - len(pieces))
+            assert [local_size(tensor, rank, num_ranks) for rank in range(num_ranks)] == pieces
+
+
+def test_fsdp1_is_refused_by_name() -> None:
+    class FullyShardedDataParallel(nn.Module):
+        pass
+
+    with pytest.raises(ValueError, match=r"FSDP1.*fully_shard"):
+        unwrap(nn.Sequential(FullyShardedDataParallel()))
