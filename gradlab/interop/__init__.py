@@ -1,0 +1,1 @@
+"""Attach the probe to trainers that other people wrote."""

@@ -1,0 +1,571 @@
+"""Attach the probe to TRL's `GRPOTrainer`: a dataset column says the role of every row.
+
+    from gradlab.interop.trl import watch
+    trainer = GRPOTrainer(model, rewards, args, train_dataset=dataset)   # dataset has a "role"
+    watch(trainer, role_column="role", record="runs/trl/run.zarr")
+    trainer.train()
+
+The agents travel as tensors in the batch that TRL generates, so they are shuffled and split with
+the rows. The trainer's methods are wrapped on the instance; nothing of TRL is replaced.
+
+Legend: n rows of a batch, T response tokens, P problems, S samples, R roles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import numpy as np
+import peft
+import torch
+import transformers
+import trl
+from accelerate.utils import gather_object
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import TrainerCallback
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from gradlab.interop.turns import TURN, Turns, mean, step_record, token_counts
+from gradlab.probe import Probe, attach
+from gradlab.records import Agent, EvalRecord, PolicyMeta, RoleEvaluation, RunMeta, StepRecord
+from gradlab.writer import RunStore
+
+WRAPPED = (
+    "_generate_and_score_completions",
+    "_calculate_rewards",
+    "_compute_loss",
+    "_get_per_token_logps_and_entropies",
+)
+"""Methods of the trainer that are wrapped; present since TRL 1.0."""
+
+AGENT, PROMPT, FACTS = "gradlab_agent", "gradlab_prompt", "gradlab_facts"
+"""Keys of the tensors that travel with the rows: agent index, prompt id, and what was known when
+the row was generated: (reward, correct, zero variance, truncated)."""
+
+CORRECT_ABOVE = 0.5
+PROBE_STATE = "gradlab_probe.pt"
+
+
+def watch(
+    trainer: GRPOTrainer,
+    *,
+    role_column: str = "role",
+    number_column: str | None = None,
+    problem_column: str | None = None,
+    agents: Sequence[Agent] | None = None,
+    record: str | Path | None = "run.zarr",
+    correct: str | None = None,
+    row_statistics: bool = True,
+    policy: str = "shared",
+) -> Watch:
+    """Measure every agent's exact gradient while `trainer.train()` runs; call it before that.
+
+    `role_column`: the role of each row of the training (and evaluation) dataset, or a field that
+    the trainer's `rollout_func` returns. `number_column`: which of the role's agents, 0 without
+    it. `problem_column`: rows that agree in it share a prompt in the row statistics; without it
+    those with the same prompt do. `agents`: read from the dataset if None. `correct`: name of the
+    reward function that grades answers (above 0.5 is correct): it gives accuracies, and
+    evaluations if the trainer has an `eval_dataset`. `row_statistics` form the gradient of every
+    row, one module at a time; switch them off if that is too slow.
+
+    One update of the optimizer is one step of the store, with the rows that it was trained on.
+    """
+    check(trainer, role_column, record)
+    columns = Columns(role_column, number_column, problem_column)
+    names = trainer.reward_func_names
+    if correct is not None and correct not in names:
+        raise ValueError(f"watch: no reward function is called '{correct}'; there are {names}")
+    if agents is None:
+        agents = columns.agents_of(trainer.train_dataset)
+    graded = None if correct is None else names.index(correct)
+    watching = Watch(trainer, columns, tuple(agents), record, graded, row_statistics, policy)
+    trainer.add_callback(watching)
+    return watching
+
+
+def check(trainer: Any, role_column: str, record: str | Path | None) -> None:
+    """Refuse what cannot be watched, before anything is wrapped."""
+    if not isinstance(trainer, GRPOTrainer):
+        raise ValueError(f"watch: expected a trl.GRPOTrainer, got {type(trainer).__name__}")
+    missing = [name for name in WRAPPED if not callable(getattr(trainer, name, None))]
+    if missing:
+        raise ValueError(
+            f"watch: {type(trainer).__name__} of trl {trl.__version__} has no "
+            f"{', '.join(missing)}; this works with trl 1.16, install trl==1.16.*"
+        )
+    if any(isinstance(callback, Watch) for callback in trainer.callback_handler.callbacks):
+        raise ValueError("watch: this trainer is watched already")
+    if trainer.args.remove_unused_columns:
+        raise ValueError(
+            f"watch: the trainer drops the column '{role_column}' before it reaches the batch; "
+            "set GRPOConfig(remove_unused_columns=False), TRL's default"
+        )
+    if trainer.is_deepspeed_enabled:
+        raise ValueError("watch: DeepSpeed keeps gradients where the probe cannot read them")
+    dataset: Any = trainer.train_dataset
+    is_readable = isinstance(dataset, Dataset) and trainer.rollout_func is None
+    if is_readable and role_column not in dataset.column_names:
+        raise ValueError(
+            f"watch: the training dataset has no column '{role_column}', its columns are "
+            f"{dataset.column_names}; add one with the role of every row, or name another with "
+            "role_column="
+        )
+    if record is not None and Path(record).suffix != ".zarr":
+        raise ValueError(f"watch: record is '{record}'; expected a path that ends in .zarr")
+
+
+class Columns:
+    """Where a row of the dataset says whose it is."""
+
+    def __init__(self, role: str, number: str | None, problem: str | None) -> None:
+        self.role, self.number, self.problem = role, number, problem
+
+    def agent(self, row: Mapping[str, Any]) -> Agent:
+        """The agent of a row; a ValueError that shows the row's columns if it names none."""
+        for column in (self.role, self.number):
+            if column is not None and row.get(column) is None:
+                raise ValueError(
+                    f"watch: a row has no value in the column '{column}'; "
+                    f"it has {sorted(key for key in row if row[key] is not None)}"
+                )
+        return Agent(str(row[self.role]), 0 if self.number is None else int(row[self.number]))
+
+    def agents_of(self, dataset: Any) -> tuple[Agent, ...]:
+        """All agents of a dataset: roles in the order of appearance, numbers ascending."""
+        if not isinstance(dataset, Dataset) or self.role not in dataset.column_names:
+            raise ValueError(
+                f"watch: a dataset of type {type(dataset).__name__} does not say before training "
+                "which agents there are; pass agents=[Agent('generator'), …]"
+            )
+        named = [name for name in (self.role, self.number) if name is not None]
+        found = dict.fromkeys(self.agent(row) for row in dataset.select_columns(named))
+        roles = [*dict.fromkeys(agent.role for agent in found)]
+        return tuple(sorted(found, key=lambda agent: (roles.index(agent.role), agent.number)))
+
+    def prompt(self, row: Mapping[str, Any]) -> int:
+        """An id that rows with the same problem (or the same prompt) share, on every rank."""
+        what = row[self.problem] if self.problem is not None else row.get("prompt")
+        text = json.dumps(what, sort_keys=True, default=str).encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
+
+    def key(self, row: Mapping[str, Any]) -> str:
+        """Identifies a row of the evaluation dataset: its prompt, problem and agent."""
+        problem = None if self.problem is None else row[self.problem]
+        what = [row.get("prompt"), problem, str(self.agent(row))]
+        return hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=8).hexdigest()
+
+
+class Watch(TrainerCallback):
+    """A `GRPOTrainer` under the probe; made by `watch`."""
+
+    def __init__(
+        self,
+        trainer: GRPOTrainer,
+        columns: Columns,
+        agents: tuple[Agent, ...],
+        record: str | Path | None,
+        graded: int | None,
+        row_statistics: bool,
+        policy: str,
+    ) -> None:
+        self.probe: Probe | None = None
+        """There from the first step of `trainer.train()` on."""
+        self.agents = agents
+        self._trainer: Any = trainer  # typed loosely, and its methods are replaced
+        self._columns = columns
+        self._index = {agent: i for i, agent in enumerate(agents)}
+        self._record = None if record is None else Path(record)
+        self._graded = graded
+        self._row_statistics = row_statistics
+        self._policy = policy
+        self._store: RunStore | None = None
+        self._last_logps: tuple[Tensor, Tensor | None] | None = None
+        self._rewards: Tensor | None = None
+        self._turns: list[Turns] = []
+        self._counts: dict[str, NDArray[np.int64]] = {}
+        self._loss: float | Tensor = 0.0
+        self._rollout_seconds = 0.0
+        self._step_start = time.perf_counter()
+        self._problems = self._eval_problems()
+        self._evaluated: list[tuple[str, int, float, float, float]] = []
+        self._last_eval_step = -1
+        for name in WRAPPED:
+            wrapper = {
+                "_generate_and_score_completions": self._around_generation,
+                "_calculate_rewards": self._around_rewards,
+                "_compute_loss": self._around_loss,
+                "_get_per_token_logps_and_entropies": self._around_logps,
+            }[name]
+            setattr(trainer, name, wrapper(getattr(trainer, name)))
+
+    # Callbacks of the trainer.
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer = self._trainer
+        model = trainer.accelerator.unwrap_model(trainer.model)
+        optimizer = trainer.optimizer
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
+        self.probe = attach(model, optimizer, agents=self.agents, policy=self._policy)
+        if state.global_step > 0:
+            self._load_probe(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if self._record is not None and trainer.accelerator.is_main_process:
+            meta = self._meta(self.probe.meta)
+            self._store = (
+                RunStore.resume(self._record, state.global_step, meta)
+                if state.global_step > 0 and self._record.exists()
+                else RunStore.create(self._record, meta)
+            )
+            self.probe.send_to(self._store)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.probe is not None
+        self.probe.step = state.global_step + 1
+        self._turns, self._counts, self._loss = [], {}, 0.0
+        self._rollout_seconds, self._step_start = 0.0, time.perf_counter()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.probe is not None
+        self.probe.loss = float(self._loss)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        assert self.probe is not None
+        if not self._turns:
+            return
+        everybody = gather_object([(np.concatenate(self._turns), self._counts)])
+        if self._store is None:
+            return
+        counts: dict[str, NDArray[np.int64]] = {}
+        for _, mine in everybody:
+            for role, count in mine.items():
+                counts[role] = counts[role] + count if role in counts else count
+        seconds = time.perf_counter() - self._step_start
+        last = self.probe.last
+        rate = math.nan if last is None else last.metrics.learning_rate
+        turns = np.concatenate([turns for turns, _ in everybody])
+        self._store.append(self._step_record(state.global_step, turns, counts, rate, seconds))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        everybody, self._evaluated = self._evaluated, []
+        if not self._problems or state.global_step == self._last_eval_step:
+            return
+        everybody = gather_object(everybody)
+        if self._store is not None:
+            self._last_eval_step = state.global_step
+            self._store.append(self._eval_record(state.global_step, everybody))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.probe is not None and self._trainer.accelerator.is_main_process:
+            torch.save(self.probe.state_dict(), checkpoint / PROBE_STATE)
+        if self._store is not None:
+            self._store.flush()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.probe is not None:
+            self.probe.detach()
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    # Around the trainer's methods.
+
+    def _around_generation(self, generate: Callable[..., Any]) -> Callable[..., Any]:
+        def generate_and_tag(inputs: list[dict[str, Any]]) -> dict[str, Any]:
+            trainer = self._trainer
+            if trainer.rollout_func is None:
+                self._agent_indices(inputs)  # a bad row is told before the time for a rollout
+            start = time.perf_counter()
+            output: dict[str, Any] = generate(inputs)
+            self._rollout_seconds += time.perf_counter() - start
+            # After it: a rollout_func may have put the role into the rows.
+            agents = self._agent_indices(inputs)
+            if len(output["completion_ids"]) != len(agents):
+                raise ValueError(
+                    f"watch: {len(inputs)} rows went into the generation and "
+                    f"{len(output['completion_ids'])} came out; the probe cannot tell whose"
+                )
+            facts = self._facts(output)
+            if trainer.model.training:
+                output[AGENT] = torch.tensor(agents)
+                output[PROMPT] = torch.tensor([self._columns.prompt(row) for row in inputs])
+                output[FACTS] = facts
+            elif self._problems:
+                lengths = output["completion_mask"].sum(1).tolist()
+                for row, agent, fact, length in zip(
+                    inputs, agents, facts.tolist(), lengths, strict=True
+                ):
+                    key = self._columns.key(row)
+                    self._evaluated.append((key, agent, fact[1], length, fact[3]))
+            return output
+
+        return generate_and_tag
+
+    def _around_rewards(self, calculate: Callable[..., Any]) -> Callable[..., Any]:
+        def calculate_and_keep(*args: Any, **kwargs: Any) -> Any:
+            rewards = calculate(*args, **kwargs)
+            self._rewards = rewards.detach().to("cpu", torch.float64)
+            return rewards
+
+        return calculate_and_keep
+
+    def _around_loss(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def tag_and_compute(model: Any, inputs: dict[str, Any]) -> Tensor:
+            if self.probe is None or not self._trainer.model.training:
+                loss: Tensor = compute(model, inputs)
+                return loss
+            if AGENT not in inputs:
+                raise ValueError(
+                    f"watch: the batch lost its agents on the way to the loss: no {AGENT} among "
+                    f"{sorted(inputs)}. Does {type(self._trainer).__name__} make its own batches?"
+                )
+            prompts = inputs[PROMPT] if self._row_statistics else None
+            self.probe.tag(inputs[AGENT], prompts=prompts)
+            try:
+                loss = compute(model, inputs)
+            finally:
+                self.probe.untag()
+            self._loss += loss.detach()
+            self._keep_turns(inputs)
+            return loss
+
+        return tag_and_compute
+
+    def _around_logps(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        def compute_and_keep(*args: Any, **kwargs: Any) -> Any:
+            result = compute(*args, **kwargs)
+            if torch.is_grad_enabled():
+                entropies = None if result[1] is None else result[1].detach()
+                self._last_logps = result[0].detach(), entropies
+            return result
+
+        return compute_and_keep
+
+    # What the rows were like.
+
+    def _agent_indices(self, rows: Iterable[Mapping[str, Any]]) -> list[int]:
+        agents = [self._columns.agent(row) for row in rows]
+        unknown = sorted({str(agent) for agent in agents if agent not in self._index})
+        if unknown:
+            raise ValueError(
+                f"watch: the dataset holds rows of {', '.join(unknown)}, the probe was attached "
+                f"with agents {[*map(str, self.agents)]}; pass agents= with all of them"
+            )
+        return [self._index[agent] for agent in agents]
+
+    def _facts(self, output: Mapping[str, Any]) -> Tensor:
+        """[n, 4] reward, correct, zero variance in the group, truncated; of this process's rows."""
+        trainer = self._trainer
+        ids, mask = output["completion_ids"].cpu(), output["completion_mask"].cpu()
+        n = len(ids)
+        facts = torch.full((n, 4), math.nan, dtype=torch.float64)
+        length = mask.sum(1)
+        last = ids.gather(1, (length - 1).clamp(min=0)[:, None].long())[:, 0]
+        ends = torch.tensor([*trainer.eos_token_ids, trainer._tokenizer.pad_token_id])
+        facts[:, 3] = (~torch.isin(last, ends) | (length == 0)).double()
+        if self._rewards is None:
+            return facts
+        weights = trainer.reward_weights.to("cpu", torch.float64)
+        total = (self._rewards * weights).nansum(1)
+        total[self._rewards.isnan().all(1)] = math.nan
+        size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
+        here = slice(trainer.accelerator.process_index * n, None)
+        facts[:, 0] = total[here][:n]
+        if self._graded is not None:
+            grade = self._rewards[:, self._graded]
+            known = torch.where(grade.isnan(), math.nan, (grade > CORRECT_ABOVE).double())
+            facts[:, 1] = known[here][:n]
+        if len(total) % size == 0:
+            groups = total.view(-1, size)
+            same = torch.isclose(groups, groups[:, :1], equal_nan=True).all(1)
+            facts[:, 2] = same.double().repeat_interleave(size)[here][:n]
+        self._rewards = None
+        return facts
+
+    @torch.no_grad()
+    def _keep_turns(self, inputs: Mapping[str, Any]) -> None:
+        """Keep what the rows of a micro-batch were like, for the step record."""
+        mask_nT = inputs["completion_mask"]
+        if "tool_mask" in inputs:
+            mask_nT = mask_nT * inputs["tool_mask"]
+        columns = {"prompt_tokens": inputs["prompt_mask"].sum(1), "tokens": mask_nT.sum(1)}
+        columns |= self._token_sums(inputs, mask_nT)
+        advantages = inputs["advantages"]
+        columns["advantage"] = advantages if advantages.dim() == 1 else advantages.mean(1)
+        names = [*columns]
+        on_host = torch.stack([columns[name].double() for name in names]).cpu().numpy()
+        turns = np.full(len(mask_nT), np.nan, dtype=TURN)
+        for name, values in zip(names, on_host, strict=True):
+            turns[name] = values
+        turns["agent"] = inputs[AGENT].numpy()
+        for i, name in enumerate(("reward", "correct", "zero_variance", "truncated")):
+            turns[name] = inputs[FACTS][:, i].numpy()
+        turns["weight"] = self._weights(turns["tokens"])
+        self._turns.append(turns)
+        ids, is_token = inputs["completion_ids"].cpu().numpy(), mask_nT.bool().cpu().numpy()
+        for index in np.unique(turns["agent"]).astype(int):
+            is_mine = turns["agent"] == index
+            role = self.agents[index].role
+            count = token_counts(ids[is_mine][is_token[is_mine]])
+            self._counts[role] = self._counts[role] + count if role in self._counts else count
+
+    def _token_sums(self, inputs: Mapping[str, Any], mask_nT: Tensor) -> dict[str, Tensor]:
+        """Sums over each row's response tokens, of what TRL computed for its loss."""
+        if self._last_logps is None:
+            return {}
+        logps, entropies = self._last_logps
+        self._last_logps = None
+        trainer, advantages = self._trainer, inputs["advantages"]
+        advantages = advantages if advantages.dim() == 2 else advantages[:, None]
+        old = inputs.get("old_per_token_logps")
+        ratio = torch.ones_like(logps) if old is None else (logps - old).exp()
+        is_clipped = (ratio < 1 - trainer.epsilon_low) & (advantages < 0)
+        is_clipped |= (ratio > 1 + trainer.epsilon_high) & (advantages > 0)
+        values = {
+            "logprob": logps,
+            "ratio": ratio,
+            "ratio_squared": ratio**2,
+            "clipped": is_clipped,
+        }
+        if entropies is not None:
+            values["entropy"] = entropies
+        if "ref_per_token_logps" in inputs:
+            gap = inputs["ref_per_token_logps"] - logps
+            values["kl"] = gap.exp() - gap - 1
+        return {
+            name: torch.where(mask_nT.bool(), value.double(), 0.0).sum(1)
+            for name, value in values.items()
+        }
+
+    def _weights(self, tokens_n: NDArray[np.float64]) -> NDArray[np.float64]:
+        """What each row's tokens weigh in the loss, up to a factor that an update's rows share."""
+        loss_type = self._trainer.loss_type
+        if loss_type in ("grpo", "sapo"):
+            return (tokens_n > 0).astype(np.float64)
+        if loss_type == "bnpo":
+            return tokens_n / max(float(tokens_n.sum()), 1.0)
+        return tokens_n
+
+    # Records.
+
+    def _step_record(
+        self,
+        step: int,
+        turns: Turns,
+        counts: Mapping[str, NDArray[np.int64]],
+        learning_rate: float,
+        seconds: float,
+    ) -> StepRecord:
+        return step_record(
+            step,
+            time.time(),
+            self.agents,
+            turns,
+            counts,
+            learning_rate,
+            {
+                "rollout_seconds": self._rollout_seconds,
+                "train_seconds": seconds - self._rollout_seconds,
+                "step_seconds": seconds,
+            },
+        )
+
+    def _eval_problems(self) -> dict[str, int]:
+        """Key of every row of the evaluation dataset -> its place among the problems."""
+        dataset = self._trainer.eval_dataset
+        if self._graded is None or dataset is None:
+            return {}
+        if not isinstance(dataset, Dataset):
+            warnings.warn(
+                f"watch: evaluations are recorded for one indexed eval_dataset, not for a "
+                f"{type(dataset).__name__}; the store will have none",
+                stacklevel=3,
+            )
+            return {}
+        keys = [self._columns.key(row) for row in dataset]
+        self._num_samples = max(Counter(keys).values()) * self._trainer.num_generations_eval
+        return {key: i for i, key in enumerate(dict.fromkeys(keys))}
+
+    def _eval_record(
+        self, step: int, rows: Sequence[tuple[str, int, float, float, float]]
+    ) -> EvalRecord:
+        """(key, agent, correct, length, truncated) of every row -> the record; a row of the
+        evaluation dataset is a problem."""
+        roles = [*dict.fromkeys(agent.role for agent in self.agents)]
+        correct_PS = np.full((len(self._problems), self._num_samples), 255, dtype=np.uint8)
+        filled = np.zeros(len(self._problems), dtype=np.int64)
+        by_role: dict[str, list[tuple[float, float, float]]] = {role: [] for role in roles}
+        own_RP: list[list[list[float]]] = [[[] for _ in self._problems] for _ in roles]
+        for key, agent, correct, length, truncated in rows:
+            problem = self._problems[key]
+            # The sampler pads the last batch with rows that came before.
+            if filled[problem] == self._num_samples:
+                continue
+            if not math.isnan(correct):
+                correct_PS[problem, filled[problem]] = int(correct)
+            filled[problem] += 1
+            role = self.agents[agent].role
+            by_role[role].append((correct, length, truncated))
+            own_RP[roles.index(role)][problem].append(correct)
+        return EvalRecord(
+            step,
+            correct_PS,
+            {
+                role: RoleEvaluation(
+                    own_accuracy=mean(values[:, 0]),
+                    length_mean=mean(values[:, 1]),
+                    length_p95=float(np.percentile(values[:, 1], 95)),
+                    truncated=mean(values[:, 2]),
+                )
+                for role, values in ((r, np.array(v)) for r, v in by_role.items() if v)
+            },
+            np.array([[mean(np.array(own)) for own in own_P] for own_P in own_RP]),
+        )
+
+    def _meta(self, policy: PolicyMeta) -> RunMeta:
+        trainer, roles = self._trainer, tuple(dict.fromkeys(a.role for a in self.agents))
+        path = self._record
+        assert path is not None
+        packages = (torch, transformers, peft, accelerate, trl)
+        return RunMeta(
+            run_id=path.resolve().parent.name if path.stem == "run" else path.stem,
+            workflow="trl",
+            task=type(trainer).__name__,
+            model=str(trainer.model.config._name_or_path),
+            roles=roles,
+            routing=dict.fromkeys(roles, self._policy),
+            policies=(policy,),
+            problems=tuple(f"eval[{i}]" for i in range(len(self._problems))),
+            eval_samples=self._num_samples if self._problems else 1,
+            config={key: plain(value) for key, value in trainer.args.to_dict().items()},
+            versions={package.__name__: package.__version__ for package in packages},
+        )
+
+    def _load_probe(self, checkpoint: Path) -> None:
+        path = checkpoint / PROBE_STATE
+        assert self.probe is not None
+        if path.exists():
+            self.probe.load_state_dict(torch.load(path, weights_only=True))
+        else:
+            warnings.warn(
+                f"watch: {path} does not exist, so the momentum from before belongs to no agent "
+                "and update shares are approximate until it has faded",
+                stacklevel=2,
+            )
+
+
+def plain(value: Any) -> Any:
+    """A configuration value as JSON keeps it."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return value if value is None or isinstance(value, str | int | bool) else str(value)

@@ -1,0 +1,373 @@
+"""TRL's own GRPOTrainer on the tiny model, under the probe, against one gradient per agent."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+trl = pytest.importorskip(
+    "trl", reason="trl is not installed; pip install 'gradlab[trl]'", exc_type=ImportError
+)
+
+from datasets import Dataset, IterableDataset  # noqa: E402
+from peft import LoraConfig  # noqa: E402
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
+
+from analysis.diagnose import diagnose  # noqa: E402
+from gradlab.interop.trl import Watch, watch  # noqa: E402
+from gradlab.interop.turns import token_counts  # noqa: E402
+from gradlab.records import Agent  # noqa: E402
+from gradlab.store import open_run  # noqa: E402
+from trainers.ledger import signature  # noqa: E402
+from trainers.models import WEIGHTS  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"),
+]
+
+TINY = WEIGHTS / "tiny-0.3m"
+FIRST, SECOND, JUDGE = Agent("generator", 0), Agent("generator", 1), Agent("judge")
+MARKS = {FIRST: "+", SECOND: "-", JUDGE: "*"}
+"""Every agent has its own sign in its prompts, so that a test can tell whose row it is."""
+
+
+def question(agent: Agent, a: int, b: int) -> str:
+    return f"{a}{MARKS[agent]}{b}="
+
+
+def dataset(num_problems: int = 4) -> Dataset:
+    return Dataset.from_list(
+        [
+            {
+                "prompt": [{"role": "user", "content": question(agent, 3 + i, 11)}],
+                "role": agent.role,
+                "number": agent.number,
+                "problem": i,
+            }
+            for i in range(num_problems)
+            for agent in MARKS
+        ]
+    )
+
+
+def scatter(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    """A reward that varies within every group, whatever the model says."""
+    return [sum(ids) % 7 / 7 for ids in completion_ids]
+
+
+def is_even(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+
+class KeepsBatches(trl.GRPOTrainer):  # type: ignore[misc] # untyped where trl is not installed
+    """Remembers the micro-batches of the update under way."""
+
+    batches: list[dict[str, Any]] = []  # noqa: RUF012 # replaced per instance
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        self.batches = [*self.batches, inputs]
+        loss: Tensor = super()._compute_loss(model, inputs)
+        return loss
+
+
+Make = Callable[..., KeepsBatches]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    """Make a trainer with LoRA, two micro-batches, checkpointing and a KL term."""
+
+    def build(data: Any = None, evaluation: Any = None, **settings: Any) -> KeepsBatches:
+        config = {
+            "output_dir": str(tmp_path / "trl"),
+            "per_device_train_batch_size": 6,
+            "gradient_accumulation_steps": 2,
+            "num_generations": 2,
+            "max_completion_length": 8,
+            "max_steps": 3,
+            "beta": 0.1,
+            "learning_rate": 1e-3,
+            "temperature": 1.5,
+            "gradient_checkpointing": True,
+            "report_to": [],
+            "use_cpu": True,
+            "bf16": False,
+            "save_strategy": "no",
+            "disable_tqdm": True,
+            "per_device_eval_batch_size": 6,
+            **settings,
+        }
+        model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+        return KeepsBatches(
+            model,
+            [scatter, is_even],
+            trl.GRPOConfig(**config),
+            train_dataset=dataset() if data is None else data,
+            eval_dataset=evaluation,
+            processing_class=AutoTokenizer.from_pretrained(TINY),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0),
+        )
+
+    return build
+
+
+def agent_of(trainer: Any, prompt_ids: Tensor) -> Agent:
+    """The agent of a row by what it was asked, not by its tag."""
+    text = trainer.processing_class.decode(prompt_ids, skip_special_tokens=True)
+    return next(agent for agent, mark in MARKS.items() if mark in text)
+
+
+class Twin(TrainerCallback):  # type: ignore[misc] # untyped
+    """Before every step: each agent's gradient by one backward of TRL's own loss on its rows."""
+
+    def __init__(self, trainer: KeepsBatches) -> None:
+        self.trainer = trainer
+        self.grams: list[np.ndarray[Any, np.dtype[np.float64]]] = []
+
+    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+        trainer = self.trainer
+        parameters = [p for p in trainer.model.parameters() if p.requires_grad]
+        gradients = []
+        for agent in MARKS:
+            total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
+            for batch in trainer.batches:
+                owners = [agent_of(trainer, ids) for ids in batch["prompt_ids"]]
+                is_mine = torch.tensor([owner == agent for owner in owners])
+                # TRL weighs tokens by this mask, and leaves its normalizer and attention alone.
+                tools = batch["completion_mask"] * is_mine[:, None]
+                loss = trl.GRPOTrainer._compute_loss(
+                    trainer, trainer.model, {**batch, "tool_mask": tools}
+                )
+                parts = torch.autograd.grad(loss, parameters)
+                total += torch.cat([part.flatten().double() for part in parts])
+            gradients.append(total)
+        stacked = torch.stack(gradients)
+        self.grams.append((stacked @ stacked.T).numpy())
+        trainer.batches = []
+
+
+def train(trainer: KeepsBatches, **settings: Any) -> Watch:
+    watching = watch(trainer, number_column="number", **settings)
+    trainer.train()
+    return watching
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+def test_grams_equal_one_backward_of_trls_loss_per_agent(
+    make: Make, tmp_path: Path, loss_type: str
+) -> None:
+    trainer = make(loss_type=loss_type)
+    twin = Twin(trainer)
+    watching = watch(trainer, number_column="number", record=tmp_path / "a" / "run.zarr")
+    trainer.add_callback(twin)
+    trainer.train()
+    probe = watching.probe
+    assert probe is not None
+    assert probe.worst_residual < 1e-5
+    assert probe.agents == (FIRST, SECOND, JUDGE)
+    run = open_run(tmp_path / "a")
+    assert run.closed
+    assert run.steps.tolist() == [1, 2, 3]
+    gram_UAA = run.gram("shared").gram_UBAA.sum(axis=1)
+    for measured, expected in zip(gram_UAA, twin.grams, strict=True):
+        assert np.linalg.norm(expected) > 0
+        np.testing.assert_allclose(measured, expected, atol=1e-5 * np.linalg.norm(expected))
+
+
+def test_training_is_bitwise_that_of_an_unwatched_trainer(make: Make, tmp_path: Path) -> None:
+    watched = make(max_steps=2)
+    train(watched, record=tmp_path / "run.zarr")
+    plain = make(max_steps=2)  # sets the seed
+    plain.train()
+    expected = plain.model.state_dict()
+    for name, value in watched.model.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_store_tells_of_each_role_what_trl_logs_of_all(make: Make, tmp_path: Path) -> None:
+    trainer = make(logging_steps=1)
+    train(trainer, record=tmp_path / "run.zarr", correct="is_even", problem_column="problem")
+    run = open_run(tmp_path)
+    logs = [entry for entry in trainer.state.log_history if "reward" in entry]
+    turns = np.array([run.ledger("turns", role).value_T for role in run.roles])
+    tokens = np.array([run.ledger("response_tokens", role).value_T for role in run.roles])
+    assert turns.sum(axis=0).tolist() == [12, 12, 12]
+    for name, key, weights in (
+        ("reward_mean", "reward", turns),
+        ("own_accuracy", "rewards/is_even/mean", turns),
+        ("length_mean", "completions/mean_length", turns),
+        ("truncated", "completions/clipped_ratio", turns),
+        ("zero_variance_groups", "frac_reward_zero_std", turns),
+    ):
+        values = np.array([run.ledger(name, role).value_T for role in run.roles])
+        expected = [entry[key] for entry in logs]
+        np.testing.assert_allclose(
+            np.nansum(values * weights, axis=0) / weights.sum(axis=0), expected, rtol=1e-5
+        )
+    # TRL averages these over micro-batches, whose numbers of tokens differ a little.
+    for name, key in (("entropy", "entropy"), ("kl", "kl")):
+        values = np.array([run.ledger(name, role).value_T for role in run.roles])
+        mean = np.nansum(values * tokens, axis=0) / tokens.sum(axis=0)
+        np.testing.assert_allclose(mean, [entry[key] for entry in logs], rtol=0.2, atol=1e-7)
+    weights = np.array([run.ledger("loss_weight", role).value_T for role in run.roles])
+    np.testing.assert_allclose(np.nansum(weights, axis=0), 1.0, rtol=1e-6)
+    assert np.isfinite(run.update_metric("loss", "shared").value_T).all()
+    assert run.row_statistic("rows", "judge").value_T.max() > 0
+    assert {"trl", "torch"} <= set(run.meta.versions)
+
+
+def test_evaluations_are_recorded_per_row_of_the_evaluation_dataset(
+    make: Make, tmp_path: Path
+) -> None:
+    trainer = make(
+        evaluation=dataset(3), eval_strategy="steps", eval_steps=1, max_steps=2, eval_on_start=True
+    )
+    train(trainer, record=tmp_path / "run.zarr", correct="is_even")
+    evaluations = open_run(tmp_path).evaluations()
+    logs = [
+        entry["eval_rewards/is_even/mean"]
+        for entry in trainer.state.log_history
+        if "eval_reward" in entry
+    ]
+    assert evaluations.step_E.tolist() == [0, 1, 2]
+    assert evaluations.correct_EPS.shape == (3, 9, 2)
+    np.testing.assert_allclose(evaluations.accuracy().value_T, logs, rtol=1e-6)
+    own = evaluations.role_correct_ERP
+    assert np.isfinite(own[0]).sum(axis=1).tolist() == [6, 3]  # two generators and one judge
+
+
+def test_such_a_run_is_diagnosed(make: Make, tmp_path: Path) -> None:
+    train(make(), record=tmp_path / "run.zarr")
+    assert "evaluations" in diagnose(open_run(tmp_path)).verdict
+
+
+def test_a_resumed_run_continues_the_store_and_the_split(make: Make, tmp_path: Path) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "constant"}
+    whole = make(max_steps=4, output_dir=str(tmp_path / "whole"), **settings)
+    expected = train(whole, record=tmp_path / "whole.zarr")
+    first = make(max_steps=2, output_dir=str(tmp_path / "parts"), **settings)
+    train(first, record=tmp_path / "parts.zarr")
+    second = make(max_steps=4, output_dir=str(tmp_path / "parts"), **settings)
+    watching = watch(second, number_column="number", record=tmp_path / "parts.zarr")
+    second.train(resume_from_checkpoint=True)
+    assert open_run(tmp_path / "parts.zarr").steps.tolist() == [1, 2, 3, 4]
+    assert watching.probe is not None
+    assert expected.probe is not None
+    assert watching.probe.num_updates == 4
+    assert "attached to an optimizer" not in watching.probe.report()
+    a, b = (
+        open_run(tmp_path / name).update_gram("shared") for name in ("whole.zarr", "parts.zarr")
+    )
+    np.testing.assert_allclose(a[:2], b[:2])
+    assert np.isfinite(b).all()
+
+
+def test_a_custom_rollout_may_bring_the_roles(make: Make) -> None:
+    data = dataset().remove_columns(["role", "number"])
+    trainer = make(data, max_steps=1)
+
+    def rollout(prompts: list[Any], trainer: Any) -> dict[str, list[Any]]:
+        texts = [prompt[0]["content"] for prompt in prompts]
+        owners = [next(a for a, mark in MARKS.items() if mark in text) for text in texts]
+        ids = trainer.processing_class(texts)["input_ids"]
+        return {
+            "prompt_ids": ids,
+            "completion_ids": [[*row[:1], 7 + i % 3, 1] for i, row in enumerate(ids)],
+            "logprobs": None,  # type: ignore[dict-item] # as TRL has it without vLLM
+            "role": [owner.role for owner in owners],
+            "number": [owner.number for owner in owners],
+        }
+
+    trainer.rollout_func = rollout
+    with pytest.raises(ValueError, match=r"pass agents=\[Agent"):
+        watch(trainer, record=None)
+    watching = train(trainer, agents=[*MARKS], record=None)
+    assert watching.probe is not None
+    assert watching.probe.worst_residual < 1e-5
+
+
+# What is refused.
+
+
+def test_a_dataset_without_the_role_column_is_refused(make: Make) -> None:
+    with pytest.raises(ValueError, match=r"no column 'agent'.*'role', 'number'"):
+        watch(make(), role_column="agent")
+
+
+def test_an_unknown_role_is_named_before_anything_is_generated(make: Make) -> None:
+    trainer = make()
+    watch(trainer, agents=[FIRST], record=None)
+    with pytest.raises(ValueError, match=r"rows of judge\[0\].*agents \['generator\[0\]'\]"):
+        trainer.train()
+
+
+def test_a_row_without_a_role_is_refused(make: Make) -> None:
+    rows = [{**row, "role": None} for row in dataset()]
+    with pytest.raises(ValueError, match=r"no value in the column 'role'"):
+        watch(make(Dataset.from_list(rows)))
+
+
+def test_a_stream_needs_its_agents_named(make: Make) -> None:
+    stream = IterableDataset.from_generator(lambda: iter(dataset()))
+    with pytest.raises(ValueError, match=r"pass agents="):
+        watch(make(stream))
+
+
+@pytest.mark.parametrize(
+    ("settings", "watched", "message"),
+    [
+        ({"remove_unused_columns": True}, {}, "remove_unused_columns=False"),
+        ({}, {"correct": "exact"}, r"called 'exact'; there are \['scatter', 'is_even'\]"),
+        ({}, {"record": "runs/a"}, "ends in .zarr"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(
+    make: Make, settings: dict[str, Any], watched: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        watch(make(**settings), **watched)
+
+
+def test_a_trainer_is_watched_once(make: Make) -> None:
+    trainer = make()
+    watch(trainer, record=None)
+    with pytest.raises(ValueError, match="watched already"):
+        watch(trainer, record=None)
+    with pytest.raises(ValueError, match="GRPOTrainer, got object"):
+        watch(object())  # type: ignore[arg-type] # on purpose
+
+
+def test_a_trained_fused_head_is_named(make: Make, tmp_path: Path) -> None:
+    """TRL multiplies by the head's weight outside its module: full fine-tuning is not covered."""
+    trainer = make(max_steps=1)
+    for parameter in trainer.model.get_output_embeddings().parameters():
+        parameter.requires_grad_(True)
+    with pytest.warns(UserWarning, match=r"Not explained: .*embed_tokens\.weight"):
+        train(trainer, record=tmp_path / "run.zarr")
+
+
+def test_signatures_are_those_of_our_own_runs(make_row_of: Callable[[list[int]], Any]) -> None:
+    ids = [5, 7, 7, 99, 12345]
+    counts = token_counts(np.array(ids))
+    np.testing.assert_allclose(counts / counts.sum(), signature([make_row_of(ids)]))
+
+
+@pytest.fixture
+def make_row_of() -> Callable[[list[int]], Any]:
+    from conftest import make_row, make_turn
+
+    return lambda ids: make_row(make_turn(response_ids=tuple(ids)))
+
+
+def test_importing_warns_of_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        import gradlab.interop.trl  # noqa: F401
