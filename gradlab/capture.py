@@ -4,7 +4,8 @@ A forward hook leaves a *ticket*: a dangling autograd node that keeps the module
 never on the path of the loss, so gradients stay bitwise what they were and activation checkpointing
 still frees (and recomputes) the input. A tensor hook on the module's output meets the output
 gradient in the backward, redeems the ticket and lets a rule (`gradlab.rules`) turn input and output
-gradient into weight gradients, one per agent.
+gradient into weight gradients, one per agent. Fused, a linear layer's forward is replaced instead:
+its weight gradient is the sum of the agents' (`gradlab.fused`), and no product is computed twice.
 
 Legend: A agents, P measured parameters (elements).
 """
@@ -18,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlab.fused import FusedLinear, as_autocast, can_fuse, fits, is_fused
 from gradlab.layout import Layout
-from gradlab.rules import NO_ARGUMENTS, Arguments, Call, Site, rerun, rule_of
+from gradlab.records import Mode
+from gradlab.rules import NO_ARGUMENTS, Arguments, Call, Rule, Site, linear, rerun, rule_of
 from gradlab.tags import RowSketches, Tags
 
 
@@ -39,11 +42,16 @@ class Ticket(torch.autograd.Function):
 class Capture:
     """Per-agent gradients of the parameters of one layout, summed over the backwards of an update.
 
-    Cost: A x P floats; one extra weight-gradient product per site, split by agent.
+    Cost: A x P floats; one extra weight-gradient product per site, split by agent, none if fused.
     """
 
     def __init__(
-        self, model: nn.Module, layout: Layout, num_agents: int, num_extras: int = 0
+        self,
+        model: nn.Module,
+        layout: Layout,
+        num_agents: int,
+        num_extras: int = 0,
+        mode: Mode = "exact",
     ) -> None:
         """`num_extras`: floats that travel with the gradients between ranks; see `buffer`."""
         self.layout = layout
@@ -70,7 +78,7 @@ class Capture:
         self._before_first: Callable[[], None] = lambda: None
         self._anchor = torch.zeros(0, requires_grad=True)
         index = {id(p): i for i, p in enumerate(layout.parameters)}
-        self.sites = list(self._find_sites(model, index))
+        self.sites = [] if mode == "reference" else list(self._find_sites(model, index))
         self._handles = [
             module.register_forward_hook(
                 partial(self._on_forward, site), prepend=True, with_kwargs=True
@@ -79,6 +87,11 @@ class Capture:
             else module.register_forward_hook(partial(self._on_plain_forward, site), prepend=True)
             for site, module in self.sites
         ]
+        for site, module in self.sites:
+            if mode == "fused" and can_fuse(module):
+                assert isinstance(module, nn.Linear)
+                site.is_fused = True
+                module.forward = partial(self._fused_forward, site, module)  # type: ignore[method-assign] # until remove
 
     def _find_sites(
         self, model: nn.Module, index: Mapping[int, int]
@@ -90,13 +103,17 @@ class Capture:
                 if id(p) in index
             }
             if slots:
-                yield Site(name, rule_of(module), slots), module
+                yield Site(name, rule_of(module), slots, type(module).__name__), module
 
     def remove(self) -> None:
         """Take all hooks off the model."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        for site, module in self.sites:
+            if site.is_fused:
+                site.is_fused = False
+                vars(module).pop("forward", None)
 
     def listen(self, tags: Tags | None, before_first: Callable[[], None]) -> None:
         """Attribute the coming forwards to `tags` (None: to nobody, and do not capture them).
@@ -149,7 +166,9 @@ class Capture:
     ) -> None:
         if not torch.is_grad_enabled():
             return
-        learning = [local for local in site.slots if module._parameters[local].requires_grad]  # type: ignore[union-attr] # a slot is a parameter
+        if site.is_fused and is_fused(output):
+            return
+        learning = self._learning(site, module)
         if not learning:
             return
         everything = (*args, *kwargs.values()) if kwargs else args
@@ -157,13 +176,7 @@ class Capture:
         # Left in every forward, tagged or not: checkpointing counts saved tensors and compares the
         # first forward with its recomputation.
         ticket = Ticket.apply(self._anchor, *tensors).grad_fn  # type: ignore[no-untyped-call]
-        tags = self.tags
-        is_ambiguous, is_recomputed = False, torch._C._current_graph_task_id() != -1
-        if is_recomputed:
-            # Recomputation inside a backward. Non-reentrant: this hook's gradient never comes, the
-            # first forward's does. Reentrant: the first forward left nothing, so this one counts.
-            tags, is_ambiguous = self._latest, self._num_pending > 1
-        if tags is None:
+        if self._current_tags() is None:
             return
         if not isinstance(output, Tensor):
             self._fail(site, f"returns {type(output).__name__}, not a tensor")
@@ -174,39 +187,97 @@ class Capture:
         if site.rule is rerun:
             others = {i: v for i, v in enumerate(everything) if not isinstance(v, Tensor)}
             arguments = Arguments(len(args), tuple(kwargs), others)
+        call = self._new_call(site, module, learning, [ticket], arguments)
+        output.register_hook(partial(self._on_gradient, site, call))  # type: ignore[no-untyped-call]
+
+    def _fused_forward(self, site: Site, module: nn.Linear, input: Tensor) -> Tensor:
+        """What stands in for the forward of a fused linear layer; same argument, same output."""
+        weight, bias = module.weight, module.bias
+        learning = self._learning(site, module) if fits(input, weight) else []
+        if not learning:
+            return nn.functional.linear(input, weight, bias)
+        # Tagged or not, for the sake of checkpointing: see the ticket.
+        call = None
+        if self._current_tags() is not None:
+            call = self._new_call(site, module, learning, [], NO_ARGUMENTS)
+        output: Tensor = FusedLinear.apply(  # type: ignore[no-untyped-call]
+            partial(self._on_fused_gradient, site, call),
+            as_autocast(input),
+            as_autocast(weight),
+            None if bias is None else as_autocast(bias),
+        )
+        return output
+
+    @staticmethod
+    def _learning(site: Site, module: nn.Module) -> list[str]:
+        # Asked in every forward: adapters are switched on and off.
+        return [local for local in site.slots if module._parameters[local].requires_grad]  # type: ignore[union-attr] # a slot is a parameter
+
+    def _current_tags(self) -> Tags | None:
+        # Recomputation inside a backward. Non-reentrant: this forward's gradient never comes, the
+        # first forward's does. Reentrant: the first forward left nothing, so this one counts.
+        return self._latest if is_recomputing() else self.tags
+
+    def _new_call(
+        self,
+        site: Site,
+        module: nn.Module,
+        learning: list[str],
+        tickets: list[Any],
+        arguments: Arguments,
+    ) -> Call:
+        tags, is_again = self._current_tags(), is_recomputing()
+        assert tags is not None
         if tags.rows is not None:
             for local in learning:
                 i = site.slots[local]
-                if not is_recomputed or not tags.rows.awaited.get(i):
+                if not is_again or not tags.rows.awaited.get(i):
                     tags.rows.expect(i)
-        call = Call(module, tags, [ticket], arguments, learning, is_ambiguous)
-        output.register_hook(partial(self._on_gradient, site, call))  # type: ignore[no-untyped-call]
+        is_ambiguous = is_again and self._num_pending > 1
+        return Call(module, tags, tickets, arguments, learning, is_ambiguous)
 
     def _on_gradient(self, site: Site, call: Call, gradient: Tensor) -> None:
+        tensors = call.tickets[0].saved_tensors
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            # As autograd does, so that a loss kept for logging pins no activations.
+            call.tickets.clear()
+        self._attribute(site, call, site.rule, tensors, gradient)
+
+    def _on_fused_gradient(
+        self, site: Site, call: Call | None, into: Tensor, gradient: Tensor
+    ) -> dict[str, Tensor]:
+        """The layer's gradients as sums over agents; empty where the agents cannot be told."""
+        totals: dict[str, Tensor] = {}
+        if call is None:
+            return totals
+        is_split = self._attribute(site, call, partial(linear, totals=totals), (into,), gradient)
+        return totals if is_split else {}
+
+    def _attribute(
+        self, site: Site, call: Call, rule: Rule, tensors: tuple[Tensor, ...], gradient: Tensor
+    ) -> bool:
+        """Add what one call contributed to the agents' gradients; False if it cannot be told."""
         if self._is_first:
             self._is_first = False
             self._before_first()
         if call.is_ambiguous:
             self._fail(site, "reentrant checkpointing: several tagged forwards before one backward")
-            return
-        tensors = call.tickets[0].saved_tensors
-        if not torch._C._autograd._get_current_graph_task_keep_graph():
-            # As autograd does, so that a loss kept for logging pins no activations.
-            call.tickets.clear()
+            return False
         try:
             if torch.is_grad_enabled() or torch.is_autocast_enabled(gradient.device.type):
                 with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
-                    site.rule(self, site, call, tensors, gradient)
+                    rule(self, site, call, tensors, gradient)
             else:
-                site.rule(self, site, call, tensors, gradient)
+                rule(self, site, call, tensors, gradient)
         except Exception as error:  # a measuring instrument must never stop a training run
             self._fail(site, f"{type(error).__name__}: {error}")
-            return
+            return False
         for local in call.learning:
             i = site.slots[local]
             self.attributed.add(i)
             if call.tags.rows is not None:
                 self._account(site, i, call.tags.rows)
+        return True
 
     def _account(self, site: Site, slot: int, rows: RowSketches) -> None:
         """One use of a parameter has contributed to its row gradients."""
@@ -218,3 +289,8 @@ class Capture:
 
     def _fail(self, site: Site, reason: str) -> None:
         self.failures.setdefault(site.name, reason)
+
+
+def is_recomputing() -> bool:
+    """Whether a backward is running, so that a forward now is one that checkpointing repeats."""
+    return bool(torch._C._current_graph_task_id() != -1)

@@ -26,6 +26,7 @@ def meta_document(meta: RunMeta) -> Document:
             "agents": [[agent.role, agent.number] for agent in policy.agents],
             "blocks": list(policy.blocks),
             "num_parameters": policy.num_parameters,
+            "mode": policy.mode,
         }
         for policy in meta.policies
     ]
@@ -47,6 +48,7 @@ def parse_meta(document: Document) -> RunMeta:
             agents=tuple(Agent(role, number) for role, number in policy["agents"]),
             blocks=tuple(policy["blocks"]),
             num_parameters=policy["num_parameters"],
+            mode=policy.get("mode", "exact"),  # stores of before 0.2 do not say
         )
         for policy in document["policies"]
     )

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -32,13 +32,16 @@ from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
 from gradlab.precise import inner_products
 from gradlab.records import (
+    MODES,
     Agent,
+    Mode,
     PolicyMeta,
     RowStatistics,
     RunMeta,
     UpdateMetrics,
     UpdateRecord,
 )
+from gradlab.reference import backward_per_agent
 from gradlab.rows import Rows, row_statistics
 from gradlab.tags import SKETCH_BUCKETS, RowSketches, Tags
 
@@ -150,6 +153,11 @@ def attach(
             "the probe keeps one buffer and needs them on one device"
         )
     ranks, layout = Ranks(group), lay_out(named)
+    if mode == "reference" and ranks.size > 1:
+        raise ValueError(
+            f"attach: mode 'reference' runs in one process, there are {ranks.size}; wrappers of "
+            "data-parallel training expect one backward per forward"
+        )
     ranks.agree("agents", [str(agent) for agent in agents])
     ranks.agree("parameters", [(slot.name, tuple(slot.shape)) for slot in layout.slots])
     probe = Probe(model, optimizer, agents, policy, layout, projection_seed, ranks, mode)
@@ -169,7 +177,9 @@ class Probe:
         layout: Layout,
         projection_seed: int,
         ranks: Ranks,
+        mode: Mode,
     ) -> None:
+        self.mode = mode
         self.agents = agents
         self.policy = policy
         self.step: int | None = None
@@ -188,7 +198,7 @@ class Probe:
         self._index = {agent: i for i, agent in enumerate(agents)}
         self._ranks = ranks
         num_extras = len(layout.slots) + ranks.num_extras if ranks.size > 1 else 0
-        self._capture = Capture(model, layout, len(agents), num_extras)
+        self._capture = Capture(model, layout, len(agents), num_extras, mode)
         self._is_sharded = any(isinstance(p, DTensor) for p in layout.parameters)
         self._moments: Moments | None = None
         self._is_late = False
@@ -219,7 +229,8 @@ class Probe:
     @property
     def meta(self) -> PolicyMeta:
         """What a run's metadata says about this policy."""
-        return PolicyMeta(self.policy, self.agents, self.blocks, self._layout.num_parameters)
+        size = self._layout.num_parameters
+        return PolicyMeta(self.policy, self.agents, self.blocks, size, self.mode)
 
     @property
     def current_step(self) -> int:
@@ -240,6 +251,11 @@ class Probe:
         told apart. `prompts` and `samples`: the prompt and the sample index of each row; they
         switch on row statistics (a product per row instead of per agent).
         """
+        if self.mode == "reference":
+            raise ValueError(
+                "tag: this probe has mode 'reference', which attributes losses, not rows; call "
+                "probe.backward({agent: loss}), or attach with mode='exact'"
+            )
         index = self._agent_index(agents)
         rows = None if prompts is None else self._row_sketches(index, prompts, samples)
         if prompts is None and samples is not None:
@@ -249,6 +265,40 @@ class Probe:
         self._num_rows += int((index >= 0).sum()) if index.dim() == 1 else len(index)
         device = self._layout.parameters[0].device
         self._capture.listen(Tags.of(index, device, rows), self._drop_if_gradients_were_dropped)
+
+    def backward(self, losses: Mapping[Agent | None, Tensor]) -> None:
+        """In mode 'reference', in place of `loss.backward()`: one backward per agent.
+
+        `losses`: each agent's part of the loss, whose sum is the loss, None for what belongs to
+        nobody. They may share one graph. Agents without a part may be left out.
+
+        Example:
+            >>> loss_B = losses_of(model, batch)  # agent_B: index of the agent of every row
+            >>> probe.backward({agent: loss_B[agent_B == a].sum() for a, agent in enumerate(team)})
+        """
+        if self.mode != "reference":
+            raise ValueError(
+                f"backward: this probe has mode '{self.mode}', which splits the ordinary backward; "
+                "call loss.backward() under probe.tag(agents), or attach with mode='reference'"
+            )
+        unknown = [str(agent) for agent in losses if agent and agent not in self._index]
+        if unknown or not losses:
+            raise ValueError(
+                f"backward: policy '{self.policy}' got losses of {unknown or 'nobody'}; its "
+                f"agents are {[*map(str, self.agents)]}"
+            )
+        for agent, loss in losses.items():
+            if loss.numel() != 1 or not loss.requires_grad:
+                raise ValueError(
+                    f"backward: the loss of {agent} has shape {tuple(loss.shape)} and "
+                    f"requires_grad={loss.requires_grad}; expected a scalar that depends on the "
+                    "model (leave out agents that have no rows)"
+                )
+        capture = self._capture
+        capture.allocate()
+        self._drop_if_gradients_were_dropped()
+        by_index = {-1 if a is None else self._index[a]: loss for a, loss in losses.items()}
+        capture.attributed |= backward_per_agent(by_index, self._layout, capture.gradient_AP)
 
     def untag(self) -> None:
         """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
@@ -292,6 +342,14 @@ class Probe:
                 f"coverage {check.coverage:.1%}"
             )
             lines += [f"not explained by the agents: {name}" for name in check.suspects]
+        if self.mode == "fused":
+            sites = [site for site, _ in self._capture.sites]
+            alone = [site for site in sites if not site.is_fused]
+            kinds = ", ".join(sorted({site.kind for site in alone}))
+            lines.append(
+                f"fused: {len(sites) - len(alone)} of {len(sites)} modules"
+                + (f"; split beside autograd: {kinds}, e.g. '{alone[0].name}'" if alone else "")
+            )
         lines += [
             f"not attributed: module '{site}': {why}"
             for site, why in self._capture.failures.items()

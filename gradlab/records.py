@@ -13,12 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
+
+Mode = Literal["exact", "fused", "reference"]
+"""How a probe splits the gradient; see `gradlab.probe.attach`."""
+
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 SIGNATURE_BUCKETS = 128
 """Buckets of a role signature (hashed token histogram)."""
@@ -226,6 +231,8 @@ class PolicyMeta:
     """Parameter blocks in store order, e.g. 'layers.0.attention', 'layers.0.mlp', 'embeddings'."""
     num_parameters: int
     """Trainable parameters."""
+    mode: Mode = "exact"
+    """How the gradients were split."""
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,12 @@ class Site:
     rule: Rule
     slots: Mapping[str, int]
     """Local parameter name -> index of its slot."""
+    kind: str
+    """Class of the module."""
     views: dict[str, list[Tensor]] = field(default_factory=dict)
     """Local parameter name -> its gradient per agent, a view of the shared buffer."""
+    is_fused: bool = False
+    """Its forward is ours, and its weight gradient is computed once, by agent."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ class Call:
 Rule = Callable[[Target, Site, Call, Sequence[Tensor], Tensor], None]
 """(target, site, call, tensors among the module's arguments, gradient of its output)."""
 
+Totals = dict[str, Tensor]
+"""Local parameter name -> sum of what was added for all units, those of nobody included."""
+
 
 def rule_of(module: nn.Module) -> Rule:
     """The cheapest rule that is exact for this module."""
@@ -92,35 +99,73 @@ def rule_of(module: nn.Module) -> Rule:
 
 
 def linear(
-    target: Target, site: Site, call: Call, tensors: Sequence[Tensor], gradient: Tensor
+    target: Target,
+    site: Site,
+    call: Call,
+    tensors: Sequence[Tensor],
+    gradient: Tensor,
+    totals: Totals | None = None,
 ) -> None:
+    """A product per agent; with `totals` also their sum, which is the layer's whole gradient."""
     if call.tags.rows is not None:
-        linear_rows(target, site, call.tags.rows, call, tensors[0], gradient)
+        linear_rows(target, site, call, tensors[0], gradient, totals)
         return
     out = accumulating(target, units(gradient, call.tags))
     num_units = len(out)
     out = out.reshape(-1, out.shape[-1])
     tokens = len(out) // num_units
+    runs = call.tags.runs if totals is None else with_gaps(call.tags.runs, num_units)
     if "weight" in call.learning:
         into = accumulating(target, units(tensors[0], call.tags))
         into = into.reshape(-1, into.shape[-1])
         weight = site.views["weight"]
         is_tall = out.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
-        for agent, lo, hi in call.tags.runs:
+        for agent, lo, hi in runs:
             part = slice(lo * tokens, hi * tokens)
-            if is_tall:
-                weight[agent].add_((into[part].T @ out[part]).T)
-            else:
+            if totals is None and not is_tall:
                 weight[agent].addmm_(out[part].T, into[part])
+                continue
+            product = (into[part].T @ out[part]).T if is_tall else out[part].T @ into[part]
+            add(product, weight, agent, "weight", totals)
     if "bias" in call.learning:
-        bias = site.views["bias"]
-        for agent, lo, hi in call.tags.runs:
-            bias[agent].add_(out[lo * tokens : hi * tokens].sum(0))
+        for agent, lo, hi in runs:
+            product = out[lo * tokens : hi * tokens].sum(0)
+            add(product, site.views["bias"], agent, "bias", totals)
+
+
+def add(
+    product: Tensor, views: Sequence[Tensor], agent: int, local: str, totals: Totals | None
+) -> None:
+    """Add to the agent's gradient (-1: to nobody's) and to the total, which may keep `product`."""
+    if agent >= 0:
+        views[agent].add_(product)
+    if totals is not None:
+        totals[local] = totals[local].add_(product) if local in totals else product
+
+
+def with_gaps(runs: Sequence[tuple[int, int, int]], num_units: int) -> list[tuple[int, int, int]]:
+    """The runs, and between them runs of -1 for the units that are nobody's."""
+    whole, start = [], 0
+    for run in runs:
+        if run[1] > start:
+            whole.append((-1, start, run[1]))
+        whole.append(run)
+        start = run[2]
+    if start < num_units:
+        whole.append((-1, start, num_units))
+    return whole
 
 
 def linear_rows(
-    target: Target, site: Site, rows: RowSketches, call: Call, into: Tensor, gradient: Tensor
+    target: Target,
+    site: Site,
+    call: Call,
+    into: Tensor,
+    gradient: Tensor,
+    totals: Totals | None,
 ) -> None:
+    rows = call.tags.rows
+    assert rows is not None
     if tuple(into.shape[:1]) != call.tags.shape:
         raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {call.tags.shape}")
     n = len(into)
@@ -129,8 +174,13 @@ def linear_rows(
         tokens = accumulating(target, into).reshape(n, -1, into.shape[-1])
         weight = torch.bmm(out.transpose(1, 2), tokens)
         add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
+        if totals is not None:
+            totals["weight"] = weight.sum(0)
     if "bias" in call.learning:
-        add_rows(target, site.slots["bias"], rows, out.sum(1))
+        bias = out.sum(1)
+        add_rows(target, site.slots["bias"], rows, bias)
+        if totals is not None:
+            totals["bias"] = bias.sum(0)
 
 
 def embedding(

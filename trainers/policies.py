@@ -39,6 +39,7 @@ class Policy:
             self.agents,
             self.probe.blocks if self.probe else ("unmeasured",),
             sum(parameter.numel() for parameter in self.parameters),
+            self.probe.mode if self.probe else "exact",
         )
 
 
