@@ -123,7 +123,7 @@ def figures(arguments: Sequence[str]) -> int:
     options = _parse(FiguresOptions, "figures", arguments)
     from figures.make import make_figures
 
-    for path in make_figures(options.runs, options.out):
+    for path in make_figures(options.runs, options.out, say=_note):
         print(path)
     return 0
 
@@ -225,6 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if os.environ.get("GRADLAB_TRACEBACK"):
             raise
         return _fail(f"gradlab {given[0]}: {error}")
+
+
+def _note(message: str) -> None:
+    print(message, file=sys.stderr)
 
 
 def _fail(message: str) -> int:

@@ -10,6 +10,29 @@ from typing import Any, Literal
 
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
+_LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
+    (
+        (
+            "steps", "eval_every", "checkpoint_every", "problems_per_step", "samples",
+            "rows_per_update", "fixed_updates", "max_response_tokens", "micro_tokens",
+            "rollout_rows", "lora_rank", "eval_samples", "eval_problems", "difficulty",
+            "max_prompt_tokens",
+        ),
+        1,
+        "1 or more",
+    ),
+    (("temperature", "learning_rate", "lora_alpha"), 0, "more than 0"),
+    (
+        (
+            "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
+            "entropy_coefficient", "threads",
+        ),
+        0,
+        "0 or more",
+    ),
+)  # fmt: skip
+"""Numeric options, their lowest value and how to say it."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -139,32 +162,24 @@ class TrainConfig:
     """Measure gradients by agent. Off only for timing."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "steps", "eval_every", "checkpoint_every", "problems_per_step", "samples",
-            "rows_per_update", "fixed_updates", "max_response_tokens", "micro_tokens",
-            "rollout_rows", "lora_rank", "eval_samples", "eval_problems", "difficulty",
-            "max_prompt_tokens",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}; expected 1 or more")
-        for name in ("temperature", "learning_rate", "lora_alpha"):
-            if not getattr(self, name) > 0:
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}; expected more than 0")
-        for name in (
-            "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
-            "entropy_coefficient", "threads",
-        ):  # fmt: skip
-            if not getattr(self, name) >= 0:  # NaN is neither
-                flag = name.replace("_", "-")
-                raise ValueError(f"--{flag} is {getattr(self, name)}; expected 0 or more")
+        # `not value >= low`, never `value < low`: NaN is neither.
+        for names, low, expected in _LOWEST:
+            for name in names:
+                value = getattr(self, name)
+                if not value >= low or (expected == "more than 0" and value == 0):
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"--{flag} is {value}; expected {expected}")
         if self.clip_low > 1:
             raise ValueError(f"--clip-low is {self.clip_low}; expected at most 1: ratios are > 0")
         if not 0 <= self.mix <= 1:
             raise ValueError(f"--mix is {self.mix}; expected 0 to 1")
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"--dual-clip is {self.dual_clip}; expected more than 1, or 0 for off")
+        if self.partial_minibatch == "full" and self.updates == "fixed":
+            raise ValueError(
+                "--partial-minibatch full divides by --rows-per-update, which --updates fixed does "
+                "not use; expected --partial-minibatch own"
+            )
         roles = self.build_workflow().roles
         for role, coefficient in self.kl_coefficient.items():
             if role not in roles:

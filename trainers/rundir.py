@@ -78,7 +78,10 @@ def read_run_directory(out: Path) -> dict[str, Any]:
 
 
 def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
-    """The configuration a run was made with; only --out and --extend-to are taken from `given`.
+    """The configuration a run was made with.
+
+    Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
+    far, not what.
 
     Raises ValueError for a configuration of another version of gradlab.
     """
@@ -92,7 +95,7 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
             "with that version"
         )
     stored["data"] = Path(stored["data"]) if stored["data"] else None
-    stored["out"] = given.out
+    stored |= {"out": given.out, "device": given.device, "threads": given.threads}
     config = TrainConfig(**stored)
     if given.extend_to > config.steps:
         config = replace(config, steps=given.extend_to)

@@ -1,6 +1,8 @@
 """Build the embedded `tiny` models: a character tokenizer and a deliberately imperfect warm start.
 
-    python -m trainers.tiny --size 0.3m        # about 3 minutes on two cores
+    python -m trainers.tiny --size 0.3m        # about 5 minutes on two cores
+    python -m trainers.tiny --size 1m --batches 700 --batch-size 128 --learning-rate 2e-3
+    python -m trainers.tiny --size 3m --batches 500 --batch-size 128 --learning-rate 1.5e-3
 
 The models speak the compact prompts of every role on `arithmetic` with two digits. The warm start
 is supervised learning on *noisy* labels, so that each role is right about half of the time: a base
@@ -44,7 +46,7 @@ class Build:
 
     size: Size = "0.3m"
     """About 0.3, 1 or 3 million parameters."""
-    batches: int = 700
+    batches: int = 900
     """Batches of the warm start."""
     batch_size: int = 256
     """Examples per batch."""
@@ -65,6 +67,13 @@ SHAPES: dict[Size, dict[str, Any]] = {
     "1m": {"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "head_dim": 36},
     "3m": {"hidden_size": 224, "intermediate_size": 672, "num_hidden_layers": 5, "head_dim": 56},
 }
+
+STORED_AS: dict[Size, torch.dtype] = {
+    "0.3m": torch.bfloat16,
+    "1m": torch.bfloat16,
+    "3m": torch.float8_e4m3fn,  # under 3 MB; rounding moves matrices by 3 %, see docs/training.md
+}
+"""Dtype of the matrices in the file; they are loaded as float32 like any other weights."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -233,14 +242,24 @@ def warm_start(model: Any, tokenizer: PreTrainedTokenizerFast, build: Build) -> 
             print(f"batch {number:4d}  loss {loss.item():.3f}", flush=True)
 
 
+def save(model: Any, tokenizer: PreTrainedTokenizerFast, size: Size, out: Path) -> None:
+    """Write a directory that `AutoModelForCausalLM.from_pretrained` loads."""
+    weights = {
+        name: tensor.to(STORED_AS[size] if tensor.dim() == 2 else torch.bfloat16)
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"  # tied to the embeddings
+    }
+    model.save_pretrained(out, state_dict=weights)
+    tokenizer.save_pretrained(out)
+
+
 def main(build: Build) -> None:
     out = build.out or MODELS / f"tiny-{build.size}"
     tokenizer = build_tokenizer()
     model = build_model(build.size, len(tokenizer), build.seed)
     print(f"tiny-{build.size}: {sum(p.numel() for p in model.parameters()):,} parameters")
     warm_start(model, tokenizer, build)
-    model.to(torch.bfloat16).save_pretrained(out)  # type: ignore[arg-type]
-    tokenizer.save_pretrained(out)
+    save(model, tokenizer, build.size, out)
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"wrote {out} ({size / 1e6:.2f} MB)")
 
