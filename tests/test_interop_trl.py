@@ -105,6 +105,7 @@ def make(tmp_path: Path) -> Make:
             "per_device_eval_batch_size": 6,
             **settings,
         }
+        torch.manual_seed(0)
         model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
         return KeepsBatches(
             model,

@@ -102,7 +102,7 @@ def check(trainer: Any, role_column: str, record: str | Path | None) -> None:
     if missing:
         raise ValueError(
             f"watch: {type(trainer).__name__} of trl {trl.__version__} has no "
-            f"{', '.join(missing)}; this works with trl 1.16, install trl==1.16.*"
+            f"{', '.join(missing)}; this works with trl 1.0 to 1.16, install trl==1.16.*"
         )
     if any(isinstance(callback, Watch) for callback in trainer.callback_handler.callbacks):
         raise ValueError("watch: this trainer is watched already")
@@ -197,6 +197,7 @@ class Watch(TrainerCallback):
         self._loss: float | Tensor = 0.0
         self._rollout_seconds = 0.0
         self._step_start = time.perf_counter()
+        self._ends = end_tokens(trainer)
         self._problems = self._eval_problems()
         self._evaluated: list[tuple[str, int, float, float, float]] = []
         self._last_eval_step = -1
@@ -371,8 +372,7 @@ class Watch(TrainerCallback):
         facts = torch.full((n, 4), math.nan, dtype=torch.float64)
         length = mask.sum(1)
         last = ids.gather(1, (length - 1).clamp(min=0)[:, None].long())[:, 0]
-        ends = torch.tensor([*trainer.eos_token_ids, trainer._tokenizer.pad_token_id])
-        facts[:, 3] = (~torch.isin(last, ends) | (length == 0)).double()
+        facts[:, 3] = (~torch.isin(last, self._ends) | (length == 0)).double()
         if self._rewards is None:
             return facts
         weights = trainer.reward_weights.to("cpu", torch.float64)
@@ -562,6 +562,15 @@ class Watch(TrainerCallback):
                 "and update shares are approximate until it has faded",
                 stacklevel=2,
             )
+
+
+def end_tokens(trainer: Any) -> Tensor:
+    """Tokens that a finished response ends with."""
+    tokenizer = trainer.processing_class
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    ends |= set(getattr(trainer, "eos_token_ids", ()))  # older versions of TRL have one only
+    return torch.tensor([end for end in ends if end is not None])
 
 
 def plain(value: Any) -> Any:
