@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from gradlab.probe import attach
-from gradlab.records import Agent
+from gradlab.records import Agent, Mode
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("generator", 2), Agent("aggregator"))
 RESULT = Path(__file__).parent / "results" / "probe.md"
@@ -104,11 +104,12 @@ def make_step(size: Size, variant: str, model: nn.Module) -> Callable[[], None]:
 
         return alternative
 
-    probe = None if variant == "plain" else attach(model, optimizer, agents=AGENTS)
+    mode: Mode = "fused" if variant.startswith("fused") else "exact"
+    probe = None if variant == "plain" else attach(model, optimizer, agents=AGENTS, mode=mode)
 
     def step() -> None:
         if probe is not None:
-            with_rows = variant == "probe + row statistics"
+            with_rows = variant.endswith("row statistics")
             probe.tag(agent_B, prompts=prompt_B if with_rows else None)
         row_losses(model, ids, weight).sum().backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -118,7 +119,14 @@ def make_step(size: Size, variant: str, model: nn.Module) -> Callable[[], None]:
     return step
 
 
-VARIANTS = ("plain", "probe", "probe + row statistics", "a backward per agent")
+VARIANTS = (
+    "plain",
+    "exact",
+    "exact + row statistics",
+    "fused",
+    "fused + row statistics",
+    "a backward per agent",
+)
 
 
 def measure(name: str, rounds: int, variants: tuple[str, ...]) -> dict[str, tuple[float, float]]:

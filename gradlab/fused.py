@@ -61,13 +61,16 @@ def can_fuse(module: nn.Module) -> bool:
 
 def fits(into: Tensor, weight: Tensor) -> bool:
     """Whether this call can be fused: plain tensors, and nobody traces the code."""
-    is_plain = type(into) is Tensor and type(weight) in (Tensor, nn.Parameter)
-    return is_plain and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return False
+    return type(into) is Tensor and type(weight) in (Tensor, nn.Parameter)
 
 
 def is_fused(output: Any) -> bool:
     """Whether `FusedLinear` made this output."""
-    return isinstance(output, Tensor) and isinstance(output.grad_fn, FusedLinear._backward_cls)
+    if torch.compiler.is_compiling() or not isinstance(output, Tensor):
+        return False
+    return isinstance(output.grad_fn, FusedLinear._backward_cls)
 
 
 def as_autocast(tensor: Tensor) -> Tensor:
