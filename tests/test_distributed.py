@@ -234,6 +234,66 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [{**result, "directory": directory} for result in results]
 
 
+# A language model: PEFT, transformers and checkpointing between the probe and the shards.
+
+
+def language_updates(rank: int | None, kind: str, directory: Path) -> list[UpdateRecord]:
+    """Three updates of a LoRA on a small Qwen3, on this rank's rows (None: on all)."""
+    from conftest import make_qwen3
+    from peft import LoraConfig, get_peft_model
+
+    base = make_qwen3(attn_implementation="eager")
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    torch.manual_seed(1)
+    model: Any = get_peft_model(base, config).double()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
+    model.train()
+    inner = model
+    if kind == "fsdp2":
+        for layer in model.base_model.model.model.layers:
+            fully_shard(layer)
+        fully_shard(model)
+    elif kind == "ddp":
+        model = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW([p for p in inner.parameters() if p.requires_grad], lr=1e-2)
+    records: list[UpdateRecord] = []
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    rows = [*range(len(MIXED))] if rank is None else [[0, 1, 2], [3, 4, 5]][rank]
+    for number in range(1, UPDATES + 1):
+        ids = torch.randint(
+            1, 40, (len(MIXED), 9), generator=torch.Generator().manual_seed(number)
+        )[rows]
+        probe.tag(torch.tensor(MIXED)[rows], prompts=torch.tensor(PROMPTS)[rows])
+        logits = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
+        (-logits.gather(2, ids[:, 1:, None]).sum() / len(rows)).backward()
+        torch.nn.utils.clip_grad_norm_(inner.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return records
+
+
+def language_work(rank: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
+    )
+    results = {kind: language_updates(rank, kind, directory) for kind in ("ddp", "fsdp2")}
+    torch.save(results, directory / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_a_sharded_language_model_with_lora_and_checkpointing(tmp_path: Path) -> None:
+    mp.spawn(language_work, args=(tmp_path,), nprocs=2)
+    results = torch.load(tmp_path / "rank0.pt", weights_only=False)
+    expected = language_updates(None, "alone", tmp_path)
+    for records in results.values():
+        assert len(records) == UPDATES
+        for mine, theirs in zip(records, expected, strict=True):
+            assert_same(mine, theirs)
+
+
 def assert_same(mine: UpdateRecord, expected: UpdateRecord) -> None:
     for name in ("gram_BAA", "update_gram_AA", "transfer_AA"):
         a, b = getattr(mine, name), getattr(expected, name)
