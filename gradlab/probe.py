@@ -37,7 +37,9 @@ from gradlab.records import (
     Mode,
     PolicyMeta,
     RowStatistics,
+    RunLedger,
     RunMeta,
+    StepRecord,
     UpdateMetrics,
     UpdateRecord,
 )
@@ -204,6 +206,7 @@ class Probe:
         self._is_late = False
         self._theta0_P = self._flat([p.detach() for p in layout.parameters])
         self._emit: Callable[[UpdateRecord], None] = lambda record: None
+        self._last_stored_step: int | None = None
         self._store: RunStore | None = None
         self._pending: PendingUpdate | None = None
         self._num_rows = 0
@@ -408,11 +411,19 @@ class Probe:
             self._emit = lambda record: None
         elif isinstance(record, str | Path):
             self._store = self._create_store(Path(record))
-            self._emit = self._store.append
+            self._emit = self._append_with_step
         elif callable(record):
             self._emit = record
         else:
             self._emit = record.append
+
+    def _append_with_step(self, record: UpdateRecord) -> None:
+        """Into a store of the probe's own, to which no trainer appends the steps."""
+        assert self._store is not None
+        if record.step != self._last_stored_step:
+            self._last_stored_step = record.step
+            self._store.append(StepRecord(record.step, time.time(), RunLedger(), {}))
+        self._store.append(record)
 
     # Before a forward.
 
