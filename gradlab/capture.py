@@ -13,6 +13,7 @@ Legend: A agents, P measured parameters (elements).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -126,6 +127,16 @@ class Capture:
         if tags is not None:
             self._num_pending = 1 if not self._is_first else self._num_pending + 1
             self._latest, self._is_first, self._before_first = tags, True, before_first
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Capture nothing inside, recomputation included, and go on afterwards."""
+        kept = self.tags, self._latest
+        self.tags = self._latest = None
+        try:
+            yield
+        finally:
+            self.tags, self._latest = kept
 
     def allocate(self) -> None:
         """Make the buffers on the device where the parameters are now."""

@@ -22,3 +22,8 @@ def inner_products(left_AN: Tensor, right_AN: Tensor) -> Tensor:
     )
     found = torch.bmm(left, right.transpose(1, 2)).sum(0, dtype=torch.float64)
     return found + left_AN[:, whole:] @ right_AN[:, whole:].T
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Euclidean norm, summed in float64."""
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

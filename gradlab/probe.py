@@ -26,11 +26,12 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.tensor import DTensor
 
+from gradlab.audit import Audit, compare
 from gradlab.capture import Capture
 from gradlab.distributed import Ranks, Shared, in_full, unwrap
 from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
-from gradlab.precise import inner_products
+from gradlab.precise import inner_products, norm_of
 from gradlab.records import (
     MODES,
     Agent,
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest residual that rounding explains, by the coarsest dtype on the way of a gradient."""
+
+AUDIT_FACTOR = 10
+"""Rounding between two runs of one agent's rows, in units of the tolerance of a sum of all."""
 
 
 class Recorder(Protocol):
@@ -216,6 +220,7 @@ class Probe:
         self._rows_step: int | None = None
         self._sign_step: int | None = None
         self._warned: set[str] = set()
+        self._is_auditing = False
         self._handles = [
             model.register_forward_pre_hook(self._check_forward, with_kwargs=True),
             optimizer.register_step_pre_hook(self._before_step),
@@ -260,6 +265,8 @@ class Probe:
                 "probe.backward({agent: loss}), or attach with mode='exact'"
             )
         index = self._agent_index(agents)
+        if self._is_auditing:
+            return
         rows = None if prompts is None else self._row_sketches(index, prompts, samples)
         if prompts is None and samples is not None:
             raise ValueError("tag: samples given without prompts; pass the prompt of each row too")
@@ -302,6 +309,67 @@ class Probe:
         self._drop_if_gradients_were_dropped()
         by_index = {-1 if a is None else self._index[a]: loss for a, loss in losses.items()}
         capture.attributed |= backward_per_agent(by_index, self._layout, capture.gradient_AP)
+
+    def audit(
+        self, rerun: Callable[[Agent], Tensor | None], agents: Sequence[Agent] | None = None
+    ) -> Audit:
+        """Check the tags of the update in hand against each agent's gradient alone.
+
+        Call it after the backwards of an update and before the optimizer steps. `rerun(agent)` does
+        those forwards and backwards once more on the same rows, with the advantages (and any other
+        weight in the loss) of all other agents at zero, or returns the loss to differentiate. Its
+        calls of `tag` are ignored, gradients and records stay as they were. Dropout needs the
+        random numbers of the first time: set the seed in `rerun`. Cost: a forward and a backward
+        per agent.
+
+        Example:
+            >>> probe.tag(agents); loss_of(batch, advantage_B).backward()
+            >>> found = probe.audit(
+            ...     lambda agent: loss_of(batch, advantage_B * (agent_B == agents.index(agent)))
+            ... )
+            >>> print(found)
+            >>> optimizer.step()
+        """
+        chosen = self.agents if agents is None else tuple(agents)
+        unknown = [str(agent) for agent in chosen if agent not in self._index]
+        if unknown:
+            raise ValueError(
+                f"audit: policy '{self.policy}' does not know {unknown}; its agents are "
+                f"{[*map(str, self.agents)]}"
+            )
+        if self._ranks.size > 1:
+            raise ValueError(
+                f"audit: {self._ranks.size} processes train this policy; audit one process with "
+                "the same tags"
+            )
+        if not self._capture.attributed:
+            raise ValueError(
+                "audit: nothing was captured for this update; call it after the backwards and "
+                "before optimizer.step()"
+            )
+        parameters, found = self._layout.parameters, []
+        kept, loss = [p.grad for p in parameters], self.loss
+        self._is_auditing = True
+        try:
+            with self._capture.paused():
+                for agent in chosen:
+                    for p in parameters:
+                        p.grad = None
+                    result = rerun(agent)
+                    if result is not None:
+                        result.backward()  # type: ignore[no-untyped-call]
+                    alone_P = self._flat(
+                        [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+                    )
+                    with torch.no_grad():
+                        captured_AP, own = self._capture.gradient_AP, self._index[agent]
+                        tolerance = AUDIT_FACTOR * self._tolerance()
+                        found.append(compare(self.agents, own, captured_AP, alone_P, tolerance))
+        finally:
+            self._is_auditing, self.loss = False, loss
+            for p, gradient in zip(parameters, kept, strict=True):
+                p.grad = gradient
+        return Audit(self.policy, tuple(found))
 
     def untag(self) -> None:
         """Stop listening, e.g. before sampling or a reference forward. A step does it by itself."""
@@ -529,6 +597,8 @@ class Probe:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         start = time.perf_counter()
+        if self._is_auditing:
+            raise ValueError("audit: rerun(agent) stepped the optimizer; stop before the step")
         closures = (*args[1:], kwargs.get("closure"))  # args[0] is the optimizer
         if any(closure is not None for closure in closures):
             raise ValueError(
@@ -771,8 +841,3 @@ class Probe:
             versions={"torch": torch.__version__},
         )
         return RunStore.create(path, meta)
-
-
-def norm_of(tensor: Tensor) -> float:
-    """Euclidean norm, summed in float64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
