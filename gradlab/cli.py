@@ -1,4 +1,4 @@
-"""The commands: train, diagnose, figures, show, demo. The one file that looks up the layers.
+"""The commands: train, diagnose, figures, show, audit, demo. The one file that looks up the layers.
 
 Everything heavy is imported inside the command that needs it: `gradlab --help` answers at once.
 """
@@ -56,6 +56,19 @@ class ShowOptions:
     """Only this episode of the problem."""
     eval: bool = False
     """Show evaluation episodes instead of training episodes."""
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """Check that every agent's gradient is that of its own rows.
+
+    Replays one update of every policy from the last checkpoint, then once more per agent with all
+    other rows at weight zero, and compares. Status 0 if all are right, 1 if not. Takes about as
+    long as a training step with one backward per agent; the run is not changed.
+    """
+
+    run: Positional[Path]
+    """Run directory with a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +156,18 @@ def show(arguments: Sequence[str]) -> int:
     return 0
 
 
+def audit(arguments: Sequence[str]) -> int:
+    """Check that every agent's gradient is that of its own rows."""
+    options = _parse(AuditOptions, "audit", arguments)
+    from trainers.audit import audit_run
+
+    step, audits = audit_run(options.run)
+    print(f"{options.run}: replayed step {step} from the checkpoint before it")
+    for found in audits:
+        print(f"\npolicy {found.policy}\n{found}")
+    return 0 if all(found.is_right for found in audits) else 1
+
+
 def demo(arguments: Sequence[str]) -> int:
     """Train three small runs, diagnose them and draw the figures."""
     options = _parse(DemoOptions, "demo", arguments)
@@ -196,6 +221,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "diagnose": diagnose,
     "figures": figures,
     "show": show,
+    "audit": audit,
     "demo": demo,
 }
 

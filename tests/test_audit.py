@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import make_qwen3
+from conftest import SmallConfig, make_qwen3
 from test_capture import AGENTS, Batch, checkpoint_layers, lora, make_batch, row_losses
 from torch import Tensor, nn
 
+from gradlab import cli
 from gradlab.probe import Probe, attach
 from gradlab.records import Agent, Mode
+from trainers.audit import audit_run
+from trainers.progress import Progress
+from trainers.train import open_run_for_training, train
 
 TRUTH = torch.tensor([0, 0, 1, 1, 2, 2])
 
@@ -197,6 +202,48 @@ def test_agents_without_gradient_are_said_not_to_be_compared() -> None:
     assert found.is_right
     assert found.agents[1].finding == "no gradient either way: nothing to compare"
     assert "2 of 3 agents are right, the others had no gradient" in found.verdict
+
+
+# Of a run.
+
+
+@pytest.mark.parametrize("routing", ["shared", "isolated"])
+def test_a_run_is_audited_from_its_checkpoint_and_left_alone(
+    small_config: SmallConfig, quiet: Progress, capsys: pytest.CaptureFixture[str], routing: str
+) -> None:
+    out = train(small_config(routing=routing, steps=1, kl_coefficient={"aggregator": 0.1}), quiet)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert cli.main(["audit", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "replayed step 2" in text
+    assert text.count("right\n") >= 4  # three generators and the aggregator
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_wrong_tags_of_a_trainer_are_found(
+    small_config: SmallConfig, quiet: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = train(small_config(routing="shared", steps=1), quiet)
+    tag = Probe.tag
+
+    def one_row_late(self: Probe, agents: Sequence[Agent], **rest: object) -> None:
+        tag(self, [*agents[1:], agents[0]], **rest)  # type: ignore[arg-type] # passed on
+
+    monkeypatch.setattr(Probe, "tag", one_row_late)
+    assert cli.main(["audit", str(out)]) == 1
+    _, (found,) = audit_run(out)
+    assert sum(not audit.is_right for audit in found.agents) >= 2
+
+
+def test_a_directory_without_run_or_checkpoint(
+    small_config: SmallConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    config = small_config()
+    open_run_for_training(config).store.close()
+    assert cli.main(["audit", str(config.out)]) == 2
+    assert "has no checkpoint yet" in capsys.readouterr().err
 
 
 # Reference mode.

@@ -5,7 +5,7 @@ Legend: B rows of a micro-batch, T response tokens (right-padded), P prompt toke
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Row
 from trainers.losses import kl_k3, policy_loss, token_weights
@@ -81,38 +82,60 @@ def learn(
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.seed, step, *policy.name.encode())
     for update in plan_updates(rows, config, key):
-        full = config.rows_per_update if config.partial_minibatch == "full" else None
-        weights = token_weights(
-            [len(row.turn.response_ids) for row in update], config.aggregation, full
-        )
-        weight_by_row = {id(row): float(w) for row, w in zip(update, weights, strict=True)}
         for role in {row.turn.agent.role for row in update}:
             sums[role].updates += 1
             sums[role].learning_rate = policy.learning_rate
-        total_loss = 0.0
-        for micro in micro_batches(update, config.micro_tokens):
-            batch = to_batch(micro, language, old)
-            if policy.probe:
-                policy.probe.step = step
-                policy.probe.tag(
-                    [row.turn.agent for row in micro],
-                    prompts=[problems[row.problem] for row in micro],
-                    samples=[row.sample for row in micro],
-                )
-            loss = batch_loss(language, batch, weight_by_row, config, sums)
-            if not torch.isfinite(loss):
-                raise TrainingError(blame(language, batch, policy, step, loss))
-            loss.backward()  # type: ignore[no-untyped-call]
-            total_loss += loss.item()
-            if policy.probe:
-                policy.probe.untag()
-                policy.probe.loss = total_loss
+        accumulate(language, policy, update, old, problems, config, step, sums)
         clip_and_step(policy, config, step)
         if config.scheduler_tick == "update":
             policy.schedule.step()
     if config.scheduler_tick == "step":
         policy.schedule.step()
     return sums
+
+
+def accumulate(
+    language: LanguageModel,
+    policy: Policy,
+    update: Sequence[Row],
+    old: dict[int, NDArray[np.float32]],
+    problems: Mapping[str, int],
+    config: TrainConfig,
+    step: int,
+    sums: dict[str, TokenSums],
+    *,
+    only: Agent | None = None,
+) -> None:
+    """Forward and backward of one update, its rows tagged for the probe.
+
+    `only`: rows of all other agents weigh nothing, as an audit needs it.
+    """
+    full = config.rows_per_update if config.partial_minibatch == "full" else None
+    weights = token_weights(
+        [len(row.turn.response_ids) for row in update], config.aggregation, full
+    )
+    weight_by_row = {
+        id(row): float(w) if only in (None, row.turn.agent) else 0.0
+        for row, w in zip(update, weights, strict=True)
+    }
+    total_loss = 0.0
+    for micro in micro_batches(update, config.micro_tokens):
+        batch = to_batch(micro, language, old)
+        if policy.probe:
+            policy.probe.step = step
+            policy.probe.tag(
+                [row.turn.agent for row in micro],
+                prompts=[problems[row.problem] for row in micro],
+                samples=[row.sample for row in micro],
+            )
+        loss = batch_loss(language, batch, weight_by_row, config, sums)
+        if not torch.isfinite(loss):
+            raise TrainingError(blame(language, batch, policy, step, loss))
+        loss.backward()  # type: ignore[no-untyped-call]
+        total_loss += loss.item()
+        if policy.probe:
+            policy.probe.untag()
+            policy.probe.loss = total_loss
 
 
 def clip_and_step(policy: Policy, config: TrainConfig, step: int) -> None:
