@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +25,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  #
 
 from analysis.diagnose import diagnose  # noqa: E402
 from gradlab.interop.trl import Watch, watch  # noqa: E402
-from gradlab.interop.turns import token_counts  # noqa: E402
+from gradlab.interop.turns import TURN, step_record, token_counts  # noqa: E402
 from gradlab.records import Agent  # noqa: E402
 from gradlab.store import open_run  # noqa: E402
+from trainers.advantages import inflation  # noqa: E402
 from trainers.ledger import signature  # noqa: E402
 from trainers.models import WEIGHTS  # noqa: E402
 
@@ -83,41 +87,41 @@ Make = Callable[..., KeepsBatches]
 
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
-    """Make a trainer with LoRA, two micro-batches, checkpointing and a KL term."""
+    return partial(build, tmp_path / "trl")
 
-    def build(data: Any = None, evaluation: Any = None, **settings: Any) -> KeepsBatches:
-        config = {
-            "output_dir": str(tmp_path / "trl"),
-            "per_device_train_batch_size": 6,
-            "gradient_accumulation_steps": 2,
-            "num_generations": 2,
-            "max_completion_length": 8,
-            "max_steps": 3,
-            "beta": 0.1,
-            "learning_rate": 1e-3,
-            "temperature": 1.5,
-            "gradient_checkpointing": True,
-            "report_to": [],
-            "use_cpu": True,
-            "bf16": False,
-            "save_strategy": "no",
-            "disable_tqdm": True,
-            "per_device_eval_batch_size": 6,
-            **settings,
-        }
-        torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
-        return KeepsBatches(
-            model,
-            [scatter, is_even],
-            trl.GRPOConfig(**config),
-            train_dataset=dataset() if data is None else data,
-            eval_dataset=evaluation,
-            processing_class=AutoTokenizer.from_pretrained(TINY),
-            peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0),
-        )
 
-    return build
+def build(out: Path, data: Any = None, evaluation: Any = None, **settings: Any) -> KeepsBatches:
+    """A trainer with LoRA, two micro-batches, checkpointing and a KL term."""
+    config = {
+        "output_dir": str(out),
+        "per_device_train_batch_size": 6,
+        "gradient_accumulation_steps": 2,
+        "num_generations": 2,
+        "max_completion_length": 8,
+        "max_steps": 3,
+        "beta": 0.1,
+        "learning_rate": 1e-3,
+        "temperature": 1.5,
+        "gradient_checkpointing": True,
+        "report_to": [],
+        "use_cpu": True,
+        "bf16": False,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "per_device_eval_batch_size": 6,
+        **settings,
+    }
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    return KeepsBatches(
+        model,
+        [scatter, is_even],
+        trl.GRPOConfig(**config),
+        train_dataset=dataset() if data is None else data,
+        eval_dataset=evaluation,
+        processing_class=AutoTokenizer.from_pretrained(TINY),
+        peft_config=LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.0),
+    )
 
 
 def agent_of(trainer: Any, prompt_ids: Tensor) -> Agent:
@@ -311,12 +315,51 @@ def test_a_custom_rollout_may_bring_the_roles(make: Make) -> None:
     assert watching.probe.worst_residual < 1e-5
 
 
+def two_processes(rank: int, directory: Path, port: int) -> None:
+    torch.set_num_threads(1)
+    world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in (world | address).items()})
+    warnings.simplefilter("ignore")
+    trainer = build(
+        directory / "trl",
+        evaluation=dataset(3),
+        eval_strategy="steps",
+        eval_steps=1,
+        per_device_eval_batch_size=2,
+        ddp_backend="gloo",
+        ddp_find_unused_parameters=False,
+    )
+    watching = train(trainer, record=directory / "run.zarr", correct="is_even")
+    trainer.evaluate()  # at a step that has its evaluation: no rank may wait for another
+    assert watching.probe is not None
+    assert watching.probe.worst_residual < 1e-5
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_record_all_rows_once(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes, args=(tmp_path, port), nprocs=2)
+    run = open_run(tmp_path)
+    turns = sum(run.ledger("turns", role).value_T for role in run.roles)
+    assert turns.tolist() == [24, 24, 24]
+    assert run.update_metric("rows", "shared").value_T.tolist() == [24, 24, 24]
+    evaluations = run.evaluations()
+    assert evaluations.step_E.tolist() == [1, 2, 3]
+    assert evaluations.num_samples_E().tolist() == [18, 18, 18]
+
+
 # What is refused.
 
 
 def test_a_dataset_without_the_role_column_is_refused(make: Make) -> None:
-    with pytest.raises(ValueError, match=r"no column 'agent'.*'role', 'number'"):
+    with pytest.raises(ValueError, match=r"no column 'agent'.*'role', 'number'.*role_column="):
         watch(make(), role_column="agent")
+    with pytest.raises(ValueError, match=r"no column 'index'.*number_column="):
+        watch(make(), number_column="index")
 
 
 def test_an_unknown_role_is_named_before_anything_is_generated(make: Make) -> None:
@@ -375,6 +418,35 @@ def test_signatures_are_those_of_our_own_runs(make_row_of: Callable[[list[int]],
     ids = [5, 7, 7, 99, 12345]
     counts = token_counts(np.array(ids))
     np.testing.assert_allclose(counts / counts.sum(), signature([make_row_of(ids)]))
+
+
+def test_a_ledger_counts_only_what_is_known() -> None:
+    turns = np.full(4, np.nan, dtype=TURN)
+    turns["agent"] = [0, 0, 2, 2]
+    turns["reward"] = [1.0, 0.0, np.nan, 1.0]
+    turns["correct"] = [1.0, 0.0, np.nan, np.nan]
+    turns["tokens"], turns["prompt_tokens"], turns["weight"] = [4, 2, 1, 1], 3, [4, 2, 1, 1]
+    turns["entropy"], turns["logprob"], turns["advantage"] = 1.0, -3.0, [1, -1, 0, 0]
+    record = step_record(7, 0.0, [*MARKS], turns, {}, 1e-3, {"step_seconds": 2.0})
+    generator, judge = record.roles["generator"], record.roles["judge"]
+    assert (generator.reward_mean, judge.reward_mean) == (0.5, 1.0)
+    assert generator.own_accuracy == 0.5
+    assert np.isnan(judge.own_accuracy)
+    assert (generator.loss_weight, judge.loss_weight) == (0.75, 0.25)  # 6 and 2 of 8 tokens
+    assert generator.entropy == pytest.approx(2 / 6)  # nats per token
+    assert generator.perplexity == pytest.approx(np.exp(1))  # -(-3 - 3) / 6 nats per token
+    assert np.isnan(generator.kl)
+    rewards = np.array([1.0, 0.0, 1.0])
+    expected = inflation(rewards, np.array([True, True, False]))
+    assert generator.inflation == pytest.approx(expected)
+    assert record.run.tokens == 4 * 3 + 8
+
+
+def test_a_role_without_rows_has_an_empty_ledger() -> None:
+    turns = np.zeros(0, dtype=TURN)
+    record = step_record(1, 0.0, [*MARKS], turns, {}, 1e-3, {})
+    assert record.roles["judge"].turns == 0
+    assert np.isnan(record.roles["judge"].reward_mean)
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ def watch(
 
     One update of the optimizer is one step of the store, with the rows that it was trained on.
     """
-    check(trainer, role_column, record)
     columns = Columns(role_column, number_column, problem_column)
+    check(trainer, columns, record)
     names = trainer.reward_func_names
     if correct is not None and correct not in names:
         raise ValueError(f"watch: no reward function is called '{correct}'; there are {names}")
@@ -94,7 +94,7 @@ def watch(
     return watching
 
 
-def check(trainer: Any, role_column: str, record: str | Path | None) -> None:
+def check(trainer: Any, columns: Columns, record: str | Path | None) -> None:
     """Refuse what cannot be watched, before anything is wrapped."""
     if not isinstance(trainer, GRPOTrainer):
         raise ValueError(f"watch: expected a trl.GRPOTrainer, got {type(trainer).__name__}")
@@ -108,19 +108,19 @@ def check(trainer: Any, role_column: str, record: str | Path | None) -> None:
         raise ValueError("watch: this trainer is watched already")
     if trainer.args.remove_unused_columns:
         raise ValueError(
-            f"watch: the trainer drops the column '{role_column}' before it reaches the batch; "
+            f"watch: the trainer drops the column '{columns.role}' before it reaches the batch; "
             "set GRPOConfig(remove_unused_columns=False), TRL's default"
         )
     if trainer.is_deepspeed_enabled:
         raise ValueError("watch: DeepSpeed keeps gradients where the probe cannot read them")
     dataset: Any = trainer.train_dataset
-    is_readable = isinstance(dataset, Dataset) and trainer.rollout_func is None
-    if is_readable and role_column not in dataset.column_names:
-        raise ValueError(
-            f"watch: the training dataset has no column '{role_column}', its columns are "
-            f"{dataset.column_names}; add one with the role of every row, or name another with "
-            "role_column="
-        )
+    if isinstance(dataset, Dataset) and trainer.rollout_func is None:
+        for what, column in columns.given.items():
+            if column not in dataset.column_names:
+                raise ValueError(
+                    f"watch: the training dataset has no column '{column}', its columns are "
+                    f"{dataset.column_names}; add it, or name another with {what}="
+                )
     if record is not None and Path(record).suffix != ".zarr":
         raise ValueError(f"watch: record is '{record}'; expected a path that ends in .zarr")
 
@@ -130,6 +130,16 @@ class Columns:
 
     def __init__(self, role: str, number: str | None, problem: str | None) -> None:
         self.role, self.number, self.problem = role, number, problem
+
+    @property
+    def given(self) -> dict[str, str]:
+        """The columns that there have to be, by the argument of `watch` that names them."""
+        named = {
+            "role_column": self.role,
+            "number_column": self.number,
+            "problem_column": self.problem,
+        }
+        return {what: column for what, column in named.items() if column is not None}
 
     def agent(self, row: Mapping[str, Any]) -> Agent:
         """The agent of a row; a ValueError that shows the row's columns if it names none."""
@@ -241,14 +251,13 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.probe is not None
-        if not self._turns:
-            return
-        everybody = gather_object([(np.concatenate(self._turns), self._counts)])
+        mine = np.concatenate([np.zeros(0, dtype=TURN), *self._turns])
+        everybody = gather_object([(mine, self._counts)])
         if self._store is None:
             return
         counts: dict[str, NDArray[np.int64]] = {}
-        for _, mine in everybody:
-            for role, count in mine.items():
+        for _, by_role in everybody:
+            for role, count in by_role.items():
                 counts[role] = counts[role] + count if role in counts else count
         seconds = time.perf_counter() - self._step_start
         last = self.probe.last
@@ -257,12 +266,13 @@ class Watch(TrainerCallback):
         self._store.append(self._step_record(state.global_step, turns, counts, rate, seconds))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        everybody, self._evaluated = self._evaluated, []
-        if not self._problems or state.global_step == self._last_eval_step:
+        mine, self._evaluated = self._evaluated, []
+        is_known = state.global_step == self._last_eval_step
+        if not self._problems or self.probe is None or is_known:  # the same on every rank
             return
-        everybody = gather_object(everybody)
+        everybody = gather_object(mine)
+        self._last_eval_step = state.global_step
         if self._store is not None:
-            self._last_eval_step = state.global_step
             self._store.append(self._eval_record(state.global_step, everybody))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
