@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -54,6 +54,9 @@ if TYPE_CHECKING:
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
 """Largest residual that rounding explains, by the coarsest dtype on the way of a gradient."""
 
+UNEXPLAINED = 0.1
+"""Share of a parameter's gradient that may be missing before it counts as not covered."""
+
 AUDIT_FACTOR = 10
 """Rounding between two runs of one agent's rows, in units of the tolerance of a sum of all."""
 
@@ -78,7 +81,7 @@ class SelfCheck:
     grad_norm: float
     """||g|| / c: before clipping."""
     coverage: float
-    """Share of the parameters with a gradient to which agents were attributed."""
+    """Share of the parameters with a gradient that the agents explain."""
     tolerance: float
     """What rounding explains of the residual: more where the agents cancel each other."""
     suspects: tuple[str, ...] = ()
@@ -710,36 +713,59 @@ class Probe:
         scale = float((flat_P * sum_P).sum()) / sum_norm2 if sum_norm2 > 0 else math.nan
         usable = scale if math.isfinite(scale) else 0.0
         error_P = torch.sub(flat_P, sum_P, alpha=usable)
-        error = norm_of(error_P)
         if norm != 0:
-            residual = error / norm
+            residual = norm_of(error_P) / norm
         elif sum_norm2 == 0:
             residual, scale, usable = 0.0, 1.0, 1.0  # nothing to fit: a step without any advantage
         else:
             residual = math.inf
         has_gradient = [i for i, gradient in enumerate(gradients) if gradient is not None]
         size = sum(slots[i].shape.numel() for i in has_gradient)
-        attributed = sum(slots[i].shape.numel() for i in has_gradient if i in capture.attributed)
+        covered = capture.attributed.intersection(has_gradient)
         cancelled = abs(usable) * math.sqrt(sum_of_norms2) / norm if norm > 0 else 1.0
         tolerance = self._tolerance() * max(1.0, cancelled)
-        suspects: list[tuple[float, str]] = []
-        # NaN compares false: a gradient that is not a number is a suspect too.
-        if not residual <= tolerance:
+        suspects: dict[int, float] = {}
+        if not residual <= tolerance:  # also where it is not a number
             share = tolerance * norm / math.sqrt(len(has_gradient))  # somebody exceeds it
-            for i in has_gradient:
-                part = error_P[slots[i].start : slots[i].stop]
-                own = norm_of(part)
-                if not own <= share:
-                    suspects.append((own, slots[i].name))
-            suspects.sort(reverse=True)
+            suspects = self._suspects(error_P, has_gradient, share)
+            # A parameter of which only a part was captured bends the fit, and all seem to be off.
+            robust = self._median_scale(flat_P, sum_P, covered)
+            error_P = torch.sub(flat_P, sum_P, alpha=robust)
+            fewer = self._suspects(error_P, has_gradient, share)
+            if len(fewer) < len(suspects):
+                suspects, scale, usable = fewer, robust, robust
+                residual = norm_of(error_P) / norm
+            covered -= {
+                i
+                for i, error in suspects.items()
+                if error > UNEXPLAINED * norm_of(flat_P[slots[i].start : slots[i].stop])
+            }
         return SelfCheck(
             scale,
             residual,
             norm / abs(usable) if usable else norm,
-            attributed / size,
+            sum(slots[i].shape.numel() for i in covered) / size,
             tolerance,
-            tuple(name for _, name in suspects),
+            tuple(slots[i].name for i in sorted(suspects, key=suspects.__getitem__, reverse=True)),
         )
+
+    def _suspects(self, error_P: Tensor, slots: Sequence[int], share: float) -> dict[int, float]:
+        """Norm of the error in every slot where it is more than `share`, or not a number."""
+        errors = {
+            i: norm_of(error_P[self._layout.slots[i].start : self._layout.slots[i].stop])
+            for i in slots
+        }
+        return {i: error for i, error in errors.items() if not error <= share}
+
+    def _median_scale(self, flat_P: Tensor, sum_P: Tensor, slots: Iterable[int]) -> float:
+        """Median over parameters of the scale that fits each; 0 if none fits any."""
+        found = []
+        for i in slots:
+            own = slice(self._layout.slots[i].start, self._layout.slots[i].stop)
+            norm2 = norm_of(sum_P[own]) ** 2
+            if norm2 > 0:
+                found.append(float((flat_P[own] * sum_P[own]).sum()) / norm2)
+        return float(np.nanmedian(found)) if np.isfinite(found).any() else 0.0
 
     def _complain(self, check: SelfCheck) -> None:
         """Warn once about each parameter whose gradient the agents do not explain."""
