@@ -24,7 +24,7 @@ from analysis.findings import (
 from analysis.located import located
 from analysis.remedies import remedies_for
 from analysis.signals import Measured, collect
-from analysis.verdict import candidates, confidence, verdict
+from analysis.verdict import candidates, confidence, unfinished, verdict
 from gradlab.store import RUN_ZARR, Run
 
 MAX_RESIDUAL = 0.02
@@ -63,7 +63,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     signals = collect(run)
     verdicts = tuple(detectors.order(signals, run.steps, drop))
     accuracy = _accuracy(series, drop)
-    status = _status(drop, broken)
+    status = _status(drop, broken, is_finished=not unfinished(run))
     has_failed = bool(drops or broken)
     # More steps for the parallel role is the usual set-up: nothing to change while nothing fails.
     to_remedy = tuple(f for f in findings if has_failed or f.kind != "path amplification")
@@ -96,11 +96,11 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     )
 
 
-def _status(drop: CliffResult, broken: list[Finding]) -> Status:
+def _status(drop: CliffResult, broken: list[Finding], *, is_finished: bool) -> Status:
     if drop.shape in ("none", "too few evaluations") and broken:
         return "role breakdown"
     if drop.shape == "none":
-        return "healthy"
+        return "healthy" if is_finished else "unfinished"
     return "not judged" if drop.shape == "too few evaluations" else drop.shape
 
 
@@ -203,13 +203,12 @@ def _unjudged(
                 "train longer or evaluate more often",
             )
         )
-    if not run.closed:
-        last = f"step {run.steps[-1]}" if len(run.steps) else "its start"
+    if unfinished(run):
         missing.append(
             NotJudged(
                 "the end of the run",
-                f"the store was not closed: the run is going on or was killed; judged up to {last}",
-                "diagnose again when it is done, or resume it",
+                unfinished(run).rstrip("."),
+                "diagnose again when it is done, or resume it (gradlab train --resume)",
             )
         )
     if len(run.steps) < detectors.order.min_steps:

@@ -23,9 +23,16 @@ Order = Literal["precedes", "coincides", "follows", "no evidence"]
 """The only words a diagnosis uses for a signal beside a drop. A cause needs a replayed run."""
 
 Status = Literal[
-    "healthy", "cliff", "slow decay", "unresolved drop", "role breakdown", "not judged"
+    "healthy",
+    "unfinished",
+    "cliff",
+    "slow decay",
+    "unresolved drop",
+    "role breakdown",
+    "not judged",
 ]
-"""'role breakdown': accuracy held, but a role stopped doing its job."""
+"""'role breakdown': accuracy held, but a role stopped doing its job. 'unfinished': accuracy held as
+far as the run got, which is not as far as it was meant to get."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from gradlab.store import Run
 
 STATUS_STYLE = {
     "healthy": "green",
+    "unfinished": "yellow",
     "cliff": "red",
     "slow decay": "red",
     "unresolved drop": "yellow",

@@ -128,6 +128,7 @@ def synthetic_run(
     mass: Mapping[str, float] | None = None,
     noise: float = 0.25,
     wander: float = 0.0,
+    planned: int | None = None,
     close: bool = True,
     seed: int = 0,
 ) -> Path:
@@ -135,10 +136,12 @@ def synthetic_run(
 
     `amplification` is the ICC of each role's agents, `mass` the length of a role's gradient
     relative to its share of the loss, `noise` the standard deviation of log gradient norms,
-    `wander` that of the true accuracy's logit. 500 steps take about a second.
+    `wander` that of the true accuracy's logit, `planned` the steps that the configuration asks for
+    (default: those that are made). 500 steps take about a second.
     """
     rng = np.random.default_rng(seed)
-    meta = _meta(Path(path).name, agents, routing, problems, samples, seed)
+    planned = steps if planned is None else planned
+    meta = _meta(Path(path).name, agents, routing, problems, samples, seed, planned)
     rows = {role: Rows(prompt=(amplification or {}).get(role, 0.0)) for role in agents}
     step_E = np.unique(np.linspace(0, steps, evals).round().astype(np.int64))
     rate_E = accuracy_curve(step_E, steps, cliff)
@@ -488,6 +491,7 @@ def _meta(
     problems: int,
     samples: int,
     seed: int,
+    planned: int,
 ) -> RunMeta:
     if routing == "shared":
         route = dict.fromkeys(agents, "shared")
@@ -511,5 +515,5 @@ def _meta(
         policies=policies,
         problems=tuple(f"problem-{number}" for number in range(problems)),
         eval_samples=samples,
-        config={"seed": seed, "routing": str(routing), "agents": dict(agents)},
+        config={"seed": seed, "steps": planned, "routing": str(routing), "agents": dict(agents)},
     )

@@ -8,9 +8,27 @@ from analysis.findings import Accuracy, Finding, SignalVerdict, percent, points
 from gradlab.store import Run
 
 
+def unfinished(run: Run) -> str:
+    """A sentence on a run that did not reach its end, or is not known to have; '' otherwise.
+
+    The planned steps are the trainer's `config["steps"]`: the one entry of a configuration that is
+    looked at, and only if it is a positive whole number, since stores of other trainers lack it.
+    """
+    last = int(run.steps[-1]) if len(run.steps) else 0
+    steps = run.meta.config.get("steps")
+    planned = steps if isinstance(steps, int) and not isinstance(steps, bool) else 0
+    if run.closed:
+        return f"The run stopped at {last} of {planned} steps." if last < planned else ""
+    reached = f"{last} of {planned} steps" if planned else f"step {last}"
+    return (
+        f"The run is at {reached} and its store is open: it is still being written, or was killed."
+    )
+
+
 def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, findings: tuple[Finding, ...]) -> str:
-    """One or two sentences, what matters most first."""
-    also = [
+    """A few sentences, what matters most first; that the run did not end is among them."""
+    also = [sentence for sentence in (unfinished(run),) if sentence and drop.shape != "none"]
+    also += [
         f"{finding.subject} {'may have ' if finding.confidence == 'low' else ''}captured policy "
         f"'{run.policy_of(finding.subject).name}' from step {finding.onset.step}."
         for finding in findings
@@ -32,8 +50,9 @@ def verdict(run: Run, drop: CliffResult, accuracy: Accuracy, findings: tuple[Fin
             else "Nothing to judge a drop by: the run has no evaluations, 8 are needed."
         )
     elif drop.shape == "none":
+        until = f"{unfinished(run)} Until then, no" if unfinished(run) else "No"
         start = (
-            f"No terminal cliff: held-out accuracy went from {percent(accuracy.base)} to "
+            f"{until} terminal cliff: held-out accuracy went from {percent(accuracy.base)} to "
             f"{percent(accuracy.terminal)}. A fall of {points(accuracy.detectable_drop)} or more "
             "would have been found in 4 of 5 such runs."
         )

@@ -144,6 +144,8 @@ def _verdict(diagnosis: Diagnosis) -> str:
         return f"{SHORT[drops[0].kind]} −{100 * drops[0].strength:.0f} pts{onset}"
     if diagnosis.status == "not judged":
         return f"not judged ({diagnosis.accuracy.num_evaluations} evaluations)"
+    if diagnosis.status == "unfinished":
+        return "no drop found, unfinished"
     return "no drop found" if diagnosis.status == "healthy" else diagnosis.status
 
 

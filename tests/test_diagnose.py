@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,47 @@ def test_run_too_short_says_what_is_missing(tmp_path: Path) -> None:
     missing = {question.what: question.why for question in diagnosis.not_judged}
     assert "4 evaluations" in missing["the drop in accuracy"]
     assert "12 steps" in missing["what moved first"]
-    assert "not closed" in missing["the end of the run"]
+    assert "store is open" in missing["the end of the run"]
+
+
+@pytest.mark.parametrize(
+    ("planned", "last"), [(300, 300), (120, 0), (None, 0), ("300", 0), (True, 0), (-1, 0)]
+)
+def test_run_that_stopped_early_is_not_healthy(tmp_path: Path, planned: object, last: int) -> None:
+    run = open_run(synthetic_run(tmp_path / "run", steps=120, evals=25))
+    run.meta = replace(run.meta, config={} if planned is None else {"steps": planned})
+    diagnosis = diagnose(run)
+    asked = {question.what for question in diagnosis.not_judged}
+    if last:
+        assert diagnosis.status == "unfinished"
+        assert diagnosis.verdict.startswith(f"The run stopped at 120 of {last} steps.")
+        assert "the end of the run" in asked
+    else:
+        assert diagnosis.status == "healthy"
+        assert "stopped" not in diagnosis.verdict
+        assert "the end of the run" not in asked
+
+
+def test_run_that_fell_and_stopped_early_says_both(tmp_path: Path) -> None:
+    path = synthetic_run(
+        tmp_path / "run",
+        steps=200,
+        evals=41,
+        problems=200,
+        cliff=Cliff(130, 0.25),
+        planned=500,
+        seed=1,
+    )
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "cliff"
+    assert "The run stopped at 200 of 500 steps." in diagnosis.verdict
+
+
+def test_run_still_being_written_is_not_healthy(tmp_path: Path) -> None:
+    path = synthetic_run(tmp_path / "run", steps=120, evals=25, close=False)
+    diagnosis = diagnose(open_run(path))
+    assert diagnosis.status == "unfinished"
+    assert "still being written, or was killed" in diagnosis.verdict
 
 
 def test_run_without_evaluations_is_said_plainly(tmp_path: Path) -> None:
