@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gradlab.distributed import local_size, unwrap
 from gradlab.probe import Probe, attach
-from gradlab.records import Agent, UpdateRecord
+from gradlab.records import Agent, Mode, UpdateRecord
 from gradlab.store import open_run
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
@@ -113,7 +113,12 @@ def alone(agents: tuple[int, ...], *, with_prompts: bool = True) -> list[UpdateR
 
 
 def scenario(
-    rank: int, kind: str, agents: tuple[int, ...], directory: Path, *, with_prompts: bool = True
+    rank: int,
+    kind: str,
+    agents: tuple[int, ...],
+    *,
+    with_prompts: bool = True,
+    mode: Mode = "exact",
 ) -> dict[str, Any]:
     """Train on this rank's half of the rows; what its probe emitted, and saw last."""
     model: nn.Module = Net()
@@ -125,7 +130,7 @@ def scenario(
         fully_shard(model)
     optimizer = optimizer_of(model)
     records: list[UpdateRecord] = []
-    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append, mode=mode)
     rows = [[0, 1, 2], [3, 4, 5]][rank]
     num_reductions: list[int] = []
     for number in range(1, UPDATES + 1):
@@ -212,10 +217,12 @@ def work(rank: int, directory: Path) -> None:
         "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
     )
     results = {
-        "ddp mixed": scenario(rank, "ddp", MIXED, directory),
-        "ddp apart": scenario(rank, "ddp", APART, directory, with_prompts=False),
-        "fsdp2 mixed": scenario(rank, "fsdp2", MIXED, directory),
-        "fsdp2 apart": scenario(rank, "fsdp2", APART, directory, with_prompts=False),
+        "ddp mixed": scenario(rank, "ddp", MIXED),
+        "ddp apart": scenario(rank, "ddp", APART, with_prompts=False),
+        "ddp fused": scenario(rank, "ddp", MIXED, with_prompts=False, mode="fused"),
+        "fsdp2 mixed": scenario(rank, "fsdp2", MIXED),
+        "fsdp2 apart": scenario(rank, "fsdp2", APART, with_prompts=False),
+        "fsdp2 fused": scenario(rank, "fsdp2", MIXED, with_prompts=False, mode="fused"),
         "idle": idle(rank, directory),
         "stored": stored(rank, directory),
         "refused": refused(rank, directory),
@@ -237,7 +244,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 # A language model: PEFT, transformers and checkpointing between the probe and the shards.
 
 
-def language_updates(rank: int | None, kind: str, directory: Path) -> list[UpdateRecord]:
+def language_updates(rank: int | None, kind: str, mode: Mode = "exact") -> list[UpdateRecord]:
     """Three updates of a LoRA on a small Qwen3, on this rank's rows (None: on all)."""
     from conftest import make_qwen3
     from peft import LoraConfig, get_peft_model
@@ -258,7 +265,7 @@ def language_updates(rank: int | None, kind: str, directory: Path) -> list[Updat
         model = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW([p for p in inner.parameters() if p.requires_grad], lr=1e-2)
     records: list[UpdateRecord] = []
-    probe = attach(model, optimizer, agents=AGENTS, record=records.append)
+    probe = attach(model, optimizer, agents=AGENTS, record=records.append, mode=mode)
     rows = [*range(len(MIXED))] if rank is None else [[0, 1, 2], [3, 4, 5]][rank]
     for number in range(1, UPDATES + 1):
         ids = torch.randint(
@@ -278,7 +285,11 @@ def language_work(rank: int, directory: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{directory / 'rendezvous'}", rank=rank, world_size=2
     )
-    results = {kind: language_updates(rank, kind, directory) for kind in ("ddp", "fsdp2")}
+    results = {
+        (kind, mode): language_updates(rank, kind, mode)
+        for kind in ("ddp", "fsdp2")
+        for mode in ("exact", "fused")
+    }
     torch.save(results, directory / f"rank{rank}.pt")
     dist.destroy_process_group()
 
@@ -287,7 +298,7 @@ def language_work(rank: int, directory: Path) -> None:
 def test_a_sharded_language_model_with_lora_and_checkpointing(tmp_path: Path) -> None:
     mp.spawn(language_work, args=(tmp_path,), nprocs=2)
     results = torch.load(tmp_path / "rank0.pt", weights_only=False)
-    expected = language_updates(None, "alone", tmp_path)
+    expected = language_updates(None, "alone")
     for records in results.values():
         assert len(records) == UPDATES
         for mine, theirs in zip(records, expected, strict=True):
@@ -314,12 +325,12 @@ def assert_same(mine: UpdateRecord, expected: UpdateRecord) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-@pytest.mark.parametrize("agents", ["mixed", "apart"])
+@pytest.mark.parametrize("how", ["mixed", "apart", "fused"])
 def test_two_ranks_record_what_one_process_with_all_rows_does(
-    ranks: list[dict[str, Any]], kind: str, agents: str
+    ranks: list[dict[str, Any]], kind: str, how: str
 ) -> None:
-    records = ranks[0][f"{kind} {agents}"]["records"]
-    expected = alone(MIXED) if agents == "mixed" else alone(APART, with_prompts=False)
+    records = ranks[0][f"{kind} {how}"]["records"]
+    expected = alone(APART if how == "apart" else MIXED, with_prompts=how == "mixed")
     assert len(records) == UPDATES
     for mine, theirs in zip(records, expected, strict=True):
         assert_same(mine, theirs)

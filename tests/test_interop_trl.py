@@ -165,13 +165,17 @@ def train(trainer: KeepsBatches, **settings: Any) -> Watch:
     return watching
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "grpo"])
+@pytest.mark.parametrize(
+    ("loss_type", "settings"),
+    [("dapo", {}), ("grpo", {}), ("dapo", {"mode": "fused", "row_statistics": False})],
+)
 def test_grams_equal_one_backward_of_trls_loss_per_agent(
-    make: Make, tmp_path: Path, loss_type: str
+    make: Make, tmp_path: Path, loss_type: str, settings: dict[str, Any]
 ) -> None:
     trainer = make(loss_type=loss_type)
     twin = Twin(trainer)
-    watching = watch(trainer, number_column="number", record=tmp_path / "a" / "run.zarr")
+    path = tmp_path / "a" / "run.zarr"
+    watching = watch(trainer, number_column="number", record=path, **settings)
     trainer.add_callback(twin)
     trainer.train()
     probe = watching.probe

@@ -20,8 +20,9 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import accelerate
 import numpy as np
@@ -68,6 +69,7 @@ def watch(
     correct: str | None = None,
     row_statistics: bool = True,
     policy: str = "shared",
+    mode: Literal["exact", "fused"] = "exact",
 ) -> Watch:
     """Measure every agent's exact gradient while `trainer.train()` runs; call it before that.
 
@@ -77,7 +79,8 @@ def watch(
     those with the same prompt do. `agents`: read from the dataset if None. `correct`: name of the
     reward function that grades answers (above 0.5 is correct): it gives accuracies, and
     evaluations if the trainer has an `eval_dataset`. `row_statistics` form the gradient of every
-    row, one module at a time; switch them off if that is too slow.
+    row, one module at a time; switch them off if that is too slow. `mode`: see
+    `gradlab.probe.attach`.
 
     One update of the optimizer is one step of the store, with the rows that it was trained on.
     """
@@ -89,7 +92,8 @@ def watch(
     if agents is None:
         agents = columns.agents_of(trainer.train_dataset)
     graded = None if correct is None else names.index(correct)
-    watching = Watch(trainer, columns, tuple(agents), record, graded, row_statistics, policy)
+    settings = Settings(record, graded, row_statistics, policy, mode)
+    watching = Watch(trainer, columns, tuple(agents), settings)
     trainer.add_callback(watching)
     return watching
 
@@ -123,6 +127,18 @@ def check(trainer: Any, columns: Columns, record: str | Path | None) -> None:
                 )
     if record is not None and Path(record).suffix != ".zarr":
         raise ValueError(f"watch: record is '{record}'; expected a path that ends in .zarr")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `watch` was asked for."""
+
+    record: str | Path | None
+    graded: int | None
+    """Index of the reward function that grades answers."""
+    row_statistics: bool
+    policy: str
+    mode: Literal["exact", "fused"]
 
 
 class Columns:
@@ -184,10 +200,7 @@ class Watch(TrainerCallback):
         trainer: GRPOTrainer,
         columns: Columns,
         agents: tuple[Agent, ...],
-        record: str | Path | None,
-        graded: int | None,
-        row_statistics: bool,
-        policy: str,
+        settings: Settings,
     ) -> None:
         self.probe: Probe | None = None
         """There from the first step of `trainer.train()` on."""
@@ -195,10 +208,8 @@ class Watch(TrainerCallback):
         self._trainer: Any = trainer  # typed loosely, and its methods are replaced
         self._columns = columns
         self._index = {agent: i for i, agent in enumerate(agents)}
-        self._record = None if record is None else Path(record)
-        self._graded = graded
-        self._row_statistics = row_statistics
-        self._policy = policy
+        self._settings = settings
+        self._record = None if settings.record is None else Path(settings.record)
         self._store: RunStore | None = None
         self._last_logps: tuple[Tensor, Tensor | None] | None = None
         self._rewards: Tensor | None = None
@@ -227,7 +238,13 @@ class Watch(TrainerCallback):
         model = trainer.accelerator.unwrap_model(trainer.model)
         optimizer = trainer.optimizer
         optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper has no hooks
-        self.probe = attach(model, optimizer, agents=self.agents, policy=self._policy)
+        self.probe = attach(
+            model,
+            optimizer,
+            agents=self.agents,
+            policy=self._settings.policy,
+            mode=self._settings.mode,
+        )
         if state.global_step > 0:
             self._load_probe(Path(args.output_dir) / f"checkpoint-{state.global_step}")
         if self._record is not None and trainer.accelerator.is_main_process:
@@ -340,7 +357,7 @@ class Watch(TrainerCallback):
                     f"watch: the batch lost its agents on the way to the loss: no {AGENT} among "
                     f"{sorted(inputs)}. Does {type(self._trainer).__name__} make its own batches?"
                 )
-            prompts = inputs[PROMPT] if self._row_statistics else None
+            prompts = inputs[PROMPT] if self._settings.row_statistics else None
             self.probe.tag(inputs[AGENT], prompts=prompts)
             try:
                 loss = compute(model, inputs)
@@ -391,8 +408,8 @@ class Watch(TrainerCallback):
         size = trainer.num_generations if trainer.model.training else trainer.num_generations_eval
         here = slice(trainer.accelerator.process_index * n, None)
         facts[:, 0] = total[here][:n]
-        if self._graded is not None:
-            grade = self._rewards[:, self._graded]
+        if self._settings.graded is not None:
+            grade = self._rewards[:, self._settings.graded]
             known = torch.where(grade.isnan(), math.nan, (grade > CORRECT_ABOVE).double())
             facts[:, 1] = known[here][:n]
         if len(total) % size == 0:
@@ -493,7 +510,7 @@ class Watch(TrainerCallback):
     def _eval_problems(self) -> dict[str, int]:
         """Key of every row of the evaluation dataset -> its place among the problems."""
         dataset = self._trainer.eval_dataset
-        if self._graded is None or dataset is None:
+        if self._settings.graded is None or dataset is None:
             return {}
         if not isinstance(dataset, Dataset):
             warnings.warn(
@@ -553,7 +570,7 @@ class Watch(TrainerCallback):
             task=type(trainer).__name__,
             model=str(trainer.model.config._name_or_path),
             roles=roles,
-            routing=dict.fromkeys(roles, self._policy),
+            routing=dict.fromkeys(roles, self._settings.policy),
             policies=(policy,),
             problems=tuple(f"eval[{i}]" for i in range(len(self._problems))),
             eval_samples=self._num_samples if self._problems else 1,
