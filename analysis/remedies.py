@@ -124,7 +124,7 @@ BY_SIGNAL: dict[str, Remedy] = {
     ),
     "entropy": Remedy(
         "Keep {role}'s entropy up",
-        "it changed before the drop",
+        "it fell before the drop",
         "--entropy-coefficient 0.001",
     ),
     "ratio_std": Remedy(
@@ -134,7 +134,7 @@ BY_SIGNAL: dict[str, Remedy] = {
     ),
     "length_mean": Remedy(
         "Bound {role}'s responses",
-        "their length changed before the drop",
+        "their length grew before the drop",
         "--kl-coefficient {role} 0.05",
     ),
     "truncated": Remedy(
@@ -151,6 +151,9 @@ BY_SIGNAL: dict[str, Remedy] = {
         "--samples <more>",
     ),
 }
+"""For a signal that rose before the drop, or fell if it is one of `BAD_WHEN_LOWER`."""
+
+BAD_WHEN_LOWER = frozenset({"entropy"})
 
 
 def remedies_for(
@@ -168,8 +171,10 @@ def remedies_for(
             filled = _filled(remedy, words)
             chosen.setdefault(filled.option, filled)
     for verdict in signals:
-        known = BY_SIGNAL.get(verdict.key.split(":")[0])
-        if verdict.is_candidate and known:
+        kind = verdict.key.split(":")[0]
+        known = BY_SIGNAL.get(kind)
+        is_worse = (verdict.after < verdict.before) == (kind in BAD_WHEN_LOWER)
+        if verdict.is_candidate and known and is_worse:
             filled = _filled(known, {"role": verdict.subject, "half_rate": half})
             chosen.setdefault(filled.option, filled)
     return tuple(chosen.values())
