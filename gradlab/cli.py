@@ -86,8 +86,10 @@ def train(arguments: Sequence[str]) -> int:
 
     arguments, name = _take_option(arguments, "--preset")
     if name is None:
-        is_small = "smollm2-135m" in arguments or "--model=smollm2-135m" in arguments
-        name = "smollm2" if is_small else "clean"
+        _, model = _take_option(arguments, "--model")
+        name = "smollm2" if model == "smollm2-135m" else "clean"
+    if "--resume" in arguments:
+        _refuse_other_options(arguments)
     config = tyro.cli(
         TrainConfig,
         prog="gradlab train",
@@ -213,7 +215,9 @@ def _is_finished(run: Path, steps: int) -> bool:
     """Whether a run got to its last step; its store is closed after Ctrl-C and errors as well."""
     from gradlab.store import open_run
 
-    return (run / "run.zarr").exists() and open_run(run).steps[-1:].tolist() == [steps]
+    # The last checkpoint is written after the last step and the last evaluation.
+    checkpoint = run / "checkpoints" / f"step-{steps:06d}" / "checkpoint.json"
+    return checkpoint.is_file() and open_run(run).closed
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
@@ -242,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt as stop:
-        print(f"\ngradlab {given[0]}: {stop or 'stopped'}", file=sys.stderr)
+        print(f"\ngradlab {given[0]}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 1
@@ -275,6 +279,20 @@ def _help() -> str:
             "Set GRADLAB_TRACEBACK=1 to see the traceback of an error.",
         ]
     )
+
+
+RESUMABLE = ("--resume", "--out", "--extend-to", "--device", "--threads")
+
+
+def _refuse_other_options(arguments: Sequence[str]) -> None:
+    """A resumed run keeps its configuration; ignoring what was asked for would mislead."""
+    given = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+    refused = [option for option in given if option not in RESUMABLE and option != "--help"]
+    if refused:
+        raise ValueError(
+            f"--resume continues a run as it was configured; it takes {', '.join(RESUMABLE[1:])}, "
+            f"not {', '.join(refused)}. Start a new run to change them"
+        )
 
 
 def _take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str | None]:

@@ -30,9 +30,17 @@ def checkpoint_path(run: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    run: Path, step: int, language: LanguageModel, policies: Mapping[str, Policy]
+    run: Path,
+    step: int,
+    language: LanguageModel,
+    policies: Mapping[str, Policy],
+    keep_states: int = 0,
 ) -> Path:
-    """Write the checkpoint of `step` under a temporary name, sync it to disk and rename it."""
+    """Write the checkpoint of `step` under a temporary name, sync it to disk and rename it.
+
+    Older checkpoints than the newest `keep_states` lose their optimizer state (0: none does) and
+    keep their adapters.
+    """
     target = checkpoint_path(run, step)
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -54,17 +62,24 @@ def save_checkpoint(
         shutil.rmtree(target)
     temporary.rename(target)
     _sync(target.parent)
+    for old in _whole(run)[:-keep_states] if keep_states else []:
+        for state_file in checkpoint_path(run, old).glob(f"*/{STATE}"):
+            state_file.unlink()
     return target
 
 
 def last_checkpoint(run: Path) -> int | None:
     """Step of the newest whole checkpoint, or None."""
-    steps = [
+    return max(_whole(run), default=None)
+
+
+def _whole(run: Path) -> list[int]:
+    """Steps of the whole checkpoints, in order."""
+    return sorted(
         int(path.name.removeprefix("step-"))
         for path in (run / "checkpoints").glob("step-*")
         if (path / DONE).is_file()
-    ]
-    return max(steps, default=None)
+    )
 
 
 def load_checkpoint(

@@ -25,7 +25,7 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (
         (
             "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
-            "entropy_coefficient", "threads",
+            "entropy_coefficient", "threads", "keep_states",
         ),
         0,
         "0 or more",
@@ -52,6 +52,9 @@ class TrainConfig:
     """Steps between evaluations; step 0 and the last step are always evaluated."""
     checkpoint_every: int = 20
     """Steps between checkpoints; the last step always has one."""
+    keep_states: int = 0
+    """Newest checkpoints that keep optimizer states, eight times the size of the adapters; 0 keeps
+    all. Only those can be continued from."""
     device: str = "auto"
     """'cpu', 'cuda' or 'auto'."""
     threads: int = 0
@@ -152,8 +155,9 @@ class TrainConfig:
     """Learning rate of AdamW after warm-up (constant)."""
     warmup_steps: int = 0
     """Linear warm-up."""
-    scheduler_tick: Literal["step", "update"] = "step"
-    """Advance the warm-up once per training step, or once per policy update (paper's code)."""
+    scheduler_tick: Literal["step", "policy"] = "step"
+    """Advance the warm-up once per training step, or each time a policy was trained, for all of
+    them (paper's code: R policies warm up R times as fast)."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
     clip_norm: float = 1.0

@@ -17,6 +17,12 @@ _NUMBER = re.compile(
 )
 _OPERATION = re.compile(r"[\^_+]|\\(?!text|mathrm|left|right|quad|\W)")
 """Makes what stands around a number more than a unit: 'x+1', '5\\pi', '\\sqrt{3}', 'x^2'."""
+_HEDGE = re.compile(
+    r"\b(?:not|no|never|less|fewer|more|greater|least|most|about|around|roughly|approx\w*|nearly|"
+    r"almost|over|under|above|below|between|or|maybe|than)\b|[<>≤≥≈~≠]",
+    re.IGNORECASE,
+)
+"""Says that the number is not quite the answer: 'less than 72'."""
 MAX_DIGITS = 400
 """Longer digit strings are not answers; refusing them bounds the time spent on hostile input."""
 
@@ -25,7 +31,8 @@ def final_number(text: str) -> Fraction | None:
     """The number that `text` consists of, exactly: '$1,200.50' and '-3/4' are understood.
 
     A unit or word around it ('18 dollars') is stripped if exactly one number is left; otherwise,
-    and when it is part of a formula ('\\sqrt{3}'), None: a guess would reward a gamble.
+    and when it is part of a formula ('\\sqrt{3}') or hedged ('less than 72'), None: a guess would
+    reward a gamble.
     """
     if len(text) > MAX_DIGITS:
         return None
@@ -39,7 +46,11 @@ def final_number(text: str) -> Fraction | None:
         return None
     number = found[0]
     around = f"{cleaned[: number.start()]} {cleaned[number.end() :]}"
-    if _OPERATION.search(around) or cleaned[number.end() :].startswith("!"):
+    if (
+        _OPERATION.search(around)
+        or _HEDGE.search(around)
+        or cleaned[number.end() :].startswith("!")
+    ):
         return None
     value = Fraction((number["whole"] or "0").replace(",", "") + (number["decimals"] or ""))
     if number["denominator"]:

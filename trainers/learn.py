@@ -5,6 +5,7 @@ Legend: B rows of a micro-batch, T response tokens (right-padded), P prompt toke
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,11 +20,15 @@ from trainers.episodes import Row
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.minibatches import micro_batches, plan_updates
 from trainers.models import LanguageModel
-from trainers.policies import Policy, not_finite
+from trainers.policies import Policy, adapter_parameters, not_finite
 from trainers.sampling import left_padded
 
 MONITORED_ROWS = 16
 """Rows per role on which trainer and reference log-probs are compared with the rollout's."""
+
+
+LARGEST_GAP = 0.2
+"""Nats per token that rounding can explain, also in bfloat16; more means an adapter out of sync."""
 
 
 class TrainingError(RuntimeError):
@@ -86,11 +91,7 @@ def learn(
             sums[role].updates += 1
             sums[role].learning_rate = policy.learning_rate
         accumulate(language, policy, update, old, problems, config, step, sums)
-        clip_and_step(policy, config, step)
-        if config.scheduler_tick == "update":
-            policy.schedule.step()
-    if config.scheduler_tick == "step":
-        policy.schedule.step()
+        clip_and_step(language, policy, config, step)
     return sums
 
 
@@ -138,13 +139,19 @@ def accumulate(
             policy.probe.loss = total_loss
 
 
-def clip_and_step(policy: Policy, config: TrainConfig, step: int) -> None:
+def clip_and_step(language: LanguageModel, policy: Policy, config: TrainConfig, step: int) -> None:
     limit = config.clip_norm or float("inf")
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters, limit)
     if not torch.isfinite(norm):
+        bad = [
+            name
+            for name, parameter in adapter_parameters(language, policy.name).items()
+            if parameter.grad is not None and not bool(parameter.grad.isfinite().all())
+        ]
         raise TrainingError(
-            f"step {step}, policy '{policy.name}': gradient norm is {norm.item()}. Lower "
-            "--learning-rate, or resume from the last checkpoint with a smaller --clip-norm."
+            f"step {step}, policy '{policy.name}' ({', '.join(policy.roles)}): gradient norm is "
+            f"{norm.item()}; not finite in {len(bad)} parameters, first {', '.join(bad[:3])}. "
+            "Start a new run with a lower --learning-rate or --clip-norm."
         )
     policy.optimizer.step()
     policy.optimizer.zero_grad(set_to_none=True)
@@ -277,7 +284,9 @@ def monitor(
     A gap between rollout and trainer means that an adapter did not reach the sampler (verl#7495).
     """
     for role in policy.roles:
-        some = [row for row in rows if row.turn.agent.role == role][:MONITORED_ROWS]
+        mine = [row for row in rows if row.turn.agent.role == role]
+        # Spread over the step: the first rows would all belong to one problem.
+        some = mine[:: max(1, len(mine) // MONITORED_ROWS)][:MONITORED_ROWS]
         tokens = gap = divergence = 0.0
         kept = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in some}
         for micro in micro_batches(some, config.micro_tokens):
@@ -290,6 +299,13 @@ def monitor(
             divergence += float(kl_k3(trainer_BT, reference_BT)[is_token].sum())
         if tokens:
             sums[role].logprob_gap = gap / tokens
+            if gap / tokens > LARGEST_GAP:
+                warnings.warn(
+                    f"policy '{policy.name}', role '{role}': rollout and trainer log-probs differ "
+                    f"by {gap / tokens:.2g} nats per token (expected below {LARGEST_GAP}): the "
+                    "sampler does not use the weights that are trained",
+                    stacklevel=2,
+                )
             sums[role].kl = divergence / tokens
 
 
@@ -297,7 +313,11 @@ def blame(language: LanguageModel, batch: Batch, policy: Policy, step: int, loss
     """Name what is not finite in a micro-batch whose loss is not."""
     bad_weights = not_finite(language, policy.name)
     bad_advantage = [row for row in batch.rows if not np.isfinite(row.advantage)]
-    agents = sorted({str(row.turn.agent) for row in (bad_advantage or batch.rows)})
+    with torch.no_grad():
+        is_finite_B = response_logprobs(language, batch)[0].isfinite().all(1).tolist()
+    bad_rows = [row for row, fine in zip(batch.rows, is_finite_B, strict=True) if not fine]
+    blamed = bad_advantage or bad_rows or batch.rows
+    agents = sorted({str(row.turn.agent) for row in blamed})
     cause = (
         f"{len(bad_weights)} of its {len(policy.parameters)} parameters are not finite "
         f"({bad_weights[0]})"
@@ -306,9 +326,9 @@ def blame(language: LanguageModel, batch: Batch, policy: Policy, step: int, loss
         if bad_advantage
         else "weights and advantages are finite: the forward pass overflowed"
     )
-    problems = sorted({row.problem for row in batch.rows})[:3]
+    problems = sorted({row.problem for row in blamed})[:3]
     return (
         f"step {step}, policy '{policy.name}': loss is {loss.item()}; {cause}. Rows of "
-        f"{', '.join(agents)}, problems {', '.join(problems)}, … Lower --learning-rate, or resume "
-        "from the last checkpoint."
+        f"{', '.join(agents)}, problems {', '.join(problems)}, … Start a "
+        "new run with a lower --learning-rate: resuming would repeat this step exactly."
     )

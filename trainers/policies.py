@@ -117,9 +117,9 @@ def not_finite(language: LanguageModel, policy: str) -> list[str]:
 
 
 def warmup(config: TrainConfig) -> Callable[[int], float]:
-    """Linear warm-up, then constant. With `scheduler_tick='update'` the first update has rate 0,
-    as in the paper's code."""
-    offset = 0 if config.scheduler_tick == "update" else 1
+    """Linear warm-up, then constant. With `scheduler_tick='policy'` the first rate is 0, as in the
+    paper's code."""
+    offset = 0 if config.scheduler_tick == "policy" else 1
 
     def factor(tick: int) -> float:
         return min(1.0, (tick + offset) / max(1, config.warmup_steps))

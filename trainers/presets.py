@@ -20,14 +20,16 @@ def faithful() -> TrainConfig:
     """The choices and quirks of arXiv 2605.24202's code, on the embedded model.
 
     Batch sizes are scaled down to it; see `cell` for the paper's own sizes. Quirks kept: malformed
-    evaluator chats, raw-reward singletons, one schedule tick per update with a first rate of 0,
-    length-ordered mini-batches, partial mini-batches divided by the full size.
+    evaluator chats (chat models only: the compact prompts of tiny keep no history), raw-reward
+    singletons, one schedule for all policies that ticks after each and starts at 0, length-ordered
+    mini-batches, partial mini-batches divided by the full size. The paper pools the workers of
+    orchestrator_workers in one group: add --group-by role there.
     """
     return TrainConfig(
         temperature=0.7,
         history="shared",
         singleton="reward",
-        scheduler_tick="update",
+        scheduler_tick="policy",
         warmup_steps=15,
         minibatches="length",
         partial_minibatch="full",
@@ -141,6 +143,7 @@ def cell(name: str) -> TrainConfig:
         steps=500,
         eval_every=10,
         checkpoint_every=5,
+        keep_states=2,
         eval_problems=1412,
         problems_per_step=64,
         samples=8,
@@ -148,7 +151,7 @@ def cell(name: str) -> TrainConfig:
         max_prompt_tokens=_MATH_PROMPT_TOKENS[match["workflow"]],
         max_response_tokens=5120,
         rows_per_update=512,
-        micro_tokens=40960,
+        micro_tokens=8192,
         learning_rate=2e-5,
         group_by="role" if match["workflow"] != "Voting" else "role_number",
     )

@@ -144,7 +144,7 @@ def _json_lines(path: Path, task: str) -> list[tuple[int, str, dict[str, Any]]]:
     if not path.is_file():
         raise ValueError(f"task '{task}': no file {path}; expected {SOURCES[task]}")
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

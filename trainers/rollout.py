@@ -116,8 +116,8 @@ def _play_wave(
                     else "its parameters are finite: the forward pass overflowed"
                 )
                 raise TrainingError(
-                    f"sampling from policy '{policy}': {error}; {cause}. Lower --learning-rate, or "
-                    "resume from the last checkpoint."
+                    f"sampling from policy '{policy}': {error}; {cause}. Start a new run with a "
+                    "lower --learning-rate: resuming would repeat this step exactly."
                 ) from error
         for (number, slot, prompt), response in zip(asked, responses, strict=True):
             said[number, slot] = (prompt, response)

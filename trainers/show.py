@@ -75,9 +75,11 @@ def _list_problems(by_problem: dict[str, list[dict[str, Any]]], console: Console
 
 def _print_episode(episode: dict[str, Any], console: Console) -> None:
     outcome = "[green]solved[/green]" if episode["outcome"] else "[red]not solved[/red]"
-    console.rule(f"{episode['problem']}, sample {episode['sample']}: {outcome}")
+    console.rule(f"{escape(episode['problem'])}, sample {episode['sample']}: {outcome}")
     console.print(escape(episode["question"]))
-    console.print(f"reference {episode['reference']}, answer {episode['answer']}")
+    console.print(
+        f"reference {escape(episode['reference'])}, answer {escape(str(episode['answer']))}"
+    )
     if episode["failure"]:
         console.print(f"[red]given up: {escape(episode['failure'])}[/red]")
     for turn in episode["turns"]:

@@ -2,7 +2,7 @@
 
     python -m trainers.tiny --size 0.3m        # about 5 minutes on two cores
     python -m trainers.tiny --size 1m --batches 700 --batch-size 128 --learning-rate 2e-3
-    python -m trainers.tiny --size 3m --batches 500 --batch-size 128 --learning-rate 1.5e-3
+    python -m trainers.tiny --size 3m --batches 700 --batch-size 128 --learning-rate 2.5e-3
 
 The models speak the compact prompts of every role on `arithmetic` with two digits. The warm start
 is supervised learning on *noisy* labels, so that each role is right about half of the time: a base
@@ -65,7 +65,7 @@ class Build:
 SHAPES: dict[Size, dict[str, Any]] = {
     "0.3m": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "head_dim": 24},
     "1m": {"hidden_size": 144, "intermediate_size": 432, "num_hidden_layers": 4, "head_dim": 36},
-    "3m": {"hidden_size": 224, "intermediate_size": 672, "num_hidden_layers": 5, "head_dim": 56},
+    "3m": {"hidden_size": 216, "intermediate_size": 648, "num_hidden_layers": 5, "head_dim": 54},
 }
 
 STORED_AS: dict[Size, torch.dtype] = {

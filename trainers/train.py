@@ -13,7 +13,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,15 +71,20 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
         if run.done == 0:
             progress.evaluated(measure(run))
         for step in range(run.done + 1, config.steps + 1):
-            progress.trained(train_step(run, step), run.policies)
+            record = train_step(run, step)
             run.done = step
+            progress.trained(record, run.policies)
             if step % config.eval_every == 0 or step == config.steps:
+                started = time.perf_counter()
                 progress.evaluated(measure(run))
+                seconds = time.perf_counter() - started
+                record = replace(record, run=replace(record.run, eval_seconds=seconds))
+            run.store.append(record)
             # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
             is_last = step == config.steps or is_interrupted()
             if step % config.checkpoint_every == 0 or is_last:
                 run.store.flush()
-                save_checkpoint(config.out, step, run.language, run.policies)
+                save_checkpoint(config.out, step, run.language, run.policies, config.keep_states)
             if is_last and step < config.steps:
                 raise KeyboardInterrupt(
                     f"stopped after step {step}; continue with: gradlab train --resume "
@@ -89,7 +94,7 @@ def train(config: TrainConfig, progress: Progress | None = None) -> Path:
 
 
 def train_step(run: Run, step: int) -> StepRecord:
-    """One training step: play episodes, credit them, update every policy, record."""
+    """One training step: play episodes, credit them, update every policy, sum up."""
     config, started = run.config, time.perf_counter()
     problems = step_problems(run.task.train, config, step)
     key = (config.seed, step, TRAINING)
@@ -102,8 +107,11 @@ def train_step(run: Run, step: int) -> StepRecord:
     for policy in run.policies.values():
         mine = [row for row in rows if row.turn.agent.role in policy.roles]
         sums |= learn(run.language, policy, mine, config, step)
+        shared = config.scheduler_tick == "policy"
+        for ticked in run.policies.values() if shared else (policy,):
+            ticked.schedule.step()
     ended = time.perf_counter()
-    record = step_record(
+    return step_record(
         step, episodes, rows, counts, sums, run.routing,
         {
             "rollout_seconds": played - started,
@@ -111,8 +119,6 @@ def train_step(run: Run, step: int) -> StepRecord:
             "step_seconds": ended - started,
         },
     )  # fmt: skip
-    run.store.append(record)
-    return record
 
 
 def measure(run: Run) -> EvalRecord:
@@ -127,16 +133,14 @@ def measure(run: Run) -> EvalRecord:
 
 
 def step_problems(problems: Sequence[Problem], config: TrainConfig, step: int) -> list[Problem]:
-    """The problems of a step: consecutive slices of a new permutation in every epoch."""
-    chosen: list[Problem] = []
-    position = (step - 1) * config.problems_per_step
-    while len(chosen) < config.problems_per_step:
-        epoch, offset = divmod(position, len(problems))
-        order = np.random.default_rng([config.seed, epoch]).permutation(len(problems))
-        part = order[offset : offset + config.problems_per_step - len(chosen)]
-        chosen += [problems[i] for i in part]
-        position += len(part)
-    return chosen
+    """The problems of a step: consecutive slices of a new permutation in every epoch.
+
+    What does not fill a step is left out of the epoch, so that no step holds a problem twice.
+    """
+    size = config.problems_per_step
+    epoch, index = divmod(step - 1, len(problems) // size)
+    order = np.random.default_rng([config.seed, epoch]).permutation(len(problems))
+    return [problems[i] for i in order[index * size : (index + 1) * size]]
 
 
 def open_run_for_training(config: TrainConfig) -> Run:
@@ -152,6 +156,11 @@ def open_run_for_training(config: TrainConfig) -> Run:
         config.task, heldout=config.eval_problems, seed=config.seed, data=config.data,
         difficulty=config.difficulty,
     )  # fmt: skip
+    if config.problems_per_step > len(task.train):
+        raise ValueError(
+            f"--problems-per-step is {config.problems_per_step}; task '{config.task}' has "
+            f"{len(task.train)} problems left to train on"
+        )
     if about and about["data"]["sha256"] != task.content_hash:
         raise ValueError(
             f"--resume: the problems of task '{config.task}' have changed since the run began "
