@@ -8,17 +8,14 @@
 The agents travel as tensors in the batch that TRL generates, so they are shuffled and split with
 the rows. The trainer's methods are wrapped on the instance; nothing of TRL is replaced.
 
-Legend: n rows of a batch, T response tokens, P problems, S samples, R roles.
+Legend: n rows of a batch, T response tokens.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +34,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from gradlab.interop.turns import TURN, Turns, mean, step_record, token_counts
+from gradlab.interop.columns import Columns
+from gradlab.interop.evaluations import Graded, HeldOut
+from gradlab.interop.turns import TURN, Turns, step_record, token_counts
 from gradlab.probe import Probe, attach
-from gradlab.records import Agent, EvalRecord, PolicyMeta, RoleEvaluation, RunMeta, StepRecord
+from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
 from gradlab.writer import RunStore
 
 WRAPPED = (
@@ -141,57 +140,6 @@ class Settings:
     mode: Literal["exact", "fused"]
 
 
-class Columns:
-    """Where a row of the dataset says whose it is."""
-
-    def __init__(self, role: str, number: str | None, problem: str | None) -> None:
-        self.role, self.number, self.problem = role, number, problem
-
-    @property
-    def given(self) -> dict[str, str]:
-        """The columns that there have to be, by the argument of `watch` that names them."""
-        named = {
-            "role_column": self.role,
-            "number_column": self.number,
-            "problem_column": self.problem,
-        }
-        return {what: column for what, column in named.items() if column is not None}
-
-    def agent(self, row: Mapping[str, Any]) -> Agent:
-        """The agent of a row; a ValueError that shows the row's columns if it names none."""
-        for column in (self.role, self.number):
-            if column is not None and row.get(column) is None:
-                raise ValueError(
-                    f"watch: a row has no value in the column '{column}'; "
-                    f"it has {sorted(key for key in row if row[key] is not None)}"
-                )
-        return Agent(str(row[self.role]), 0 if self.number is None else int(row[self.number]))
-
-    def agents_of(self, dataset: Any) -> tuple[Agent, ...]:
-        """All agents of a dataset: roles in the order of appearance, numbers ascending."""
-        if not isinstance(dataset, Dataset) or self.role not in dataset.column_names:
-            raise ValueError(
-                f"watch: a dataset of type {type(dataset).__name__} does not say before training "
-                "which agents there are; pass agents=[Agent('generator'), …]"
-            )
-        named = [name for name in (self.role, self.number) if name is not None]
-        found = dict.fromkeys(self.agent(row) for row in dataset.select_columns(named))
-        roles = [*dict.fromkeys(agent.role for agent in found)]
-        return tuple(sorted(found, key=lambda agent: (roles.index(agent.role), agent.number)))
-
-    def prompt(self, row: Mapping[str, Any]) -> int:
-        """An id that rows with the same problem (or the same prompt) share, on every rank."""
-        what = row[self.problem] if self.problem is not None else row.get("prompt")
-        text = json.dumps(what, sort_keys=True, default=str).encode()
-        return int.from_bytes(hashlib.blake2b(text, digest_size=7).digest(), "big")
-
-    def key(self, row: Mapping[str, Any]) -> str:
-        """Identifies a row of the evaluation dataset: its prompt, problem and agent."""
-        problem = None if self.problem is None else row[self.problem]
-        what = [row.get("prompt"), problem, str(self.agent(row))]
-        return hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=8).hexdigest()
-
-
 class Watch(TrainerCallback):
     """A `GRPOTrainer` under the probe; made by `watch`."""
 
@@ -219,17 +167,17 @@ class Watch(TrainerCallback):
         self._rollout_seconds = 0.0
         self._step_start = time.perf_counter()
         self._ends = end_tokens(trainer)
-        self._problems = self._eval_problems()
-        self._evaluated: list[tuple[str, int, float, float, float]] = []
+        self._held_out = self._held_out_rows()
+        self._answers: list[Graded] = []
         self._last_eval_step = -1
-        for name in WRAPPED:
-            wrapper = {
-                "_generate_and_score_completions": self._around_generation,
-                "_calculate_rewards": self._around_rewards,
-                "_compute_loss": self._around_loss,
-                "_get_per_token_logps_and_entropies": self._around_logps,
-            }[name]
-            setattr(trainer, name, wrapper(getattr(trainer, name)))
+        around = (
+            self._around_generation,
+            self._around_rewards,
+            self._around_loss,
+            self._around_logps,
+        )
+        for name, wrap in zip(WRAPPED, around, strict=True):
+            setattr(trainer, name, wrap(getattr(trainer, name)))
 
     # Callbacks of the trainer.
 
@@ -283,14 +231,14 @@ class Watch(TrainerCallback):
         self._store.append(self._step_record(state.global_step, turns, counts, rate, seconds))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        mine, self._evaluated = self._evaluated, []
+        mine, self._answers = self._answers, []
         is_known = state.global_step == self._last_eval_step
-        if not self._problems or self.probe is None or is_known:  # the same on every rank
+        if self._held_out is None or self.probe is None or is_known:  # the same on every rank
             return
         everybody = gather_object(mine)
         self._last_eval_step = state.global_step
         if self._store is not None:
-            self._store.append(self._eval_record(state.global_step, everybody))
+            self._store.append(self._held_out.record(state.global_step, everybody, self.agents))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
@@ -328,13 +276,13 @@ class Watch(TrainerCallback):
                 output[AGENT] = torch.tensor(agents)
                 output[PROMPT] = torch.tensor([self._columns.prompt(row) for row in inputs])
                 output[FACTS] = facts
-            elif self._problems:
+            elif self._held_out is not None:
                 lengths = output["completion_mask"].sum(1).tolist()
                 for row, agent, fact, length in zip(
                     inputs, agents, facts.tolist(), lengths, strict=True
                 ):
-                    key = self._columns.key(row)
-                    self._evaluated.append((key, agent, fact[1], length, fact[3]))
+                    role, key = self.agents[agent].role, self._columns.key(row)
+                    self._answers.append(Graded(key, role, fact[1], length, fact[3] > 0))
             return output
 
         return generate_and_tag
@@ -507,63 +455,26 @@ class Watch(TrainerCallback):
             },
         )
 
-    def _eval_problems(self) -> dict[str, int]:
-        """Key of every row of the evaluation dataset -> its place among the problems."""
+    def _held_out_rows(self) -> HeldOut | None:
+        """What evaluations are recorded on; None if they are not."""
         dataset = self._trainer.eval_dataset
         if self._settings.graded is None or dataset is None:
-            return {}
+            return None
         if not isinstance(dataset, Dataset):
             warnings.warn(
                 f"watch: evaluations are recorded for one indexed eval_dataset, not for a "
                 f"{type(dataset).__name__}; the store will have none",
                 stacklevel=3,
             )
-            return {}
+            return None
         keys = [self._columns.key(row) for row in dataset]
-        self._num_samples = max(Counter(keys).values()) * self._trainer.num_generations_eval
-        return {key: i for i, key in enumerate(dict.fromkeys(keys))}
-
-    def _eval_record(
-        self, step: int, rows: Sequence[tuple[str, int, float, float, float]]
-    ) -> EvalRecord:
-        """(key, agent, correct, length, truncated) of every row -> the record; a row of the
-        evaluation dataset is a problem."""
-        roles = [*dict.fromkeys(agent.role for agent in self.agents)]
-        correct_PS = np.full((len(self._problems), self._num_samples), 255, dtype=np.uint8)
-        filled = np.zeros(len(self._problems), dtype=np.int64)
-        by_role: dict[str, list[tuple[float, float, float]]] = {role: [] for role in roles}
-        own_RP: list[list[list[float]]] = [[[] for _ in self._problems] for _ in roles]
-        for key, agent, correct, length, truncated in rows:
-            problem = self._problems[key]
-            # The sampler pads the last batch with rows that came before.
-            if filled[problem] == self._num_samples:
-                continue
-            if not math.isnan(correct):
-                correct_PS[problem, filled[problem]] = int(correct)
-            filled[problem] += 1
-            role = self.agents[agent].role
-            by_role[role].append((correct, length, truncated))
-            own_RP[roles.index(role)][problem].append(correct)
-        return EvalRecord(
-            step,
-            correct_PS,
-            {
-                role: RoleEvaluation(
-                    own_accuracy=mean(values[:, 0]),
-                    length_mean=mean(values[:, 1]),
-                    length_p95=float(np.percentile(values[:, 1], 95)),
-                    truncated=mean(values[:, 2]),
-                )
-                for role, values in ((r, np.array(v)) for r, v in by_role.items() if v)
-            },
-            np.array([[mean(np.array(own)) for own in own_P] for own_P in own_RP]),
-        )
+        return HeldOut(keys, self._trainer.num_generations_eval)
 
     def _meta(self, policy: PolicyMeta) -> RunMeta:
         trainer, roles = self._trainer, tuple(dict.fromkeys(a.role for a in self.agents))
         path = self._record
         assert path is not None
-        packages = (torch, transformers, peft, accelerate, trl)
+        packages, held_out = (torch, transformers, peft, accelerate, trl), self._held_out
         return RunMeta(
             run_id=path.resolve().parent.name if path.stem == "run" else path.stem,
             workflow="trl",
@@ -572,8 +483,8 @@ class Watch(TrainerCallback):
             roles=roles,
             routing=dict.fromkeys(roles, self._settings.policy),
             policies=(policy,),
-            problems=tuple(f"eval[{i}]" for i in range(len(self._problems))),
-            eval_samples=self._num_samples if self._problems else 1,
+            problems=() if held_out is None else held_out.names,
+            eval_samples=1 if held_out is None else held_out.num_samples,
             config={key: plain(value) for key, value in trainer.args.to_dict().items()},
             versions={package.__name__: package.__version__ for package in packages},
         )
