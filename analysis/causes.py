@@ -74,6 +74,9 @@ class OnsetOrder:
     """Steps; an earlier change is too far away to be named."""
     min_before: int = 4
     """Points on the old level; a change at the very beginning is a start-up, not an event."""
+    still_moving: float = 0.25
+    """A setting that was never at rest, such as a warm-up, must have moved by this share of its
+    smallest change within this share of `max_lead` before the drop; else it had settled."""
     max_bins: int = 100
     num_draws: int = 200
     min_steps: int = 20
@@ -117,6 +120,9 @@ class OnsetOrder:
                     self._verdict(signal, series, bends[n], n in moved, bin_step, drop_draws, rng),
                 )
             )
+            if signal.kind.is_set and self._had_settled(signal, series, bends[n], bin_step, drop):
+                note = "settled long before the drop: a start-up, not an event"
+                verdicts[-1] = (signal, replace(verdicts[-1][1], is_candidate=False, note=note))
         return _ranked(_undominated(verdicts))
 
     def _span(self, step_T: NDArray[np.int64], drop: CliffResult) -> tuple[int, int]:
@@ -149,6 +155,22 @@ class OnsetOrder:
             and bend.gain >= self.min_gain
             and bend.onset >= self.min_before - 1
         )
+
+    def _had_settled(
+        self, signal: Measured, series: Floats, bend: Bend, bin_step: Floats, drop: CliffResult
+    ) -> bool:
+        """Was the setting moving from the start (no rest before its change), and at rest near the
+        drop?"""
+        if drop.onset is None:
+            return False
+        onset, rest = int(bend.onset), self.min_before
+        at_rest = series[max(onset - rest + 1, 0) : onset + 1]
+        small = 0.05 * abs(bend.after - bend.before)
+        if len(at_rest) == rest and np.ptp(at_rest) <= small:
+            return False
+        start = drop.onset.lower - self.still_moving * self.max_lead
+        near = series[(bin_step >= start) & (bin_step <= drop.onset.upper)]
+        return len(near) == 0 or bool(np.ptp(near) < self.still_moving * signal.kind.min_change)
 
     def _verdict(
         self,

@@ -118,6 +118,11 @@ def test_rising_learning_rate_is_dated_exactly_and_a_falling_one_is_no_suspect()
     warming = judged(1e-4 * step_T, "learning_rate")  # a straight line has no bend, and is known
     assert warming.is_candidate
     assert warming.lead == pytest.approx(80, abs=10)
+    warmed_up = judged(1e-3 * np.minimum(step_T / 60, 1), "learning_rate")
+    assert not warmed_up.is_candidate
+    assert "settled" in warmed_up.note
+    earlier = judged(np.where(step_T < 71, 1e-3, 4e-3), "learning_rate")  # at rest, then a jump
+    assert earlier.is_candidate
     falling = judged(np.where(step_T < 101, 4e-3, 1e-3), "learning_rate")
     assert not falling.is_candidate
     assert judged(np.full(160, 1e-3), "learning_rate").onset is None
