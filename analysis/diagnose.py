@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -67,6 +68,8 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     has_failed = bool(drops or broken)
     # More steps for the parallel role is the usual set-up: nothing to change while nothing fails.
     to_remedy = tuple(f for f in findings if has_failed or f.kind != "path amplification")
+    onsets = [f.onset.step for f in (*drops, *broken, *capture) if f.onset]
+    when = onsets[0] if onsets else None
     return Diagnosis(
         run.meta.run_id,
         _name(run),
@@ -77,7 +80,12 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         findings,
         verdicts,
         candidates(drop, verdicts, findings),
-        remedies_for(to_remedy, verdicts, _learning_rate(run)),
+        remedies_for(
+            to_remedy,
+            verdicts,
+            _learning_rate(run, when),
+            None if when is None else _checkpoint(run.path.resolve().parent, when),
+        ),
         (
             *_unjudged(run, series, drop, signals, detectors),
             *unjudged_capture,
@@ -132,12 +140,32 @@ def _name(run: Run) -> str:
     return path.parent.name if path.name == RUN_ZARR else path.stem
 
 
-def _learning_rate(run: Run) -> float:
-    """The highest that any policy used; NaN if none was recorded."""
-    rates = [run.update_metric("learning_rate", policy.name).value_T for policy in run.policies]
-    known = np.concatenate(rates)
-    known = known[np.isfinite(known)]
-    return float(known.max()) if len(known) else math.nan
+def _learning_rate(run: Run, when: int | None) -> float:
+    """In force after step `when` (None: at the end), the highest of the policies; NaN if unknown.
+
+    The highest of the whole run would not do: with a schedule, or a rise after the fall, half of it
+    may be more than what the run fell at.
+    """
+    rates = []
+    for policy in run.policies:
+        signal = run.update_metric("learning_rate", policy.name)
+        value = np.asarray(signal.value_T, dtype=np.float64)
+        used = np.isfinite(value) & (value > 0)
+        if when is not None:
+            used &= signal.step_T <= when
+        if used.any():
+            rates.append(float(value[used][-1]))
+    return max(rates, default=math.nan)
+
+
+def _checkpoint(run: Path, step: int) -> str | None:
+    """Name of the newest whole checkpoint from step `step` or before; None if the run has none."""
+    steps = {
+        int(path.parent.name.removeprefix("step-")): path.parent.name
+        for path in (run / "checkpoints").glob("step-*/checkpoint.json")
+        if path.parent.name.removeprefix("step-").isdecimal()
+    }
+    return steps[max(early)] if (early := [at for at in steps if at <= step]) else None
 
 
 def _instrumentation(run: Run) -> list[Finding]:

@@ -12,9 +12,9 @@ from analysis.findings import Finding, Remedy, SignalVerdict
 BY_FINDING: dict[str, tuple[Remedy, ...]] = {
     "cliff": (
         Remedy(
-            "Keep the checkpoint before the fall",
-            "everything after step {step} lost accuracy",
-            "restart from checkpoints/ at or before step {step}",
+            "Go back to checkpoints/{checkpoint}",
+            "the newest one from before the fall at step {step}",
+            "copy the run without its later checkpoints, then gradlab train --resume --out <copy>",
         ),
         Remedy(
             "Halve the learning rate",
@@ -160,14 +160,22 @@ def remedies_for(
     findings: tuple[Finding, ...],
     signals: tuple[SignalVerdict, ...],
     learning_rate: float = math.nan,
+    checkpoint: str | None = None,
 ) -> tuple[Remedy, ...]:
-    """Remedies in the order of the findings, then of the candidates; one per option."""
+    """Remedies in the order of the findings, then of the candidates; one per option.
+
+    `learning_rate` is the one in force when things went wrong, `checkpoint` the newest one from
+    before; without it nothing is said about going back.
+    """
     half = f"{learning_rate / 2:.2g}" if math.isfinite(learning_rate) else "<half of this run's>"
     chosen: dict[str, Remedy] = {}
     for finding in findings:
-        step = str(finding.onset.lower) if finding.onset else "the first one"
+        step = str(finding.onset.step) if finding.onset else "the first one"
         words = {"role": finding.subject, "step": step, "half_rate": half}
+        words["checkpoint"] = checkpoint or ""
         for remedy in BY_FINDING[finding.kind]:
+            if "{checkpoint}" in remedy.title and checkpoint is None:
+                continue
             filled = _filled(remedy, words)
             chosen.setdefault(filled.option, filled)
     for verdict in signals:

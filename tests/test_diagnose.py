@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,38 @@ def test_fallen_run_names_drop_capture_role_and_remedies(fallen: Path) -> None:
     assert any("capture by generator" in candidate for candidate in diagnosis.candidates)
     options = {remedy.option for remedy in diagnosis.remedies}
     assert {"--learning-rate 0.0005", "--kl-coefficient generator 0.05"} <= options
+
+
+def test_checkpoint_to_go_back_to_is_one_that_exists_and_is_early_enough(fallen: Path) -> None:
+    onset = diagnose(open_run(fallen)).findings[0].onset
+    assert onset is not None
+
+    def offered() -> list[str]:
+        return [r.title for r in diagnose(open_run(fallen)).remedies if "checkpoint" in r.title]
+
+    folder = fallen.parent / "checkpoints"
+    assert offered() == []
+    for step, is_whole in ((20, True), (60, True), (80, False), (onset.step + 1, True)):
+        (folder / f"step-{step:06d}").mkdir(parents=True)
+        if is_whole:
+            (folder / f"step-{step:06d}" / "checkpoint.json").write_text("{}")
+    assert offered() == ["Go back to checkpoints/step-000060"]
+    shutil.rmtree(folder)
+
+
+def test_learning_rate_to_halve_is_the_one_in_force_when_the_run_fell(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    with RunStore.create(tmp_path / "run.zarr", bare_meta(samples=200)) as store:
+        for step in range(1, 101):
+            rate = 1e-3 if step <= 30 else 4e-4 if step <= 70 else 8e-3
+            store.append(UpdateRecord("p", step, np.eye(3)[None], UpdateMetrics(rate)))
+            store.append(StepRecord(step, 0.0, RunLedger(), {}))
+            if step % 5 == 0:
+                solved = (rng.random((2, 200)) < (0.6 if step <= 55 else 0.2)).astype(np.uint8)
+                store.append(EvalRecord(step, solved, {}, np.full((3, 2), np.nan)))
+    diagnosis = diagnose(open_run(tmp_path))
+    assert diagnosis.status == "cliff"
+    assert "--learning-rate 0.0002" in {remedy.option for remedy in diagnosis.remedies}
 
 
 def test_diagnosis_is_json_without_nan(fallen: Path) -> None:
@@ -139,7 +172,7 @@ def test_run_without_evaluations_is_said_plainly(tmp_path: Path) -> None:
     assert any("no evaluations" in question.why for question in diagnosis.not_judged)
 
 
-def bare_meta() -> RunMeta:
+def bare_meta(samples: int = 1) -> RunMeta:
     agents = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
     return RunMeta(
         run_id="bare",
@@ -150,6 +183,7 @@ def bare_meta() -> RunMeta:
         routing={"generator": "p", "judge": "p", "ghost": "p"},
         policies=(PolicyMeta("p", agents, ("all",), 10),),
         problems=("a", "b"),
+        eval_samples=samples,
     )
 
 
