@@ -269,6 +269,29 @@ def test_evaluations_are_recorded_per_row_of_the_evaluation_dataset(
     assert np.isfinite(own[0]).sum(axis=1).tolist() == [6, 3]  # two generators and one judge
 
 
+def test_an_evaluation_of_another_dataset_is_left_alone(make: Make, tmp_path: Path) -> None:
+    plain = dataset(2).remove_columns(["role", "number"])
+    trainer = make(evaluation=dataset(3), eval_strategy="steps", eval_steps=2, max_steps=2)
+    watch(trainer, number_column="number", record=tmp_path / "run.zarr", correct="is_even")
+    trainer.add_callback(Evaluates(trainer, plain))
+    trainer.train()
+    assert open_run(tmp_path).evaluations().step_E.tolist() == [2]
+    without = make(evaluation=plain, eval_strategy="steps", eval_steps=1, max_steps=1)
+    train(without, record=None)  # no grades are asked for, so its rows need no role
+    with pytest.raises(ValueError, match="no value in the column 'role'"):
+        watch(make(evaluation=plain), correct="is_even")
+
+
+class Evaluates(TrainerCallback):  # type: ignore[misc] # untyped
+    """Evaluates something else in the middle of training."""
+
+    def __init__(self, trainer: Any, data: Any) -> None:
+        self.trainer, self.data = trainer, data
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.trainer.evaluate(self.data)
+
+
 def test_such_a_run_is_diagnosed(make: Make, tmp_path: Path) -> None:
     train(make(), record=tmp_path / "run.zarr")
     assert "evaluations" in diagnose(open_run(tmp_path)).verdict

@@ -58,6 +58,5 @@ class Columns:
 
     def key(self, row: Mapping[str, Any]) -> str:
         """Identifies a row of the evaluation dataset: its prompt, problem and agent."""
-        problem = None if self.problem is None else row[self.problem]
-        what = [row.get("prompt"), problem, str(self.agent(row))]
+        what = [row.get("prompt"), *(row.get(column) for column in self.given.values())]
         return hashlib.blake2b(json.dumps(what, default=str).encode(), digest_size=8).hexdigest()

@@ -195,6 +195,7 @@ class Watch(TrainerCallback):
         )
         if state.global_step > 0:
             self._load_probe(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            self._last_eval_step = state.global_step
         if self._record is not None and trainer.accelerator.is_main_process:
             meta = self._meta(self.probe.meta)
             self._store = (
@@ -236,6 +237,8 @@ class Watch(TrainerCallback):
         if self._held_out is None or self.probe is None or is_known:  # the same on every rank
             return
         everybody = gather_object(mine)
+        if any(answer.key not in self._held_out.problems for answer in everybody):
+            return  # somebody evaluates another dataset
         self._last_eval_step = state.global_step
         if self._store is not None:
             self._store.append(self._held_out.record(state.global_step, everybody, self.agents))
@@ -259,6 +262,10 @@ class Watch(TrainerCallback):
     def _around_generation(self, generate: Callable[..., Any]) -> Callable[..., Any]:
         def generate_and_tag(inputs: list[dict[str, Any]]) -> dict[str, Any]:
             trainer = self._trainer
+            if not trainer.model.training:
+                evaluated: dict[str, Any] = generate(inputs)
+                self._keep_answers(inputs, evaluated)
+                return evaluated
             if trainer.rollout_func is None:
                 self._agent_indices(inputs)  # a bad row is told before the time for a rollout
             start = time.perf_counter()
@@ -271,18 +278,9 @@ class Watch(TrainerCallback):
                     f"watch: {len(inputs)} rows went into the generation and "
                     f"{len(output['completion_ids'])} came out; the probe cannot tell whose"
                 )
-            facts = self._facts(output)
-            if trainer.model.training:
-                output[AGENT] = torch.tensor(agents)
-                output[PROMPT] = torch.tensor([self._columns.prompt(row) for row in inputs])
-                output[FACTS] = facts
-            elif self._held_out is not None:
-                lengths = output["completion_mask"].sum(1).tolist()
-                for row, agent, fact, length in zip(
-                    inputs, agents, facts.tolist(), lengths, strict=True
-                ):
-                    role, key = self.agents[agent].role, self._columns.key(row)
-                    self._answers.append(Graded(key, role, fact[1], length, fact[3] > 0))
+            output[AGENT] = torch.tensor(agents)
+            output[PROMPT] = torch.tensor([self._columns.prompt(row) for row in inputs])
+            output[FACTS] = self._facts(output)
             return output
 
         return generate_and_tag
@@ -338,6 +336,14 @@ class Watch(TrainerCallback):
                 f"with agents {[*map(str, self.agents)]}; pass agents= with all of them"
             )
         return [self._index[agent] for agent in agents]
+
+    def _keep_answers(self, rows: list[dict[str, Any]], output: Mapping[str, Any]) -> None:
+        if self._held_out is None:
+            return
+        lengths = output["completion_mask"].sum(1).tolist()
+        for row, fact, length in zip(rows, self._facts(output).tolist(), lengths, strict=True):
+            key, role = self._columns.key(row), str(row.get(self._columns.role))
+            self._answers.append(Graded(key, role, fact[1], length, fact[3] > 0))
 
     def _facts(self, output: Mapping[str, Any]) -> Tensor:
         """[n, 4] reward, correct, zero variance in the group, truncated; of this process's rows."""
@@ -467,6 +473,13 @@ class Watch(TrainerCallback):
                 stacklevel=3,
             )
             return None
+        unknown = {self._columns.agent(row).role for row in dataset}
+        unknown -= {agent.role for agent in self.agents}
+        if unknown:
+            raise ValueError(
+                f"watch: the eval_dataset holds rows of {sorted(unknown)}, the agents are "
+                f"{[*map(str, self.agents)]}; pass agents= with all of them"
+            )
         keys = [self._columns.key(row) for row in dataset]
         return HeldOut(keys, self._trainer.num_generations_eval)
 
