@@ -34,6 +34,12 @@ from gradlab.store import Run
 Floats = NDArray[np.float64]
 Shape = Literal["none", "cliff", "slow decay", "unresolved drop", "too few evaluations"]
 
+DETECTABLE = 4.6
+"""Standard errors of a difference of two windows that a drop needs to be found in 4 of 5 runs whose
+accuracy rises first and falls late; simulated, see 'detectable' in bench/results/detectors.md."""
+BEYOND_GATE = 2.4
+"""The same above the gate on size, which is what limits runs with many answers."""
+
 
 @dataclass(frozen=True)
 class CliffResult:
@@ -117,7 +123,8 @@ class CliffTest:
 
         p_value = self._p_value(series, isotonic_T, noise, window, rng)
         variance = max(dispersion * noise.binomial, noise.total)
-        detectable = 3.5 * math.sqrt(2.0 * variance / window)
+        sigma = math.sqrt(2.0 * variance / window)
+        detectable = max(DETECTABLE * sigma, self.min_drop + BEYOND_GATE * sigma)
         top, bottom = ramp.levels(series, window)
         probability = probability_of_drop(
             series.correct_T / dispersion, trials_T / dispersion, self.min_drop, rng

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -21,16 +22,20 @@ from analysis.amplification import AmplificationTest, Components
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
 from analysis.cliff import CliffResult, CliffTest
+from analysis.diagnose import diagnose
 from analysis.signals import KIND, Measured
 from analysis.synthetic import (
     Cliff,
     Rows,
+    Shift,
     accuracy_curve,
     autoregressive,
     evaluation_matrix,
     row_gradients,
     statistics_of,
+    synthetic_run,
 )
+from gradlab.store import open_run
 
 Table = list[tuple[str, ...]]
 EVAL_EVERY = 10
@@ -109,6 +114,51 @@ def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
                 percent(sum(covered), len(covered)) if errors else "",
                 percent(sum(drops), len(drops)) if errors else "",
             )
+
+
+def detectable_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Percent of runs in which a drop of the size that healthy ones call detectable is found."""
+    test = CliffTest()
+    for evals, problems in ((13, 100), (21, 200), (51, 100), (51, 500)):
+        size = float(
+            np.median(
+                [
+                    test.measure(
+                        accuracy_series(None, evals, problems, 0.0, np.random.default_rng(seed))
+                    ).detectable_drop
+                    for seed in range(min(runs, 50))
+                ]
+            )
+        )
+        found = 0
+        for seed in range(runs):
+            rng = np.random.default_rng(1_000_000 + seed)
+            planned, _ = planted("cliff of 20", evals, rng)
+            assert planned is not None
+            cliff = Cliff(planned.step, size)
+            shape = test.measure(accuracy_series(cliff, evals, problems, 0.0, rng)).shape
+            found += shape != "none"
+        yield (f"{evals}, {problems}", f"{100 * size:.1f}", percent(found, runs))
+
+
+def seconds_table(runs: int) -> Iterator[tuple[str, ...]]:
+    """Time of a whole diagnosis; the fastest of a few, since the machine has other work."""
+    shifts = (Shift("kl", "generator", 270, 4.0), Shift("entropy", "aggregator", 280, 0.5))
+    for steps, evals in ((100, 21), (500, 51)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = synthetic_run(
+                Path(folder) / "run",
+                steps=steps,
+                evals=evals,
+                cliff=Cliff(int(0.6 * steps), 0.2),
+                shifts=shifts if steps > 280 else (),
+            )
+            taken = []
+            for _ in range(min(runs, 5)):
+                started = time.process_time()
+                diagnose(open_run(path))
+                taken.append(time.process_time() - started)
+        yield (f"{steps}, {evals}", f"{min(taken):.1f}")
 
 
 def capture_table(runs: int) -> Iterator[tuple[str, ...]]:
@@ -261,6 +311,13 @@ SECTIONS: tuple[
         cliff_table,
     ),
     (
+        "Detectable drop",
+        "Percent of runs with a cliff of the size that healthy runs of the same design call "
+        "detectable (nominal 80); accuracy rises first, the cliff begins at 50 to 85 % of the run.",
+        ("evaluations, problems", "detectable drop (points)", "found"),
+        detectable_table,
+    ),
+    (
         "Role capture",
         "Percent of runs with two roles that are flagged; onset error in steps, median / 90 %.",
         ("steps, sd, memory", "truth", "flagged", "onset error", "onset covered"),
@@ -279,6 +336,12 @@ SECTIONS: tuple[
         "evaluated every 10 steps on 200 problems.",
         ("signal", "precedes", "coincides", "follows", "no evidence"),
         order_table,
+    ),
+    (
+        "Time",
+        "Processor seconds of a whole diagnosis, one thread.",
+        ("steps, evaluations", "seconds"),
+        seconds_table,
     ),
 )
 

@@ -88,9 +88,28 @@ def test_short_run_is_refused_and_the_shortest_is_judged() -> None:
 
 def test_detectable_drop_follows_the_formula() -> None:
     result = CliffTest().measure(series_of(None, 3, problems=100))
-    # 3.5 sqrt(2 phi p (1 - p) / (n w)) with p about 0.57, n = 100, w = 6.
-    binomial = 3.5 * np.sqrt(2 * 0.57 * 0.43 / (100 * 6))
-    assert result.detectable_drop == pytest.approx(binomial * np.sqrt(result.dispersion), rel=0.15)
+    # s = sqrt(2 phi p (1 - p) / (n w)) with p about 0.57, n = 100, w = 6, about 0.025: 4.6 s.
+    sigma = np.sqrt(2 * 0.57 * 0.43 / (100 * 6) * result.dispersion)
+    assert result.detectable_drop == pytest.approx(4.6 * sigma, rel=0.15)
+    # With 4000 answers s is 0.004, and the gate of 5 points is what limits: 0.05 + 2.4 s.
+    result = CliffTest().measure(series_of(None, 3, problems=4000))
+    sigma = np.sqrt(2 * 0.57 * 0.43 / (4000 * 6) * result.dispersion)
+    assert result.detectable_drop == pytest.approx(0.05 + 2.4 * sigma, rel=0.15)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("evals", "problems"), [(13, 100), (51, 100), (51, 500)])
+def test_detectable_drop_is_found_in_4_of_5_runs(evals: int, problems: int) -> None:
+    """In runs that rise and then fall late, the size taken from healthy runs of the same design."""
+    test, num = CliffTest(), 100
+    healthy = [series_of(None, seed, evals=evals, problems=problems) for seed in range(20)]
+    size = float(np.median([test.measure(series).detectable_drop for series in healthy]))
+    found = 0
+    for seed in range(num):
+        step = int(np.random.default_rng(seed).integers(evals // 2, 0.85 * evals)) * 10
+        series = series_of(Cliff(step, size), seed, evals=evals, problems=problems)
+        found += test.measure(series).shape != "none"
+    assert found >= 70  # 80 expected, 3 standard errors of 4
 
 
 def test_dispersion_by_hand() -> None:
