@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gradlab.fused import FusedLinear, as_autocast, can_fuse, fits, is_fused
 from gradlab.layout import Layout
+from gradlab.projections import Projection
 from gradlab.records import Mode
 from gradlab.rules import NO_ARGUMENTS, Arguments, Call, Rule, Site, linear, rerun, rule_of
 from gradlab.tags import RowSketches, Tags
@@ -71,6 +72,8 @@ class Capture:
         """Site -> why its gradients could not be attributed."""
         self.is_low_precision = False
         """True once a 16-bit activation was met: the optimizer's gradient is then rounded."""
+        self.projections: Mapping[int, Projection] = {}
+        """Slot -> projection, in mode 'sketch'; set by whoever tags."""
         self.sign_P: Tensor | None = None
         """Random signs of the row sketches; set by whoever tags prompts."""
         self._latest: Tags | None = None

@@ -32,6 +32,7 @@ from gradlab.distributed import Ranks, Shared, in_full, unwrap
 from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
 from gradlab.precise import inner_products, norm_of
+from gradlab.projections import draw, projected
 from gradlab.records import (
     MODES,
     Agent,
@@ -108,6 +109,7 @@ def attach(
     projection_seed: int = 0,
     group: ProcessGroup | None = None,
     mode: Mode = "exact",
+    sketch_rank: int = 32,
 ) -> Probe:
     """Watch the parameters that `optimizer` trains, and split every update into `agents`.
 
@@ -122,6 +124,9 @@ def attach(
     'fused': the weight gradient of linear layers is computed once, by agent, and the optimizer gets
     the sum. Cheaper; gradients differ by rounding (1e-7 in float32) and cannot be differentiated
     again.
+    'sketch': as 'exact', but of each weight gradient only a random projection to `sketch_rank` x
+    `sketch_rank` is kept, drawn anew every step: A x rank^2 floats per parameter and no full-size
+    buffer, for full fine-tuning. Grams are then unbiased estimates; updates are not split.
     'reference': one backward per agent, called as `probe.backward({agent: loss})` in place of
     `loss.backward()` and `tag`. As many backwards as agents; for audits, and for sequences in which
     tokens of several agents attend to each other.
@@ -141,6 +146,8 @@ def attach(
     model = unwrap(model)
     if mode not in MODES:
         raise ValueError(f"attach: mode is {mode!r}; expected one of {', '.join(MODES)}")
+    if sketch_rank < 2:
+        raise ValueError(f"attach: sketch_rank is {sketch_rank}; expected 2 or more")
     if not agents:
         raise ValueError(f"attach: policy '{policy}' has no agents; expected at least one Agent")
     twice = sorted({str(agent) for agent in agents if agents.count(agent) > 1})
@@ -169,7 +176,9 @@ def attach(
         )
     ranks.agree("agents", [str(agent) for agent in agents])
     ranks.agree("parameters", [(slot.name, tuple(slot.shape)) for slot in layout.slots])
-    probe = Probe(model, optimizer, agents, policy, layout, projection_seed, ranks, mode)
+    rank = sketch_rank if mode == "sketch" else None
+    ranks.agree("mode, rank and seed", [mode, rank, projection_seed])
+    probe = Probe(model, optimizer, agents, policy, layout, projection_seed, ranks, mode, rank)
     probe.send_to(record)
     return probe
 
@@ -187,8 +196,15 @@ class Probe:
         projection_seed: int,
         ranks: Ranks,
         mode: Mode,
+        sketch_rank: int | None,
     ) -> None:
         self.mode = mode
+        self.num_parameters = layout.num_parameters
+        """Elements that are measured."""
+        self._sketch_rank = sketch_rank
+        self._shapes = [slot.shape for slot in layout.slots]
+        if sketch_rank is not None:
+            layout = projected(layout, sketch_rank)
         self.agents = agents
         self.policy = policy
         self.step: int | None = None
@@ -199,7 +215,11 @@ class Probe:
         self.last_check: SelfCheck | None = None
         self.num_updates = 0
         self.worst_residual = 0.0
-        self.unsplit_reason = why_not_split(optimizer)
+        self.unsplit_reason = (
+            why_not_split(optimizer)
+            if sketch_rank is None
+            else "mode 'sketch' keeps no agent's moments"
+        )
         self._model_name = type(model).__name__
         self._optimizer = optimizer
         self._layout = layout
@@ -211,7 +231,9 @@ class Probe:
         self._is_sharded = any(isinstance(p, DTensor) for p in layout.parameters)
         self._moments: Moments | None = None
         self._is_late = False
-        self._theta0_P = self._flat([p.detach() for p in layout.parameters])
+        self._theta0_P = (
+            self._flat([p.detach() for p in layout.parameters]) if sketch_rank is None else None
+        )
         self._emit: Callable[[UpdateRecord], None] = lambda record: None
         self._last_stored_step: int | None = None
         self._store: RunStore | None = None
@@ -222,6 +244,7 @@ class Probe:
         self._rows = Rows.empty(SKETCH_BUCKETS)
         self._rows_step: int | None = None
         self._sign_step: int | None = None
+        self._projection_step: int | None = None
         self._warned: set[str] = set()
         self._is_auditing = False
         self._handles = [
@@ -240,8 +263,7 @@ class Probe:
     @property
     def meta(self) -> PolicyMeta:
         """What a run's metadata says about this policy."""
-        size = self._layout.num_parameters
-        return PolicyMeta(self.policy, self.agents, self.blocks, size, self.mode)
+        return PolicyMeta(self.policy, self.agents, self.blocks, self.num_parameters, self.mode)
 
     @property
     def current_step(self) -> int:
@@ -270,6 +292,7 @@ class Probe:
         index = self._agent_index(agents)
         if self._is_auditing:
             return
+        self._draw_projections()
         rows = None if prompts is None else self._row_sketches(index, prompts, samples)
         if prompts is None and samples is not None:
             raise ValueError("tag: samples given without prompts; pass the prompt of each row too")
@@ -404,7 +427,7 @@ class Probe:
         layout, check = self._layout, self.last_check
         lines = [
             f"probe on policy '{self.policy}' of {self._model_name}: {len(self.agents)} agents, "
-            f"{layout.num_parameters:,} parameters in {len(layout.slots)} tensors and "
+            f"{self.num_parameters:,} parameters in {len(layout.slots)} tensors and "
             f"{len(layout.blocks)} blocks",
         ]
         if check is None:
@@ -445,7 +468,7 @@ class Probe:
             "slots": [(slot.name, tuple(slot.shape)) for slot in self._layout.slots],
             "num_updates": self.num_updates,
             "step": self.step,
-            "theta0_P": self._theta0_P.clone(),
+            "theta0_P": None if self._theta0_P is None else self._theta0_P.clone(),
             "moment_AP": None if moments is None else moments.moment_AP.clone(),
             "decay_P": None
             if moments is None or moments.decay_P is None
@@ -469,7 +492,8 @@ class Probe:
                 f"parameters; differing: {differing[:5]}"
             )
         self.num_updates, self.step = state["num_updates"], state["step"]
-        self._theta0_P.copy_(state["theta0_P"])
+        if self._theta0_P is not None:
+            self._theta0_P.copy_(state["theta0_P"])
         if state["moment_AP"] is not None:
             self._moments = self._new_moments()
             self._moments.moment_AP.copy_(state["moment_AP"])
@@ -552,6 +576,19 @@ class Probe:
             sketch_nK=torch.zeros((n, SKETCH_BUCKETS), dtype=dtype, device=device),
         )
 
+    def _draw_projections(self) -> None:
+        """Anew every training step, so that errors of steps are independent; never within one."""
+        if self._sketch_rank is None:
+            return
+        capture, device = self._capture, self._layout.parameters[0].device
+        if capture.attributed or self._projection_step == self.current_step:
+            return
+        self._projection_step = self.current_step
+        seed = np.random.SeedSequence([self._projection_seed, self.current_step, 1])
+        capture.projections = draw(
+            self._shapes, self._sketch_rank, int(seed.generate_state(1)[0]), device, capture.dtype
+        )
+
     def _draw_signs(self) -> None:
         """One projection per training step, so that sketch errors of steps are independent."""
         if self._sign_step == self.current_step:
@@ -609,6 +646,7 @@ class Probe:
                 "cannot read them before they are used; call backward(), then step() without "
                 "a closure"
             )
+        self._draw_projections()
         if not self._share():
             self._forget()
             return
@@ -659,8 +697,10 @@ class Probe:
         with torch.no_grad():
             if self._moments is not None:
                 split = self._moments.after_step(capture.gradient_AP, pending.check.scale)
-            theta_P = self._flat([p.detach() for p in self._layout.parameters])
-            distance = norm_of(theta_P.sub_(self._theta0_P))
+            distance = math.nan
+            if self._theta0_P is not None:
+                theta_P = self._flat([p.detach() for p in self._layout.parameters])
+                distance = norm_of(theta_P.sub_(self._theta0_P))
         statistics = self._row_statistics(step)
         metrics = UpdateMetrics(
             learning_rate=pending.learning_rate,
@@ -720,7 +760,7 @@ class Probe:
         else:
             residual = math.inf
         has_gradient = [i for i, gradient in enumerate(gradients) if gradient is not None]
-        size = sum(slots[i].shape.numel() for i in has_gradient)
+        size = sum(self._shapes[i].numel() for i in has_gradient)
         covered = capture.attributed.intersection(has_gradient)
         cancelled = abs(usable) * math.sqrt(sum_of_norms2) / norm if norm > 0 else 1.0
         tolerance = self._tolerance() * max(1.0, cancelled)
@@ -743,11 +783,18 @@ class Probe:
         return SelfCheck(
             scale,
             residual,
-            norm / abs(usable) if usable else norm,
-            sum(slots[i].shape.numel() for i in covered) / size,
+            self._whole_norm(norm) / (abs(usable) or 1.0),
+            sum(self._shapes[i].numel() for i in covered) / size,
             tolerance,
             tuple(slots[i].name for i in sorted(suspects, key=suspects.__getitem__, reverse=True)),
         )
+
+    def _whole_norm(self, flat_norm: float) -> float:
+        """Norm of the optimizer's gradient, of which a sketch knows only an estimate."""
+        if self._sketch_rank is None:
+            return flat_norm
+        gradients = [p.grad for p in self._layout.parameters if p.grad is not None]
+        return math.hypot(*(norm_of(gradient) for gradient in in_full(gradients)))
 
     def _suspects(self, error_P: Tensor, slots: Sequence[int], share: float) -> dict[int, float]:
         """Norm of the error in every slot where it is more than `share`, or not a number."""
@@ -846,8 +893,15 @@ class Probe:
     # Small parts.
 
     def _flat(self, tensors: Sequence[Tensor]) -> Tensor:
-        dtype = self._capture.dtype
-        return torch.cat([t.to_dense().reshape(-1).to(dtype) for t in in_full(tensors)])
+        """One tensor per slot, in a row; projected in mode 'sketch'."""
+        dtype, projections = self._capture.dtype, self._capture.projections
+        parts = []
+        for i, tensor in enumerate(in_full(tensors)):
+            part = tensor.to_dense().to(dtype)
+            if i in projections:
+                part = projections[i].of_gradient(part)
+            parts.append(part.reshape(-1))
+        return torch.cat(parts)
 
     def _new_moments(self) -> Moments:
         return Moments(self._optimizer, self._layout, len(self.agents), self._capture.dtype)

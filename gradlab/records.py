@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[np.floating[Any]]
 
-Mode = Literal["exact", "fused", "reference"]
+Mode = Literal["exact", "fused", "sketch", "reference"]
 """How a probe splits the gradient; see `gradlab.probe.attach`."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)

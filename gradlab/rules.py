@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.layout import Layout
+from gradlab.projections import Projection
 from gradlab.tags import RowSketches, Tags
 
 
@@ -26,6 +27,8 @@ class Target(Protocol):
     layout: Layout
     dtype: torch.dtype
     gradient_AP: Tensor
+    projections: Mapping[int, Projection]
+    """Slot -> what its gradients are projected by; empty where they are kept whole."""
     sign_P: Tensor | None
     """Random signs of the row sketches; needed where rows are sketched."""
     is_low_precision: bool
@@ -117,15 +120,18 @@ def linear(
     runs = call.tags.runs if totals is None else with_gaps(call.tags.runs, num_units)
     if "weight" in call.learning:
         into = accumulating(target, units(tensors[0], call.tags))
-        into = into.reshape(-1, into.shape[-1])
+        into, left = into.reshape(-1, into.shape[-1]), out
+        projection = target.projections.get(site.slots["weight"])
+        if projection is not None:
+            into, left = projection.of_input(into), projection.of_output(left)
         weight = site.views["weight"]
-        is_tall = out.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
+        is_tall = left.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
         for agent, lo, hi in runs:
             part = slice(lo * tokens, hi * tokens)
             if totals is None and not is_tall:
-                weight[agent].addmm_(out[part].T, into[part])
+                weight[agent].addmm_(left[part].T, into[part])
                 continue
-            product = (into[part].T @ out[part]).T if is_tall else out[part].T @ into[part]
+            product = (into[part].T @ left[part]).T if is_tall else left[part].T @ into[part]
             add(product, weight, agent, "weight", totals)
     if "bias" in call.learning:
         for agent, lo, hi in runs:
@@ -171,8 +177,11 @@ def linear_rows(
     n = len(into)
     out = accumulating(target, gradient).reshape(n, -1, gradient.shape[-1])
     if "weight" in call.learning:
-        tokens = accumulating(target, into).reshape(n, -1, into.shape[-1])
-        weight = torch.bmm(out.transpose(1, 2), tokens)
+        tokens, left = accumulating(target, into).reshape(n, -1, into.shape[-1]), out
+        projection = target.projections.get(site.slots["weight"])
+        if projection is not None:
+            tokens, left = projection.of_input(tokens), projection.of_output(left)
+        weight = torch.bmm(left.transpose(1, 2), tokens)
         add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
         if totals is not None:
             totals["weight"] = weight.sum(0)
@@ -190,16 +199,27 @@ def embedding(
     token, out = units(tensors[0], tags), accumulating(target, units(gradient, tags))
     if padding is not None:
         out = out * (token != padding).unsqueeze(-1)
-    views = site.views["weight"]
+    views, slot = site.views["weight"], site.slots["weight"]
+    projection = target.projections.get(slot)
+    if projection is not None:
+        out = projection.of_input(
+            out
+        )  # the columns of a table are what a linear layer's inputs are
+
+    def of(part: slice | int) -> Tensor:
+        dense = out.new_zeros(call.module.num_embeddings, out.shape[-1])
+        dense.index_add_(0, token[part].flatten(), out[part].flatten(0, -2))
+        return dense if projection is None else projection.of_output(dense.T).T
+
     for agent, lo, hi in tags.runs:
-        views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
+        if projection is None:
+            views[agent].index_add_(0, token[lo:hi].flatten(), out[lo:hi].flatten(0, -2))
+        else:
+            views[agent].add_(of(slice(lo, hi)))
     if tags.rows is not None:
-        slot = site.slots["weight"]
         order = range(len(token)) if tags.order is None else tags.order
         for unit, row in enumerate(order):
-            dense = torch.zeros_like(views[0])
-            dense.index_add_(0, token[unit].flatten(), out[unit].flatten(0, -2))
-            sketch(target, slot, dense.view(1, -1), tags.rows, slice(row, row + 1))
+            sketch(target, slot, of(unit).reshape(1, -1), tags.rows, slice(row, row + 1))
 
 
 def rerun(
@@ -216,11 +236,15 @@ def rerun(
                 if share is None:
                     continue
                 share = accumulating(target, share)
+                projection = target.projections.get(site.slots[local])
+                if projection is not None:
+                    share = projection.of_gradient(share)
                 if agent >= 0:
-                    site.views[local][agent].add_(share)
+                    views = site.views[local]
+                    views[agent].add_(share.view_as(views[agent]))
                 if tags.rows is not None:
                     one = slice(row, row + 1)
-                    sketch(target, site.slots[local], share.view(1, -1), tags.rows, one)
+                    sketch(target, site.slots[local], share.reshape(1, -1), tags.rows, one)
 
 
 def rerun_groups(
