@@ -4,7 +4,8 @@
 
 One thread, process CPU time. The variants take turns in one process (a round is one step of each),
 so that whatever else the machine does hits all of them; the ratio is the median over rounds of
-variant / plain. A step is forward, backward, clip and AdamW, LoRA r16 on all linear layers.
+variant / plain. A step is forward, backward, clip and AdamW, LoRA r16 on all linear layers, or all
+parameters where it says full.
 """
 
 from __future__ import annotations
@@ -41,17 +42,20 @@ class Size:
     vocabulary: int
     rows: int
     tokens: int
+    is_full: bool = False
+    """Train every parameter, in place of LoRA."""
 
 
 SIZES = {
     "1M": Size(128, 4, 512, 32, 64),
     "33M": Size(512, 8, 8192, 8, 128),
     "110M": Size(768, 12, 16384, 8, 128),
+    "33M full": Size(512, 8, 8192, 8, 128, is_full=True),
 }
 
 
 def make_model(size: Size) -> nn.Module:
-    """A random Llama with one LoRA adapter of rank 16 on every linear layer."""
+    """A random Llama, with LoRA of rank 16 on every linear layer unless it is trained in full."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=size.vocabulary,
@@ -61,8 +65,10 @@ def make_model(size: Size) -> nn.Module:
         num_attention_heads=size.hidden // 64,
         tie_word_embeddings=False,
     )
-    lora = peft.LoraConfig(r=16, target_modules="all-linear")
-    return peft.get_peft_model(LlamaForCausalLM(config), lora)
+    model = LlamaForCausalLM(config)
+    if size.is_full:
+        return model
+    return peft.get_peft_model(model, peft.LoraConfig(r=16, target_modules="all-linear"))
 
 
 def row_losses(model: nn.Module, ids: Tensor, weight: Tensor) -> Tensor:
@@ -104,7 +110,9 @@ def make_step(size: Size, variant: str, model: nn.Module) -> Callable[[], None]:
 
         return alternative
 
-    mode: Mode = "fused" if variant.startswith("fused") else "exact"
+    mode: Mode = "exact"
+    if variant.startswith(("fused", "sketch")):
+        mode = "fused" if variant.startswith("fused") else "sketch"
     probe = None if variant == "plain" else attach(model, optimizer, agents=AGENTS, mode=mode)
 
     def step() -> None:
@@ -125,6 +133,7 @@ VARIANTS = (
     "exact + row statistics",
     "fused",
     "fused + row statistics",
+    "sketch",
     "a backward per agent",
 )
 
@@ -169,7 +178,8 @@ def main() -> None:
     ]
     print(*lines, sep="\n")
     for name in options.models:
-        found = measure(name, options.rounds, ("plain", *options.variants))
+        asked = [v for v in options.variants if SIZES[name].is_full or v != "sketch"]
+        found = measure(name, options.rounds, ("plain", *asked))
         for variant, (seconds, ratio) in found.items():
             batch = f"{SIZES[name].rows} x {SIZES[name].tokens}"
             lines.append(f"| {name} | {batch} | {variant} | {seconds:.3f} | {ratio:.3f} |")
@@ -179,8 +189,8 @@ def main() -> None:
             "# What the probe costs",
             "",
             f"`python bench/probe.py --rounds {options.rounds} --write`: LoRA r16 on all linear "
-            f"layers, {len(AGENTS)} agents, one thread, process CPU time, variants interleaved in "
-            "one process, median ratio over rounds.",
+            f"layers (full: all parameters), {len(AGENTS)} agents, one thread, process CPU time, "
+            "variants interleaved in one process, median ratio over rounds.",
             "",
             f"{platform.platform()}, {cpu_name()}, {os.cpu_count()} cores, load average "
             f"{os.getloadavg()[0]:.1f} (above 1, other work shares the caches); "
