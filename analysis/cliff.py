@@ -17,7 +17,7 @@ Legend: T evaluations, P problems, S samples, B bootstrap series, C pairs (onset
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -129,7 +129,8 @@ class CliffTest:
         probability = probability_of_drop(
             series.correct_T / dispersion, trials_T / dispersion, self.min_drop, rng
         )
-        lower, upper = self._drop_interval(series, ramp, noise, window, rng)
+        whole = replace(noise, base_dispersion=max(dispersion, base_dispersion))
+        lower, upper = self._drop_interval(series, ramp, whole, window, rng)
         only_last = bool(
             ramp.end >= len(series) - 1
             or top - series.rate(ramp.end, len(series) - 1) < self.min_drop
@@ -177,7 +178,8 @@ class CliffTest:
         summary = (
             f"Held-out accuracy {words[result.shape]}: {percent(result.top)} to "
             f"{percent(result.bottom)}, a drop of {points(result.drop)} "
-            f"(95 % interval {100 * result.drop_lower:.0f} to {100 * result.drop_upper:.0f}), "
+            f"(approximate 95 % interval {100 * result.drop_lower:.0f} to "
+            f"{100 * result.drop_upper:.0f}), "
             f"last good evaluation at {result.onset}."
         )
         evidence = [
@@ -239,7 +241,10 @@ class CliffTest:
         window: int,
         rng: np.random.Generator,
     ) -> tuple[float, float]:
-        """95 % percentile interval of the drop when onset and end are fitted again each time."""
+        """95 % percentile interval of the drop when onset and end are fitted again each time.
+
+        Approximate: a rise that goes on after the fall is no part of it, and wander hardly shows.
+        """
         again_BT = noise.simulate(ramp.curve_T, series.trials_T, self.num_interval_bootstraps, rng)
         fit = fit_ramp(again_BT, series.trials_T)
         best_B = np.argmin(fit.drop_sse_BC, axis=1)

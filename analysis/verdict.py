@@ -82,8 +82,8 @@ def confidence(drop: CliffResult, drops: list[Finding], capture: list[Finding]) 
     parts = []
     if drops and drop.onset:
         parts.append(
-            f"{drops[0].confidence} that accuracy fell (p = {drop.p_value:.3f}; 95 % interval "
-            f"{100 * drop.drop_lower:.0f} to {100 * drop.drop_upper:.0f} points)"
+            f"{drops[0].confidence} that accuracy fell (p = {drop.p_value:.3f}; approximate 95 % "
+            f"interval {100 * drop.drop_lower:.0f} to {100 * drop.drop_upper:.0f} points)"
         )
         parts.append("what moved before is an order in time, not a cause")
     elif drop.shape == "none":

@@ -51,6 +51,16 @@ def test_cliff_is_found_at_its_step_with_its_size() -> None:
         assert result.p_value <= 0.01
 
 
+def test_interval_of_the_drop_uses_the_larger_of_both_noises() -> None:
+    # 3.92 standard errors of a window of 6 against the 21 evaluations from step 300 on.
+    ratios = []
+    for result in results_of(Cliff(step=300, drop=0.2), problems=500):
+        binomial = 0.5 * (result.top * (1 - result.top) + result.bottom * (1 - result.bottom)) / 500
+        error = np.sqrt(result.dispersion * binomial * (1 / 6 + 1 / 21))
+        ratios.append((result.drop_upper - result.drop_lower) / (3.92 * error))
+    assert min(ratios) > 0.9
+
+
 def test_intervals_of_the_drop_cover_it() -> None:
     results = results_of(Cliff(step=300, drop=0.2))
     assert sum(r.drop_lower <= 0.2 <= r.drop_upper for r in results) >= 10
