@@ -26,8 +26,8 @@ from gradlab.store import Run
 
 Floats = NDArray[np.float64]
 
-CONSEQUENCES = ("own_accuracy", "reward_mean", "parse_failures", "truncated", "length_mean", "kl")
-"""Signals of a starved role in which a takeover shows."""
+CONSEQUENCES = ("own_accuracy", "reward_mean", "parse_failures", "truncated", "length_mean")
+"""Signals of a starved role in which a takeover shows; not its KL, which grows in any training."""
 
 
 @dataclass(frozen=True)
@@ -280,21 +280,41 @@ def _dominance(policy: str, role: str, takeover: Takeover, masses: _Masses) -> F
 
 
 def _changed(name: str, role: str, value_T: Floats, before: NDArray[np.bool_]) -> str | None:
-    """A sentence if the level after differs by a worthwhile and certain amount, for the worse."""
+    """A sentence if the level after is worse by a worthwhile and certain amount, and would not have
+    been so had the trend from before gone on.
+    """
     kind = KIND[name]
     known = np.isfinite(value_T)
+    time_T = np.arange(len(value_T), dtype=np.float64)
     first, last = value_T[known & before], value_T[known & ~before]
     if min(len(first), len(last)) < 10:
         return None
     last = last[len(last) // 2 :]  # a takeover needs time to show
     early, late = kind.on_scale(first), kind.on_scale(last)
-    change = float(np.median(late) - np.median(early))
-    worse = change < 0 if kind.is_outcome else change > 0
+    sign = -1.0 if kind.is_outcome else 1.0
+    change = sign * float(np.median(late) - np.median(early))
     spread = math.sqrt(float(np.var(early)) / len(early) + float(np.var(late)) / len(late))
     # 3 instead of 2: neighbouring steps are not independent.
-    if not worse or abs(change) < kind.min_change or abs(change) < 3 * 2 * spread:
+    if change < max(kind.min_change, 3 * 2 * spread):
+        return None
+    expected, error = _continued(
+        time_T[known & before], early, float(time_T[known & ~before][-len(last) :].mean())
+    )
+    beyond = sign * (float(np.median(late)) - expected)
+    if beyond < max(kind.min_change, 3 * error):
         return None
     return f"{role}'s {kind.title} went from {np.median(first):.3g} to {np.median(last):.3g}"
+
+
+def _continued(time_T: Floats, value_T: Floats, at: float) -> tuple[float, float]:
+    """The straight line through a series, continued to time `at`, and its standard error there."""
+    centred_T = time_T - time_T.mean()
+    square = float((centred_T**2).sum())
+    slope = float((centred_T * value_T).sum()) / square
+    residual_T = value_T - value_T.mean() - slope * centred_T
+    distance = at - float(time_T.mean())
+    variance = float(np.var(residual_T)) * (1 / len(value_T) + distance**2 / square)
+    return float(value_T.mean()) + slope * distance, math.sqrt(variance)
 
 
 def _memory(odds_T: Floats) -> float:

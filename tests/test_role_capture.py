@@ -8,8 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.capture import CaptureRule, _hysteresis, _lasting, _memory, _running_median
-from analysis.synthetic import Capture, autoregressive, synthetic_run
+from analysis.capture import (
+    CaptureRule,
+    _changed,
+    _continued,
+    _hysteresis,
+    _lasting,
+    _memory,
+    _running_median,
+)
+from analysis.synthetic import Capture, Shift, autoregressive, synthetic_run
 from gradlab.store import open_run
 
 SEEDS = range(8)
@@ -82,6 +90,39 @@ def test_pieces_of_the_rule_by_hand() -> None:
     # White noise has no memory: two-step differences are as large as one-step ones.
     assert _memory(np.random.default_rng(0).standard_normal(4000)) == pytest.approx(1, abs=0.3)
     assert _memory(autoregressive(4000, 0.8, np.random.default_rng(0))) > 4
+
+
+def test_consequence_is_a_change_that_the_trend_from_before_does_not_explain() -> None:
+    rng = np.random.default_rng(0)
+    before = np.arange(160) < 80
+    noise = 0.05 * rng.standard_normal(160)
+    trend = np.exp(4.8 + np.arange(160) / 160 + noise)  # grows all along, 2.7 times in the run
+    jump = np.exp(4.8 + noise) * np.where(before, 1.0, 2.0)
+    assert _changed("length_mean", "aggregator", trend, before) is None
+    sentence = _changed("length_mean", "aggregator", jump, before)
+    assert sentence is not None
+    assert "response length went from" in sentence
+    assert _changed("length_mean", "aggregator", 1 / jump, before) is None  # for the better
+    # A line through 1, 2, 3 reaches 6 at time 5, with no error.
+    assert _continued(np.arange(3.0), np.array([1.0, 2.0, 3.0]), 5.0) == pytest.approx((6.0, 0.0))
+
+
+@pytest.mark.parametrize("signal", ["kl", "length_mean"])
+def test_what_grows_in_any_training_is_no_consequence_of_capture(
+    tmp_path: Path, signal: str
+) -> None:
+    path = synthetic_run(
+        tmp_path / "run",
+        steps=160,
+        evals=0,
+        problems=0,
+        capture=Capture("generator", 80, 8.0),
+        shifts=(Shift(signal, "aggregator", 1, 10.0, 160),),
+        seed=2,
+    )
+    (finding,) = CaptureRule()(open_run(path))
+    assert finding.kind == "capture"
+    assert not any("went from" in sentence for sentence in finding.evidence)
 
 
 def test_capture_in_a_run_names_role_step_and_consequences(tmp_path: Path) -> None:
