@@ -89,8 +89,8 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
     "instrumentation": (
         Remedy(
             "Repair the measurement first",
-            "figures of an update that the probe cannot explain are not to be trusted",
-            "see the probe's warning in the training log",
+            "figures of updates that the measurement does not explain are not to be trusted",
+            "see the finding, and the probe's warnings in the training log",
         ),
     ),
 }

@@ -225,6 +225,46 @@ def test_unexplained_gradients_come_before_everything_else(tmp_path: Path) -> No
     assert any("first at step 9" in sentence for sentence in finding.evidence)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "residual", "every", "is_found"),
+    [
+        ("float32", 0.01, 1, True),  # 1 % of every gradient is nobody's
+        ("float32", 0.01, 25, True),  # in 4 % of the updates
+        ("float32", 0.01, 200, False),  # one update in 200
+        ("float32", 0.03, 200, True),  # but not as much as this
+        ("float32", 1e-5, 1, False),
+        ("bfloat16", 0.01, 1, False),  # rounding
+        ("bfloat16", 0.03, 200, True),
+        (None, 0.01, 1, False),
+        (None, float("inf"), 200, True),
+    ],
+)
+def test_unexplained_gradient_is_told_from_rounding(
+    tmp_path: Path, dtype: str | None, residual: float, every: int, is_found: bool
+) -> None:
+    meta = replace(bare_meta(), config={"dtype": dtype} if dtype else {})
+    with RunStore.create(tmp_path / "run.zarr", meta) as store:
+        for step in range(1, 201):
+            metrics = UpdateMetrics(residual=1e-6 if step % every else residual, coverage=1.0)
+            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics))
+            store.append(StepRecord(step, 0.0, RunLedger(), {}))
+    diagnosis = diagnose(open_run(tmp_path))
+    assert bool(diagnosis.of_kind("instrumentation")) == is_found
+    json.loads(diagnosis.to_json())
+
+
+@pytest.mark.parametrize(("factor", "is_found"), [(1.0, False), (50.0, True)])
+def test_adapter_that_never_reached_the_sampler_is_found(
+    tmp_path: Path, factor: float, is_found: bool
+) -> None:
+    path = synthetic_run(
+        tmp_path / "run", steps=60, evals=9, shifts=(Shift("logprob_gap", "generator", 1, factor),)
+    )
+    diagnosis = diagnose(open_run(path))
+    found = [finding.subject for finding in diagnosis.of_kind("instrumentation")]
+    assert found == (["generator"] if is_found else [])
+
+
 def test_broken_role_is_found_although_accuracy_holds(tmp_path: Path) -> None:
     path = synthetic_run(
         tmp_path / "run",
