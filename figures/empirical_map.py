@@ -1,13 +1,19 @@
-"""Draw what training did to every cell of the experiment: peak gain over base, and drop after."""
+"""Draw what training did to every cell of the experiment: peak gain over base, and drop after.
+
+Best level minus last level is above zero on any noisy run, flat ones included: a drop is printed
+only where the test found one, and then as the size that the test fitted.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.findings import Diagnosis
 from figures.accuracy import AccuracyFigure, wilson
 from figures.cells import COLUMNS, cell_of, diagnosed, identity, order, split, titles
 from figures.style import FAINT, INK, PALE, TINY, blank, footnote, legend, paper, shortened
@@ -18,8 +24,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-DROPS = ("cliff", "slow decay", "unresolved drop")
-"""Verdicts that stand for a drop beyond noise."""
+NOT_SIGNIFICANT = "n.s."
+NOTE = (
+    "Drop: as fitted, where the test found one; n.s.: none beyond noise. Peak gain: the best of "
+    "several noisy levels, so a few points above zero on a flat run."
+)
 
 
 @dataclass(frozen=True)
@@ -30,14 +39,11 @@ class Outcome:
     base: float
     peak_gain: float
     terminal_gain: float
-    status: str
+    drop: float
+    """As the test fitted it; NaN where it found none."""
     base_lower: float
     """95 % binomial interval of the base evaluation, relative to it."""
     base_upper: float
-
-    @property
-    def drop(self) -> float:
-        return self.peak_gain - self.terminal_gain
 
 
 @dataclass(frozen=True)
@@ -69,7 +75,7 @@ class EmpiricalMap:
                     at += 1.0
                 heights.append(at)
                 at += 1.0
-            figure = blank(0.8 + 0.15 * at)
+            figure = blank(1.1 + 0.15 * at)
             left, right = figure.subplots(
                 1, 2, sharey=True, gridspec_kw={"width_ratios": [1.0, 0.55]}
             )
@@ -82,22 +88,22 @@ class EmpiricalMap:
                 tick.set_weight("bold" if place in heads else "normal")
             left.set_ylim(at - 0.4, -0.6)
             legend(figure, _handles(), columns=4)
-            footnote(figure, absent)
+            footnote(figure, f"{NOTE} {absent}".rstrip())
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
         """One row per run; shares, not points."""
-        columns = ("base", "peak", "peak_step", "terminal", "peak_gain", "terminal_drop", "status")
+        columns = ("base", "peak", "peak_step", "terminal", "peak_gain", "drop", "status")
         rows: list[tuple[str | int | float, ...]] = []
         for run in sorted(runs, key=order):
             judged = diagnosed(run)
             summary = judged.accuracy
-            gain, drop = summary.peak - summary.base, summary.peak - summary.terminal
+            gain = summary.peak - summary.base
             rows.append(
                 (
                     *identity(run),
                     *(summary.base, summary.peak, summary.peak_step, summary.terminal),
-                    *(gain, drop, judged.status),
+                    *(gain, _drop(judged), judged.status),
                 )
             )
         return Table((*COLUMNS, *columns), rows)
@@ -113,7 +119,7 @@ class EmpiricalMap:
             100 * summary.base,
             100 * (summary.peak - summary.base),
             100 * (summary.terminal - summary.base),
-            judged.status,
+            100 * _drop(judged),
             100 * (float(lower[0]) - summary.base),
             100 * (float(upper[0]) - summary.base),
         )
@@ -126,7 +132,7 @@ class EmpiricalMap:
             ends = [outcome.terminal_gain, outcome.peak_gain]
             axes.plot(ends, [y, y], color=INK, linewidth=0.8)
             axes.plot(outcome.peak_gain, y, "^", color=INK, mfc="white", ms=4, mew=0.7)
-            face = INK if outcome.status in DROPS else "white"
+            face = INK if np.isfinite(outcome.drop) else "white"
             axes.plot(outcome.terminal_gain, y, "s", color=INK, mfc=face, ms=3.4, mew=0.7)
         axes.use_sticky_edges = False
         axes.margins(x=0.08)
@@ -140,9 +146,14 @@ class EmpiricalMap:
         from matplotlib.patches import Rectangle
 
         changes = [(outcome.peak_gain, -outcome.drop) for outcome in outcomes]
-        top = max([10.0, *(abs(x) for pair in changes for x in pair)])
+        top = max([10.0, *(abs(x) for pair in changes for x in pair if np.isfinite(x))])
         for y, pair in zip(heights, changes, strict=True):
             for x, change in enumerate(pair):
+                if not np.isfinite(change):
+                    axes.text(
+                        x, y, NOT_SIGNIFICANT, ha="center", va="center", size=TINY, color=FAINT
+                    )
+                    continue
                 shade = colormaps["RdBu"](0.5 + 0.5 * change / top)
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=shade, lw=0))
                 ink = "white" if abs(change) > 0.6 * top else INK
@@ -153,6 +164,12 @@ class EmpiricalMap:
         axes.tick_params(length=0, labelleft=False)
         for side in axes.spines.values():
             side.set_visible(False)
+
+
+def _drop(judged: Diagnosis) -> float:
+    """Share that the run lost according to the test; NaN where it found no drop."""
+    drops = judged.of_kind("cliff", "slow decay", "unresolved drop")
+    return drops[0].strength if drops else math.nan
 
 
 def _handles() -> list[Any]:

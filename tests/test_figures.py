@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
+from analysis.diagnose import diagnose
 from analysis.synthetic import Cliff, synthetic_run
 from figures import cells
 from figures.accuracy import AccuracyFigure, wilson
@@ -224,8 +225,19 @@ def test_map_table_is_the_accuracy_levels(runs: list[Run]) -> None:
     window = 3  # evaluations averaged for a level, of 13
     levels = np.convolve(accuracy_E, np.ones(window) / window, "valid")
     assert row["peak_gain"] == pytest.approx(levels.max() - accuracy_E[0])
-    assert row["terminal_drop"] == pytest.approx(levels.max() - levels[-1])
     assert row["status"] == "cliff"
+    assert row["drop"] == pytest.approx(diagnose(runs[0]).findings[0].strength)
+    flat = rows_of(EmpiricalMap().table(runs), run="isolated")[0]
+    assert flat["status"] == "healthy"
+    assert math.isnan(float(flat["drop"]))
+    assert float(flat["peak"]) > float(flat["terminal"])  # by noise alone
+
+
+def test_map_prints_a_drop_only_where_one_was_found(runs: list[Run]) -> None:
+    drawn = EmpiricalMap().draw(runs)
+    texts = [text.get_text().replace("\n", " ") for text in drawn.findobj(Text)]
+    assert texts.count("n.s.") == 2  # healthy, and too short to judge
+    assert any("n.s.: none beyond noise" in text for text in texts)
 
 
 def test_csv_gives_the_same_floats_back(out: Path, runs: list[Run]) -> None:
