@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -26,3 +28,18 @@ def inner_products(left_AN: Tensor, right_BN: Tensor) -> Tensor:
 def norm_of(tensor: Tensor) -> float:
     """Euclidean norm, summed in float64."""
     return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+
+
+@cache
+def adds_up_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether 16-bit matrices can be multiplied there with a float32 result; asked once.
+
+    Casting them first would cost a GPU its tensor cores, and copies of the activations.
+    """
+    if device.type != "cuda":
+        return False
+    ones = torch.ones((16, 16), dtype=dtype, device=device)
+    try:
+        return bool((torch.mm(ones, ones, out_dtype=torch.float32) == 16).all())
+    except (RuntimeError, TypeError):  # before torch 2.8, and on devices without such a kernel
+        return False

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradlab.layout import Layout
+from gradlab.precise import adds_up_in_float32
 from gradlab.projections import Projection
 from gradlab.tags import RowSketches, Tags
 
@@ -113,29 +114,30 @@ def linear(
     if call.tags.rows is not None:
         linear_rows(target, site, call, tensors[0], gradient, totals)
         return
-    out = accumulating(target, units(gradient, call.tags))
+    out = units(gradient, call.tags)
     num_units = len(out)
     out = out.reshape(-1, out.shape[-1])
     tokens = len(out) // num_units
     runs = call.tags.runs if totals is None else with_gaps(call.tags.runs, num_units)
     if "weight" in call.learning:
-        into = accumulating(target, units(tensors[0], call.tags))
-        into, left = into.reshape(-1, into.shape[-1]), out
-        projection = target.projections.get(site.slots["weight"])
-        if projection is not None:
-            into, left = projection.of_input(into), projection.of_output(left)
+        into = units(tensors[0], call.tags)
+        into = into.reshape(-1, into.shape[-1])
+        left, into = factors(target, out, into, target.projections.get(site.slots["weight"]))
         weight = site.views["weight"]
         is_tall = left.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
         for agent, lo, hi in runs:
             part = slice(lo * tokens, hi * tokens)
-            if totals is None and not is_tall:
+            if left.dtype != target.dtype:
+                product = torch.mm(left[part].T, into[part], out_dtype=target.dtype)
+            elif totals is None and not is_tall:
                 weight[agent].addmm_(left[part].T, into[part])
                 continue
-            product = (into[part].T @ left[part]).T if is_tall else left[part].T @ into[part]
+            else:
+                product = (into[part].T @ left[part]).T if is_tall else left[part].T @ into[part]
             add(product, weight, agent, "weight", totals)
     if "bias" in call.learning:
         for agent, lo, hi in runs:
-            product = out[lo * tokens : hi * tokens].sum(0)
+            product = accumulating(target, out[lo * tokens : hi * tokens]).sum(0)
             add(product, site.views["bias"], agent, "bias", totals)
 
 
@@ -175,18 +177,19 @@ def linear_rows(
     if tuple(into.shape[:1]) != call.tags.shape:
         raise ValueError(f"saw shape {tuple(into.shape)}, tags have shape {call.tags.shape}")
     n = len(into)
-    out = accumulating(target, gradient).reshape(n, -1, gradient.shape[-1])
+    out = gradient.reshape(n, -1, gradient.shape[-1])
     if "weight" in call.learning:
-        tokens, left = accumulating(target, into).reshape(n, -1, into.shape[-1]), out
-        projection = target.projections.get(site.slots["weight"])
-        if projection is not None:
-            tokens, left = projection.of_input(tokens), projection.of_output(left)
-        weight = torch.bmm(left.transpose(1, 2), tokens)
+        tokens = into.reshape(n, -1, into.shape[-1])
+        left, tokens = factors(target, out, tokens, target.projections.get(site.slots["weight"]))
+        if left.dtype != target.dtype:
+            weight = torch.bmm(left.transpose(1, 2), tokens, out_dtype=target.dtype)
+        else:
+            weight = torch.bmm(left.transpose(1, 2), tokens)
         add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
         if totals is not None:
             totals["weight"] = weight.sum(0)
     if "bias" in call.learning:
-        bias = out.sum(1)
+        bias = accumulating(target, out).sum(1)
         add_rows(target, site.slots["bias"], rows, bias)
         if totals is not None:
             totals["bias"] = bias.sum(0)
@@ -315,6 +318,24 @@ def accumulating(target: Target, tensor: Tensor) -> Tensor:
     if tensor.element_size() < 4:
         target.is_low_precision = True
     return tensor.to(target.dtype)
+
+
+def factors(
+    target: Target, out: Tensor, into: Tensor, projection: Projection | None
+) -> tuple[Tensor, Tensor]:
+    """Output gradient and input as factors of the weight gradient.
+
+    In the dtype in which gradients are summed, or both in 16 bit where the device multiplies those
+    into float32.
+    """
+    if projection is None and out.dtype == into.dtype and out.element_size() < 4:
+        target.is_low_precision = True
+        if target.dtype == torch.float32 and adds_up_in_float32(out.device, out.dtype):
+            return out, into
+    out, into = accumulating(target, out), accumulating(target, into)
+    if projection is None:
+        return out, into
+    return projection.of_output(out), projection.of_input(into)
 
 
 def add_rows(target: Target, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
