@@ -30,6 +30,8 @@ STATUS_STYLE = {
 }
 MAX_SIGNALS = 7
 """Rows of the signal table in the terminal; the page has all."""
+WIDE = 100
+"""Columns that the whole signal table needs."""
 _NOTHING_MOVED = '<div class="card">No recorded signal clearly left its level.</div>'
 PLOTTED = 3
 """Signals drawn beside the accuracy."""
@@ -49,7 +51,7 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
             console.print(Padding(Text(f"· {sentence}", style="dim"), (0, 0, 0, 4)))
     moved = _moved(diagnosis)
     if moved:
-        console.print(_signal_table(moved))
+        console.print(_signal_table(moved, is_narrow=console.width < WIDE))
     if diagnosis.candidates:
         console.print(Text("Candidates: ", style="bold") + Text("; ".join(diagnosis.candidates)))
     if diagnosis.remedies:
@@ -101,20 +103,24 @@ def _color(finding: Finding) -> str:
     return GREY if finding.kind == "instrumentation" else role_color(finding.subject)
 
 
-def _signal_table(moved: list[SignalVerdict]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+def _signal_table(moved: list[SignalVerdict], *, is_narrow: bool) -> Table:
+    """One line per signal; a narrow one leaves out the interval of the lead."""
+    table = Table(box=None, padding=(0, 1 if is_narrow else 2, 0, 0), header_style="dim")
     columns = ["signal that moved", "at step", "from → to"]
     if any(math.isfinite(verdict.lead) for verdict in moved):
-        columns += ["to the drop", "steps before"]
+        columns += ["to the drop"] if is_narrow else ["to the drop", "steps before"]
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for verdict in moved[:MAX_SIGNALS]:
         cells: list[str | Text] = [
             Text(verdict.title, style="bold" if verdict.is_candidate else ""),
             f"{verdict.onset.step}" if verdict.onset else "",
             f"{_number(verdict.before)} → {_number(verdict.after)}",
         ]
-        if math.isfinite(verdict.lead):
+        if math.isfinite(verdict.lead) and is_narrow:
+            by = "" if verdict.order == "coincides" else f" by {abs(verdict.lead):.0f}"
+            cells.append(verdict.order if verdict.order == "no evidence" else verdict.order + by)
+        elif math.isfinite(verdict.lead):
             cells += [
                 verdict.order,
                 f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})",

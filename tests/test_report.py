@@ -61,6 +61,21 @@ def test_text_fits_one_screen_with_the_verdict_first(told: tuple[str, str, str])
     assert max(len(line) for line in lines) <= 100
 
 
+def test_signals_take_one_line_each_on_a_narrow_terminal(tmp_path: Path) -> None:
+    shifts = (Shift("logprob_gap", "aggregator", 120, 10.0), Shift("kl", "generator", 110, 5.0))
+    path = synthetic_run(
+        tmp_path / "run", steps=200, evals=41, cliff=Cliff(130, 0.25), shifts=shifts
+    )
+    console = Console(width=80, file=io.StringIO(), force_terminal=False)
+    print_text(diagnose(open_run(path)), console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert max(len(line) for line in lines) <= 80
+    gap = next(line for line in lines if line.startswith("aggregator rollout-trainer log-prob gap"))
+    assert "precedes" in gap
+    assert any(line.startswith("generator KL to the reference") for line in lines)
+
+
 def test_page_holds_everything_inside(told: tuple[str, str, str]) -> None:
     name, _, page = told
     assert len(page) < 3_000_000
