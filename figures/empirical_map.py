@@ -24,10 +24,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NOT_SIGNIFICANT = "n.s."
 NOTE = (
-    "Drop: as fitted, where the test found one; n.s.: none beyond noise. Peak gain: the best of "
-    "several noisy levels, so a few points above zero on a flat run."
+    "Drop: as fitted, where the test found one; n.s.: none beyond noise; –: not judged. Peak gain: "
+    "the best of several noisy levels, so a few points above zero on a flat run."
 )
 
 
@@ -39,6 +38,7 @@ class Outcome:
     base: float
     peak_gain: float
     terminal_gain: float
+    is_judged: bool
     drop: float
     """As the test fitted it; NaN where it found none."""
     base_lower: float
@@ -119,6 +119,7 @@ class EmpiricalMap:
             100 * summary.base,
             100 * (summary.peak - summary.base),
             100 * (summary.terminal - summary.base),
+            judged.status != "not judged",
             100 * _drop(judged),
             100 * (float(lower[0]) - summary.base),
             100 * (float(upper[0]) - summary.base),
@@ -147,12 +148,11 @@ class EmpiricalMap:
 
         changes = [(outcome.peak_gain, -outcome.drop) for outcome in outcomes]
         top = max([10.0, *(abs(x) for pair in changes for x in pair if np.isfinite(x))])
-        for y, pair in zip(heights, changes, strict=True):
+        for y, outcome, pair in zip(heights, outcomes, changes, strict=True):
             for x, change in enumerate(pair):
                 if not np.isfinite(change):
-                    axes.text(
-                        x, y, NOT_SIGNIFICANT, ha="center", va="center", size=TINY, color=FAINT
-                    )
+                    absent = "n.s." if outcome.is_judged else "–"
+                    axes.text(x, y, absent, ha="center", va="center", size=TINY, color=FAINT)
                     continue
                 shade = colormaps["RdBu"](0.5 + 0.5 * change / top)
                 axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, color=shade, lw=0))
