@@ -40,7 +40,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "setting": f"demo-isolated, {STEPS} steps, {ROUNDS} rounds in alternation",
         "versions": versions(),
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "probe_on": on,
         "probe_off": off,
         "train_ratio": on["train"] / off["train"],

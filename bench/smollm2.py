@@ -1,6 +1,6 @@
 """Train SmolLM2-135M on GSM8K for two steps: every workflow, both routings; keep the ledgers.
 
-    python bench/smollm2.py        # about half an hour on two cores; writes docs/results/smollm2.json
+    python bench/smollm2.py    # half an hour on two cores; writes docs/results/smollm2.json
 
 A record that the whole path runs on a real pretrained model on a CPU, with what it measured. Two
 steps show no learning, and nothing here claims any.

@@ -66,13 +66,13 @@ def test_advantages_of_a_group_sum_to_zero(rewards: list[float], normalize_std: 
 
 def test_group_keys() -> None:
     row = make_row(make_turn(Agent("worker", 2), round=1), problem="p7")
-    assert group_key(row, "role") == ("p7", "worker", 0)
-    assert group_key(row, "role_number") == ("p7", "worker", 2)
-    assert group_key(row, "role_turn") == ("p7", "worker", 1)
+    assert group_key(row, "role") == ("p7", "worker", 0, 0)
+    assert group_key(row, "role_number") == ("p7", "worker", 2, 0)
+    assert group_key(row, "role_turn") == ("p7", "worker", 2, 1)
 
 
 @pytest.mark.parametrize(
-    ("group_by", "generator_groups"), [("role", 1), ("role_number", 3), ("role_turn", 1)]
+    ("group_by", "generator_groups"), [("role", 1), ("role_number", 3), ("role_turn", 3)]
 )
 def test_the_key_decides_how_many_groups_voting_has(
     small_config: SmallConfig, group_by: str, generator_groups: int

@@ -152,10 +152,10 @@ def test_a_word_that_is_no_cell_is_told() -> None:
 
 
 def test_warm_up_by_step_and_by_update() -> None:
-    """Four ticks: 1/4 2/4 3/4 1 1 …; counted by update it begins at 0, as in the paper's code."""
+    """Four ticks: 1/4 2/4 3/4 1 1 …; counted by policy it begins at 0, as in the paper's code."""
     by_step = warmup(TrainConfig(warmup_steps=4))
     assert [by_step(tick) for tick in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    by_update = warmup(TrainConfig(warmup_steps=4, scheduler_tick="update"))
+    by_update = warmup(TrainConfig(warmup_steps=4, scheduler_tick="policy"))
     assert [by_update(tick) for tick in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
     assert warmup(TrainConfig())(0) == 1
 

@@ -130,7 +130,7 @@ def test_the_step_record_covers_every_role_and_counts_failures() -> None:
         {"rollout_seconds": 1.0, "train_seconds": 2.0, "step_seconds": 3.0},
     )
     assert record.step == 3
-    assert record.run.accuracy == pytest.approx(2 / 3)  # the failed episode is missing, not wrong
+    assert record.run.accuracy == pytest.approx(2 / 4)  # the failed episode counts as wrong
     assert (record.run.episodes, record.run.failed_episodes) == (4, 1)
     assert record.run.tokens == 22
     assert set(record.roles) == {"generator", "aggregator"}

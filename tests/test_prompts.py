@@ -19,8 +19,8 @@ def all_chats(prompts: Prompts, problem: Problem) -> dict[str, Chat]:
     return {
         "generate": prompts.generate(problem),
         "aggregate": prompts.aggregate(problem, ["first", "second"]),
-        "evaluate": prompts.evaluate(problem, "my solution"),
-        "refine": prompts.refine(problem, "my solution", "the feedback"),
+        "evaluate": prompts.evaluate(problem, ["my solution"]),
+        "refine": prompts.refine(problem, ["my solution", "the feedback"]),
         "orchestrate": prompts.orchestrate(problem, 3),
         "work": prompts.work(problem, "add the tens first"),
         "synthesize": prompts.synthesize(problem, ["first", "second"]),
@@ -65,8 +65,9 @@ def test_no_template_syntax_is_left_in_a_prompt(history: Literal["own", "shared"
     """The paper's refiner saw a literal `\\boxed{{}}`: its template was never formatted."""
     for name, chat in all_chats(ChatPrompts(history), PROBLEM).items():
         text = text_of(chat)
-        assert "{{" not in text, name
-        assert "}}" not in text, name
+        is_quirk = (history, name) == ("shared", "refine")
+        assert ("{{" in text) == is_quirk, name
+        assert ("}}" in text) == is_quirk, name
         assert "{problem" not in text, name
         assert "None" not in text, name
 
@@ -92,7 +93,7 @@ def test_the_prompt_asks_for_the_format_that_the_reader_reads() -> None:
     for name in ("generate", "work", "synthesize", "refine"):
         assert r"\boxed{}" in all_chats(prompts, PROBLEM)[name][-1].text, name
     assert prompts.read_choice(prompts.aggregate(PROBLEM, ["a"])[-1].text, 2).value == 0
-    verdicts = prompts.evaluate(PROBLEM, "a")[-1].text
+    verdicts = prompts.evaluate(PROBLEM, ["a"])[-1].text
     assert r"\boxed{Correct}" in verdicts
     assert r"\boxed{Incorrect}" in verdicts
     assert "STRATEGY n:" in prompts.orchestrate(PROBLEM, 3)[-1].text
@@ -117,9 +118,9 @@ def test_compact_prompts_are_these_characters() -> None:
 
 def test_text_with_braces_and_markup_goes_through_unchanged() -> None:
     hostile = "{problem} {{0}} %s \\boxed{1} [bold]"
-    assert hostile in text_of(ChatPrompts().evaluate(PROBLEM, hostile))
+    assert hostile in text_of(ChatPrompts().evaluate(PROBLEM, [hostile]))
     assert hostile in text_of(ChatPrompts().aggregate(PROBLEM, [hostile]))
-    assert hostile in text_of(CompactPrompts().refine(PROBLEM, hostile, hostile))
+    assert hostile in text_of(CompactPrompts().refine(PROBLEM, [hostile, hostile]))
 
 
 @pytest.mark.parametrize("prompts", [ChatPrompts(), CompactPrompts()])

@@ -88,7 +88,7 @@ def test_a_prompt_over_the_limit_gives_the_episode_up_and_is_counted(
     assert not any(episode.outcome for episode in episodes)
     assert reward_rows(episodes, config) == []
     record = evaluation_record(episodes, PROBLEMS, ("generator", "aggregator"), config.samples, 3)
-    assert (record.correct_PS == 255).all(), "missing, not wrong"
+    assert (record.correct_PS == 0).all(), "given up is wrong, or long prompts would pay"
 
 
 def test_evaluation_counts_what_the_episodes_say(small_config: SmallConfig) -> None:

@@ -4,7 +4,7 @@ A group holds the rewards that are compared with each other. Its key is a declar
 
     role         (problem, role)            the paper's code voting: one group of N * K
     role_number  (problem, role, number)    the paper's maths voting: N groups of K
-    role_turn    (problem, role, round)     AT-GRPO
+    role_turn    (problem, role, number, round)  AT-GRPO: one agent's turn of one round
 """
 
 from __future__ import annotations
@@ -34,10 +34,18 @@ class GroupCounts:
     singleton: int
 
 
-def group_key(row: Row, group_by: str) -> tuple[str, str, int]:
-    """(problem, role, and number or round) whose rewards `row` is compared with."""
-    last = {"role": 0, "role_number": row.turn.agent.number, "role_turn": row.turn.round}[group_by]
-    return (row.problem, row.turn.agent.role, last)
+GroupKey = tuple[str, str, int, int]
+
+
+def group_key(row: Row, group_by: str) -> GroupKey:
+    """(problem, role, number, round) of the group of `row`; 0 for what the group ignores."""
+    number = 0 if group_by == "role" else row.turn.agent.number
+    return (
+        row.problem,
+        row.turn.agent.role,
+        number,
+        row.turn.round if group_by == "role_turn" else 0,
+    )
 
 
 def group_advantages(
@@ -58,12 +66,12 @@ def with_advantages(
     rows: Sequence[Row], config: TrainConfig
 ) -> tuple[list[Row], dict[str, GroupCounts]]:
     """The rows with their advantages, and the group counts of each role."""
-    members: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    members: dict[GroupKey, list[int]] = defaultdict(list)
     for index, row in enumerate(rows):
         members[group_key(row, config.group_by)].append(index)
     advantage_B = np.zeros(len(rows))
     tally: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
-    for (_, role, _), indices in members.items():
+    for (_, role, *_), indices in members.items():
         reward_K = np.array([rows[i].reward for i in indices])
         advantage_B[indices] = group_advantages(
             reward_K, normalize_std=config.normalize_std, singleton=config.singleton

@@ -33,11 +33,11 @@ class CompactPrompts:
     def aggregate(self, problem: Problem, candidates: Sequence[str]) -> Chat:
         return ask(f"a{problem.question} " + " ".join(candidates))
 
-    def evaluate(self, problem: Problem, solution: str) -> Chat:
-        return ask(f"e{problem.question} {solution}")
+    def evaluate(self, problem: Problem, said: Sequence[str]) -> Chat:
+        return ask(f"e{problem.question} {said[-1]}")
 
-    def refine(self, problem: Problem, solution: str, feedback: str) -> Chat:
-        return ask(f"r{problem.question} {solution} {feedback}")
+    def refine(self, problem: Problem, said: Sequence[str]) -> Chat:
+        return ask(f"r{problem.question} {said[-2]} {said[-1]}")
 
     def orchestrate(self, problem: Problem, most: int) -> Chat:
         return ask(f"o{problem.question} {most}")

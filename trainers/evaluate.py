@@ -42,17 +42,20 @@ def evaluation_record(
     samples: int,
     step: int,
 ) -> EvalRecord:
-    """Sum up evaluation episodes; one that was given up counts as missing."""
+    """Sum up evaluation episodes; one that was given up counts as wrong.
+
+    Were it left out, prompts that grow too long would raise the accuracy.
+    """
     place = {problem.id: i for i, problem in enumerate(problems)}
     correct_PS = np.full((len(problems), samples), 255, dtype=np.uint8)
     own_RP: list[list[list[bool]]] = [[[] for _ in problems] for _ in roles]
     turns: dict[str, list[Turn]] = {role: [] for role in roles}
     any_correct: dict[str, list[bool]] = {role: [] for role in roles}
     for episode in episodes:
-        if episode.failure is not None:
-            continue
         problem = place[episode.problem.id]
         correct_PS[problem, episode.sample] = episode.outcome
+        if episode.failure is not None:
+            continue
         for index, role in enumerate(roles):
             mine = [turn for turn in episode.turns if turn.agent.role == role]
             own = [turn.own_correct for turn in mine if turn.own_correct is not None]

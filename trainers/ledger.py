@@ -107,7 +107,7 @@ def step_record(
         step,
         time.time(),
         RunLedger(
-            accuracy=mean([episode.outcome for episode in episodes if episode.failure is None]),
+            accuracy=mean([episode.outcome for episode in episodes]),
             reward_mean=mean([row.reward for row in rows]),
             episodes=len(episodes),
             failed_episodes=sum(episode.failure is not None for episode in episodes),

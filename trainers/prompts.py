@@ -32,12 +32,16 @@ Chat = tuple[Message, ...]
 
 
 class Prompts(Protocol):
-    """How the roles are asked and understood."""
+    """How the roles are asked and understood.
+
+    `said` is what generator and evaluator replied so far, in turn: its last text is the solution to
+    evaluate, its last two are the solution to refine and the feedback on it.
+    """
 
     def generate(self, problem: Problem) -> Chat: ...
     def aggregate(self, problem: Problem, candidates: Sequence[str]) -> Chat: ...
-    def evaluate(self, problem: Problem, solution: str) -> Chat: ...
-    def refine(self, problem: Problem, solution: str, feedback: str) -> Chat: ...
+    def evaluate(self, problem: Problem, said: Sequence[str]) -> Chat: ...
+    def refine(self, problem: Problem, said: Sequence[str]) -> Chat: ...
     def orchestrate(self, problem: Problem, most: int) -> Chat: ...
     def work(self, problem: Problem, strategy: str) -> Chat: ...
     def synthesize(self, problem: Problem, solutions: Sequence[str]) -> Chat: ...
@@ -82,30 +86,34 @@ class ChatPrompts:
             f"\n\nProblem:\n{problem.question}\n\n{numbered('Solution', candidates)}"
         )
 
-    def evaluate(self, problem: Problem, solution: str) -> Chat:
+    def evaluate(self, problem: Problem, said: Sequence[str]) -> Chat:
         verdict = (
             "Check the solution step by step. Do not reveal the answer. If it is wrong, name the "
             r"main mistake briefly. End with \boxed{Correct} or \boxed{Incorrect}."
         )
         if self.history == "shared":
             about = Message("user", f"{verdict} The solution to check is the one above.")
-            return (*self.generate(problem), Message("assistant", solution), about)
-        return ask(f"{verdict}\n\nProblem:\n{problem.question}\n\nSolution:\n{solution}")
+            return (*self._history(problem, said), about)
+        return ask(f"{verdict}\n\nProblem:\n{problem.question}\n\nSolution:\n{said[-1]}")
 
-    def refine(self, problem: Problem, solution: str, feedback: str) -> Chat:
+    def refine(self, problem: Problem, said: Sequence[str]) -> Chat:
         if self.history == "shared":
-            again = f"The solution above is wrong. Use a completely different method. {_BOXED}"
-            said = (Message("assistant", solution), Message("assistant", feedback))
-            return (*self.generate(problem), *said, Message("user", again))
+            # The paper's template is never formatted: its model sees the doubled braces.
+            again = (
+                "The solution above is wrong. Use a completely different method. "
+                r"Put your final answer within \boxed{{}}."
+            )
+            return (*self._history(problem, said), Message("user", again))
+        solution, feedback = said[-2:]
         fix = (
             f"A reviewer found a mistake in your solution:\n{feedback}\n\n"
             f"Keep what is right, correct the mistake, and give the whole solution again. {_BOXED}"
         )
-        return (
-            *self.generate(problem),
-            Message("assistant", solution),
-            Message("user", fix),
-        )
+        return (*self.generate(problem), Message("assistant", solution), Message("user", fix))
+
+    def _history(self, problem: Problem, said: Sequence[str]) -> Chat:
+        """Everything said, as the paper's code keeps it: replies without their instructions."""
+        return (*self.generate(problem), *(Message("assistant", text) for text in said))
 
     def orchestrate(self, problem: Problem, most: int) -> Chat:
         return ask(

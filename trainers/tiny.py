@@ -173,11 +173,11 @@ class Teacher:
         verdict = "y" if f"[{problem.answer}]" in solution else "n"
         if self.draw.random() < self.judge_noise:
             verdict = self.draw.choice("yn")
-        return self.prompts.evaluate(problem, solution)[0].text, f"[{verdict}]"
+        return self.prompts.evaluate(problem, [solution])[0].text, f"[{verdict}]"
 
     def refiner(self, problem: Problem) -> tuple[str, str]:
         before, after = f"[{self.wrong(problem)}]", self.solution(problem)
-        return self.prompts.refine(problem, before, "[n]")[0].text, after
+        return self.prompts.refine(problem, [before, "[n]"])[0].text, after
 
     def orchestrator(self, problem: Problem) -> tuple[str, str]:
         most = self.draw.choice([1, 2, 3, 3, 3])

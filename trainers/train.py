@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -107,9 +108,8 @@ def train_step(run: Run, step: int) -> StepRecord:
     for policy in run.policies.values():
         mine = [row for row in rows if row.turn.agent.role in policy.roles]
         sums |= learn(run.language, policy, mine, config, step)
-        shared = config.scheduler_tick == "policy"
-        for ticked in run.policies.values() if shared else (policy,):
-            ticked.schedule.step()
+        is_shared = config.scheduler_tick == "policy"
+        tick(run.policies.values() if is_shared else (policy,))
     ended = time.perf_counter()
     return step_record(
         step, episodes, rows, counts, sums, run.routing,
@@ -119,6 +119,15 @@ def train_step(run: Run, step: int) -> StepRecord:
             "step_seconds": ended - started,
         },
     )  # fmt: skip
+
+
+def tick(policies: Iterable[Policy]) -> None:
+    """Advance the learning rate of these policies."""
+    with warnings.catch_warnings():
+        # The paper's one schedule ticks for policies whose optimizer has not stepped yet.
+        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
+        for policy in policies:
+            policy.schedule.step()
 
 
 def measure(run: Run) -> EvalRecord:

@@ -91,16 +91,17 @@ def voting(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
 
 
 def evaluator_optimizer(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
-    chat = prompts.generate(problem)
+    chat, said = prompts.generate(problem), list[str]()
     for turn in range(sizes.rounds):
         [solution] = yield [
             Ask(Agent("generator"), chat, prompts.read_answer, problem.is_correct, round=turn)
         ]
         is_right = problem.is_correct(solution.value)
+        said.append(solution.text)
         [verdict] = yield [
             Ask(
                 Agent("evaluator"),
-                prompts.evaluate(problem, solution.text),
+                prompts.evaluate(problem, tuple(said)),
                 prompts.read_verdict,
                 lambda accepted, is_right=is_right: accepted == is_right,  # type: ignore[misc]
                 round=turn,
@@ -110,7 +111,8 @@ def evaluator_optimizer(problem: Problem, prompts: Prompts, sizes: Sizes) -> Pla
         ]
         if verdict.value:
             break
-        chat = prompts.refine(problem, solution.text, verdict.text)
+        said.append(verdict.text)
+        chat = prompts.refine(problem, tuple(said))
     return cast("str | None", solution.value)
 
 
