@@ -1,12 +1,14 @@
 # Each target sets up its own virtual environment on first use, pinned by constraints.txt.
 PYTHON ?= python3
+# Options for installing torch alone, e.g. '--index-url URL' of PyTorch's builds without CUDA.
+TORCH_OPTIONS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 
-# torch first: with it installed, nothing below pulls a CUDA build onto a machine without CUDA.
+# torch first and alone: whatever build it is, nothing below replaces it.
 $(READY): pyproject.toml constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt $(TORCH_OPTIONS) torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
