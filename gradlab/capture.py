@@ -24,8 +24,20 @@ from gradlab.fused import FusedLinear, as_autocast, can_fuse, fits, is_fused
 from gradlab.layout import Layout
 from gradlab.projections import Projection
 from gradlab.records import Mode
-from gradlab.rules import NO_ARGUMENTS, Arguments, Call, Rule, Site, linear, rerun, rule_of
+from gradlab.rules import (
+    NO_ARGUMENTS,
+    Arguments,
+    Call,
+    Rule,
+    Site,
+    linear,
+    parameter_of,
+    rerun,
+    rule_of,
+)
 from gradlab.tags import RowSketches, Tags
+
+CONTAINERS = (nn.ParameterDict, nn.ParameterList)
 
 
 class Ticket(torch.autograd.Function):
@@ -100,14 +112,21 @@ class Capture:
     def _find_sites(
         self, model: nn.Module, index: Mapping[int, int]
     ) -> Iterator[tuple[Site, nn.Module]]:
+        def own(module: nn.Module, prefix: str = "") -> dict[str, int]:
+            named = module.named_parameters(recurse=False, remove_duplicate=False)
+            return {prefix + local: index[id(p)] for local, p in named if id(p) in index}
+
         for name, module in model.named_modules():
-            slots = {
-                local: index[id(p)]
-                for local, p in module.named_parameters(recurse=False, remove_duplicate=False)
-                if id(p) in index
-            }
+            if isinstance(module, CONTAINERS):
+                continue  # without a forward: their parameters are used by the module around them
+            slots, rule = own(module), rule_of(module)
+            inside = [(key, m) for key, m in module.named_children() if isinstance(m, CONTAINERS)]
+            held = {k: i for key, m in inside for k, i in own(m, f"{key}.").items()}
+            # To run that module again is cheap unless it is a model of its own.
+            if held and not any(id(p) in index for p in rest_of(module)):
+                slots, rule = slots | held, rerun
             if slots:
-                yield Site(name, rule_of(module), slots, type(module).__name__), module
+                yield Site(name, rule, slots, type(module).__name__), module
 
     def remove(self) -> None:
         """Take all hooks off the model."""
@@ -225,7 +244,7 @@ class Capture:
     @staticmethod
     def _learning(site: Site, module: nn.Module) -> list[str]:
         # Asked in every forward: adapters are switched on and off.
-        return [local for local in site.slots if module._parameters[local].requires_grad]  # type: ignore[union-attr] # a slot is a parameter
+        return [local for local in site.slots if parameter_of(module, local).requires_grad]
 
     def _current_tags(self) -> Tags | None:
         # Recomputation inside a backward. Non-reentrant: this forward's gradient never comes, the
@@ -308,3 +327,10 @@ class Capture:
 def is_recomputing() -> bool:
     """Whether a backward is running, so that a forward now is one that checkpointing repeats."""
     return bool(torch._C._current_graph_task_id() != -1)
+
+
+def rest_of(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Parameters of the modules that this one calls."""
+    for child in module.children():
+        if not isinstance(child, CONTAINERS):
+            yield from child.parameters()

@@ -10,6 +10,7 @@ tagged), K sketch buckets, M elements of one parameter.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,10 +36,13 @@ class Target(Protocol):
     is_low_precision: bool
     """Set by a rule that meets 16-bit activations."""
 
+    def paused(self) -> AbstractContextManager[None]:
+        """Captures nothing inside."""
+
 
 @dataclass
 class Site:
-    """One module that directly owns measured parameters."""
+    """One module that owns measured parameters, directly or in containers without a forward."""
 
     name: str
     rule: Rule
@@ -85,6 +89,13 @@ Rule = Callable[[Target, Site, Call, Sequence[Tensor], Tensor], None]
 
 Totals = dict[str, Tensor]
 """Local parameter name -> sum of what was added for all units, those of nobody included."""
+
+
+def parameter_of(module: nn.Module, local: str) -> nn.Parameter:
+    """Looked up in every call: FSDP exchanges parameters, adapters are switched."""
+    found = module.get_parameter(local) if "." in local else module._parameters[local]
+    assert found is not None, "a slot is a parameter"
+    return found
 
 
 def rule_of(module: nn.Module) -> Rule:
@@ -233,7 +244,8 @@ def rerun(
     if tuple(gradient.shape[: len(tags.shape)]) != tags.shape:
         raise ValueError(f"saw shape {tuple(gradient.shape)}, tags have shape {tags.shape}")
     devices = [gradient.device] if gradient.is_cuda else []
-    with torch.random.fork_rng(devices):  # a module that draws must not shift the run's numbers
+    # Nothing inside may be captured again; a module that draws must not shift the run's numbers.
+    with target.paused(), torch.random.fork_rng(devices):
         for row, agent, shares in rerun_groups(call, tensors, gradient):
             for local, share in zip(call.learning, shares, strict=True):
                 if share is None:
@@ -255,7 +267,7 @@ def rerun_groups(
 ) -> Iterator[tuple[int, int, tuple[Tensor | None, ...]]]:
     """(row or -1, agent, gradients): per row if rows are sketched, else per run."""
     tags = call.tags
-    parameters = [call.module._parameters[local] for local in call.learning]
+    parameters = [parameter_of(call.module, local) for local in call.learning]
     if len(tags.shape) == 2:
         with torch.enable_grad():
             output = call_again(call, tensors)
@@ -290,11 +302,11 @@ def call_again(call: Call, tensors: Iterable[Tensor]) -> Tensor:
 
 
 def differentiate(
-    output: Tensor, parameters: Sequence[Tensor | None], gradient: Tensor
+    output: Tensor, parameters: Sequence[Tensor], gradient: Tensor
 ) -> tuple[Tensor | None, ...]:
     return torch.autograd.grad(
         output,
-        [p for p in parameters if p is not None],
+        parameters,
         gradient,
         retain_graph=True,
         allow_unused=True,
