@@ -45,7 +45,10 @@ def save_checkpoint(
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    language.model.save_pretrained(str(temporary), selected_adapters=list(policies))
+    # Embeddings are never trained here; looking whether they were would ask the hub.
+    language.model.save_pretrained(
+        str(temporary), selected_adapters=list(policies), save_embedding_layers=False
+    )
     for name, policy in policies.items():
         state = {
             "optimizer": policy.optimizer.state_dict(),
