@@ -99,5 +99,6 @@ def quotient(
         np.asarray(numerator, dtype=np.float64), np.asarray(denominator, dtype=np.float64)
     )
     result = np.full(above.shape, np.nan)
-    np.divide(above, below, out=result, where=below != 0)
+    with np.errstate(invalid="ignore"):  # a diverged run may hold inf / inf
+        np.divide(above, below, out=result, where=below != 0)
     return result

@@ -251,7 +251,7 @@ class RunMeta:
     """Ids of the held-out problems, in the order of `EvalRecord.correct_PS`."""
     eval_samples: int = 1
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration, JSON-able; shown to people, never parsed by detectors."""
+    """The whole configuration, JSON-able. Detectors read only its `steps` and `dtype`, if there."""
     versions: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
