@@ -26,8 +26,22 @@ def inner_products(left_AN: Tensor, right_BN: Tensor) -> Tensor:
 
 
 def norm_of(tensor: Tensor) -> float:
-    """Euclidean norm, summed in float64."""
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    """Euclidean norm: of 4096 elements in float32 at least, of those norms in float64."""
+    flat = tensor.reshape(-1)
+    if flat.element_size() < 4:
+        flat = flat.float()
+    whole = len(flat) // GRAM_CHUNK * GRAM_CHUNK
+    parts = torch.linalg.vector_norm(flat[:whole].view(-1, GRAM_CHUNK), dim=1)
+    rest = torch.linalg.vector_norm(flat[whole:])
+    return float(torch.linalg.vector_norm(torch.cat([parts, rest[None]]), dtype=torch.float64))
+
+
+def total_of(part_AN: Tensor) -> Tensor:
+    """[N] sum of the rows; three times as fast as `sum(0)` on a CPU."""
+    total = part_AN[0].clone()
+    for part_N in part_AN[1:]:
+        total.add_(part_N)
+    return total
 
 
 @cache

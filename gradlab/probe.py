@@ -31,7 +31,7 @@ from gradlab.capture import Capture
 from gradlab.distributed import Ranks, Shared, in_full, unwrap
 from gradlab.layout import Layout, lay_out
 from gradlab.moments import Moments, StepSplit, why_not_split
-from gradlab.precise import inner_products, norm_of
+from gradlab.precise import inner_products, norm_of, total_of
 from gradlab.projections import draw, projected
 from gradlab.records import (
     MODES,
@@ -746,7 +746,7 @@ class Probe:
                 for p, gradient in zip(self._layout.parameters, gradients, strict=True)
             ]
         )
-        sum_P = capture.gradient_AP.sum(0)
+        sum_P = total_of(capture.gradient_AP)
         norm = norm_of(flat_P)
         sum_norm2 = norm_of(sum_P) ** 2
         # Multiplied and summed, not `@`: BLAS loses five digits over millions of float32.

@@ -7,9 +7,28 @@ import torch
 from test_capture import AGENTS
 from torch import nn
 
-from gradlab.precise import adds_up_in_float32
+from gradlab.precise import adds_up_in_float32, norm_of, total_of
 from gradlab.probe import attach
 from gradlab.records import Mode
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, 3_000_001])
+def test_norms_and_totals_keep_their_digits(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, size, generator=generator) * torch.rand(size, generator=generator).exp()
+    exact = float(x[0].double().norm())
+    assert norm_of(x[0]) == pytest.approx(exact, rel=3e-7)
+    assert norm_of(x[0].double()) == pytest.approx(exact, rel=1e-12)
+    rounded = x[0].bfloat16()
+    assert norm_of(rounded) == pytest.approx(float(rounded.double().norm()), rel=3e-7)
+    assert torch.equal(total_of(x), x[0] + x[1] + x[2])
+
+
+@pytest.mark.parametrize("size", [3, 5000])
+def test_a_norm_of_what_is_not_a_number_is_none(size: int) -> None:
+    x = torch.zeros(size)
+    x[1] = torch.nan
+    assert norm_of(x) != norm_of(x)
 
 
 def test_a_cpu_casts_and_a_gpu_is_asked() -> None:
