@@ -10,6 +10,9 @@ from torch import Tensor
 GRAM_CHUNK = 4096
 """Elements that one inner product sums in its own precision."""
 
+NORM_CHUNK = 256
+"""The same of a norm, whose kernel adds up one by one: 4096 would cost it a digit."""
+
 
 def inner_products(left_AN: Tensor, right_BN: Tensor) -> Tensor:
     """[A, B] inner products of rows, in float64.
@@ -26,12 +29,12 @@ def inner_products(left_AN: Tensor, right_BN: Tensor) -> Tensor:
 
 
 def norm_of(tensor: Tensor) -> float:
-    """Euclidean norm: of 4096 elements in float32 at least, of those norms in float64."""
+    """Euclidean norm: of 256 elements in float32 at least, of those norms in float64."""
     flat = tensor.reshape(-1)
     if flat.element_size() < 4:
         flat = flat.float()
-    whole = len(flat) // GRAM_CHUNK * GRAM_CHUNK
-    parts = torch.linalg.vector_norm(flat[:whole].view(-1, GRAM_CHUNK), dim=1)
+    whole = len(flat) // NORM_CHUNK * NORM_CHUNK
+    parts = torch.linalg.vector_norm(flat[:whole].view(-1, NORM_CHUNK), dim=1)
     rest = torch.linalg.vector_norm(flat[whole:])
     return float(torch.linalg.vector_norm(torch.cat([parts, rest[None]]), dtype=torch.float64))
 
