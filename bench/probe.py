@@ -51,7 +51,7 @@ SIZES = {
     "33M": Size(512, 8, 8192, 8, 128),
     "110M": Size(768, 12, 16384, 8, 128),
     "33M, 4 x tokens": Size(512, 8, 8192, 32, 128),
-    "33M full": Size(512, 8, 8192, 8, 128, is_full=True),
+    "8M full": Size(256, 8, 4096, 8, 128, is_full=True),
 }
 
 
