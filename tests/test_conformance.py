@@ -1,7 +1,8 @@
 """Every kind of model and loop that is covered x every mode, against one backward per agent.
 
 The twin is `autograd.grad` of each agent's loss through one ordinary forward, in float64 unless the
-case says otherwise. `fused` moreover has to leave the same gradient to the optimizer.
+case says otherwise; for `sketch` it is projected like the probe's. Whatever the mode, the optimizer
+has to get the same gradient.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from test_capture import (
 )
 from torch import Tensor, nn
 
-from gradlab.probe import attach
+from gradlab.probe import Probe, attach
 from gradlab.records import Mode
 
 TAGS = (2, 0, 1, 0, 2, 1, 0, 2)
@@ -150,8 +151,22 @@ def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
 
+def kept(probe: Probe, name: str, gradient: Tensor) -> Tensor:
+    """What the probe keeps of a gradient: all, or its projection."""
+    (number,) = [i for i, slot in enumerate(probe._layout.slots) if slot.name == name]
+    projection = probe._capture.projections.get(number)
+    if projection is None:
+        return gradient.flatten()
+    left, right = projection.left_Ok, projection.right_Ik
+    if left is not None:
+        gradient = left.double().T @ gradient
+    if right is not None:
+        gradient = gradient @ right.double()
+    return gradient.flatten()
+
+
 @pytest.mark.parametrize("has_prompts", [False, True])
-@pytest.mark.parametrize("mode", ["exact", "fused", "reference"])
+@pytest.mark.parametrize("mode", ["exact", "fused", "sketch", "reference"])
 @pytest.mark.parametrize("name", CASES)
 def test_mode_against_the_slow_twin(name: str, mode: Mode, has_prompts: bool) -> None:
     case = CASES[name]
@@ -161,7 +176,7 @@ def test_mode_against_the_slow_twin(name: str, mode: Mode, has_prompts: bool) ->
     model, batch, trained = prepare(case)
     names = {id(p): key for key, p in model.named_parameters()}
     optimizer = torch.optim.SGD(trained, lr=0.0)
-    probe = attach(model, optimizer, agents=AGENTS, mode=mode)
+    probe = attach(model, optimizer, agents=AGENTS, mode=mode, sketch_rank=7)
     torch.manual_seed(5)
     for rows in case.parts:
         part = batch.part(rows)
@@ -186,7 +201,7 @@ def test_mode_against_the_slow_twin(name: str, mode: Mode, has_prompts: bool) ->
         assert relative(p.grad.double(), expected) < case.gradient_tolerance, names[id(p)]
     optimizer.step()
     slow_by_name = {
-        names[id(p)]: torch.stack([part.flatten() for part in parts])
+        names[id(p)]: torch.stack([kept(probe, names[id(p)], part) for part in parts])
         for p, *parts in zip(trained, *slow, strict=True)
     }
     expected_BAA = twin_gram(slow_by_name, probe.blocks)
