@@ -21,7 +21,8 @@ from torch import Tensor
 from gradlab.records import Agent, UpdateRecord
 from trainers.config import TrainConfig
 from trainers.episodes import Row
-from trainers.learn import TokenSums, batch_loss, learn, to_batch
+from trainers.learn import TokenSums, batch_loss, learn
+from trainers.logprobs import to_batch
 from trainers.losses import token_weights
 from trainers.minibatches import micro_batches, plan_updates
 from trainers.models import LanguageModel, load_language_model

@@ -15,7 +15,8 @@ from torch import Tensor
 from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Row
-from trainers.learn import TokenSums, batch_loss, response_logprobs, to_batch
+from trainers.learn import TokenSums, batch_loss
+from trainers.logprobs import response_logprobs, to_batch
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.models import LanguageModel, load_language_model
 

@@ -18,7 +18,8 @@ from gradlab.audit import Audit
 from trainers.checkpoint import last_checkpoint, load_checkpoint
 from trainers.config import TrainConfig
 from trainers.episodes import Row
-from trainers.learn import TokenSums, accumulate, old_logprobs
+from trainers.learn import TokenSums, accumulate
+from trainers.logprobs import old_logprobs
 from trainers.minibatches import plan_updates
 from trainers.models import LanguageModel, load_language_model
 from trainers.policies import Policy, build_policies

@@ -1,6 +1,6 @@
 """Train one policy on one step's rows: forward, backward under the probe, clip, optimizer step.
 
-Legend: B rows of a micro-batch, T response tokens (right-padded), P prompt tokens (left-padded).
+Legend: B rows of a micro-batch, T response tokens (right-padded).
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from torch import Tensor
 from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Row
+from trainers.logprobs import (
+    Batch,
+    old_logprobs,
+    reference_logprobs,
+    response_logprobs,
+    to_batch,
+)
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.minibatches import micro_batches, plan_updates
 from trainers.models import LanguageModel
 from trainers.policies import Policy, adapter_parameters, not_finite
-from trainers.sampling import left_padded
 
 MONITORED_ROWS = 16
 """Rows per role on which trainer and reference log-probs are compared with the rollout's."""
-
-
 LARGEST_GAP = 0.2
 """Nats per token that rounding can explain, also in bfloat16; more means an adapter out of sync."""
 
@@ -53,21 +57,6 @@ class TokenSums:
     """Mean k3 per token against the base model, on monitored rows."""
     logprob_gap: float = float("nan")
     """Mean |rollout - trainer| log-prob per token, on monitored rows."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """A micro-batch as tensors."""
-
-    rows: list[Row]
-    ids_BT: Tensor
-    """Prompts padded on the left and responses on the right: responses start in one column."""
-    mask_BT: Tensor
-    target_BT: Tensor
-    """[B, T] response tokens."""
-    is_token_BT: Tensor
-    old_BT: Tensor
-    advantage_B: Tensor
 
 
 def learn(
@@ -157,52 +146,6 @@ def clip_and_step(language: LanguageModel, policy: Policy, config: TrainConfig, 
     policy.optimizer.zero_grad(set_to_none=True)
 
 
-def to_batch(
-    rows: list[Row], language: LanguageModel, old: dict[int, NDArray[np.float32]]
-) -> Batch:
-    pad, device = language.sampling.pad_id, language.device
-    prompt_BP, prompt_mask_BP = left_padded([row.turn.prompt_ids for row in rows], pad, device)
-    longest = max(len(row.turn.response_ids) for row in rows)
-    target = torch.full((len(rows), longest), pad)
-    is_token = torch.zeros((len(rows), longest), dtype=torch.bool)
-    old_BT = torch.zeros((len(rows), longest))
-    for i, row in enumerate(rows):
-        length = len(row.turn.response_ids)
-        target[i, :length] = torch.tensor(row.turn.response_ids)
-        is_token[i, :length] = True
-        old_BT[i, :length] = torch.as_tensor(old[id(row)])
-    target, is_token = target.to(device), is_token.to(device)
-    return Batch(
-        rows,
-        torch.cat([prompt_BP, target], dim=1),
-        torch.cat([prompt_mask_BP, is_token.long()], dim=1),
-        target,
-        is_token,
-        old_BT.to(device),
-        torch.tensor([row.advantage for row in rows], device=device),
-    )
-
-
-def response_logprobs(
-    language: LanguageModel, batch: Batch, *, entropy_grad: bool = False
-) -> tuple[Tensor, Tensor]:
-    """[B, T] log-probability of each response token under the temperature-scaled policy, and the
-    entropy of the distribution it was drawn from (nats), with a gradient only if asked for."""
-    longest = batch.target_BT.shape[1]
-    logits = language.model(
-        input_ids=batch.ids_BT,
-        attention_mask=batch.mask_BT,
-        position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=longest + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    logprobs_BTV = torch.log_softmax(logits.float() / language.sampling.temperature, dim=-1)
-    chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
-    return chosen, entropy
-
-
 def batch_loss(
     language: LanguageModel,
     batch: Batch,
@@ -242,33 +185,6 @@ def batch_loss(
         total.clipped += clipped
         total.weight += weight_by_row[id(row)] * len(row.turn.response_ids)
     return loss
-
-
-@torch.no_grad()
-def reference_logprobs(language: LanguageModel, batch: Batch) -> Tensor:
-    """[B, T] log-probabilities under the base model: the model with its adapters switched off."""
-    was_training = language.model.training
-    language.model.eval()
-    with language.model.disable_adapter():
-        logprob_BT, _ = response_logprobs(language, batch)
-    language.model.train(was_training)
-    return logprob_BT
-
-
-def old_logprobs(
-    language: LanguageModel, rows: Sequence[Row], config: TrainConfig
-) -> dict[int, NDArray[np.float32]]:
-    """id(row) -> [T] log-probabilities in the denominator of the ratio."""
-    kept = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in rows}
-    if config.old_logprobs == "rollout":
-        return kept
-    recomputed: dict[int, NDArray[np.float32]] = {}
-    for micro in micro_batches(rows, config.micro_tokens):
-        with torch.no_grad():
-            logprob_BT, _ = response_logprobs(language, to_batch(micro, language, kept))
-        for row, values in zip(micro, logprob_BT.float().cpu().numpy(), strict=True):
-            recomputed[id(row)] = values[: len(row.turn.response_ids)]
-    return recomputed
 
 
 @torch.no_grad()
