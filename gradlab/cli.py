@@ -233,6 +233,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of the console script; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given)
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(given: list[str]) -> int:
     if not given or given[0] in {"-h", "--help", "help"}:
         print(_help())
         return 0
@@ -249,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\ngradlab {given[0]}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        return 1
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         # Messages are written for the user; a traceback in front of them would hide them.
         if os.environ.get("GRADLAB_TRACEBACK"):
