@@ -3,6 +3,8 @@
     python -m trainers.tiny --size 0.3m        # about 5 minutes on two cores
     python -m trainers.tiny --size 1m --batches 700 --batch-size 128 --learning-rate 2e-3
     python -m trainers.tiny --size 3m --batches 700 --batch-size 128 --learning-rate 2.5e-3
+    python -m trainers.tiny --size 3m --batches 300 --batch-size 128 --learning-rate 1.5e-3 \\
+        --start trainers/weights/tiny-3m --seed 1
 
 The models speak the compact prompts of every role on `arithmetic` with two digits. The warm start
 is supervised learning on *noisy* labels, so that each role is right about half of the time: a base
@@ -58,6 +60,8 @@ class Build:
     """Share of random targets for aggregator and evaluator."""
     seed: int = 0
     """Seed of initialisation and examples."""
+    start: Path | None = None
+    """Directory of an earlier build to go on from, instead of fresh weights."""
     out: Path | None = None
     """Directory to write; default: the package's own weights."""
 
@@ -257,6 +261,8 @@ def main(build: Build) -> None:
     out = build.out or MODELS / f"tiny-{build.size}"
     tokenizer = build_tokenizer()
     model = build_model(build.size, len(tokenizer), build.seed)
+    if build.start:
+        model = Qwen3ForCausalLM.from_pretrained(build.start, dtype=torch.float32)
     print(f"tiny-{build.size}: {sum(p.numel() for p in model.parameters()):,} parameters")
     warm_start(model, tokenizer, build)
     save(model, tokenizer, build.size, out)
