@@ -84,7 +84,7 @@ class SelfCheck:
     coverage: float
     """Share of the parameters with a gradient that the agents explain."""
     tolerance: float
-    """What rounding explains of the residual: more where the agents cancel each other."""
+    """What rounding explains of the residual: more where agents or rows cancel each other."""
     suspects: tuple[str, ...] = ()
     """Parameters that carry the residual, worst first; empty while it is within tolerance."""
 
@@ -652,7 +652,10 @@ class Probe:
             return
         with torch.no_grad():
             gram_BAA = self._gram()
-            check = self._check(float(np.trace(gram_BAA.sum(axis=0))))
+            # Rounding grows with what was added up: agents, and rows where they were measured.
+            of_agents = float(np.trace(gram_BAA.sum(axis=0)))
+            of_rows = sum(float(batch.norm2_n.sum()) for batch in self._batches if batch.is_filled)
+            check = self._check(max(of_agents, of_rows))
             if self.unsplit_reason is None:
                 if self._moments is None:
                     self._moments = self._new_moments()
@@ -737,7 +740,8 @@ class Probe:
         self.loss = math.nan
 
     def _check(self, sum_of_norms2: float) -> SelfCheck:
-        """Fit g = c sum_a g_a and name whoever does not fit; sum_of_norms2 = sum_a ||g_a||^2."""
+        """Fit g = c sum_a g_a and name whoever does not fit; sum_of_norms2 = sum of the
+        squared norms of the parts that were added up."""
         capture, slots = self._capture, self._layout.slots
         gradients = [p.grad for p in self._layout.parameters]
         flat_P = self._flat(

@@ -384,3 +384,27 @@ def test_two_adapters_on_one_model_do_not_see_each_other() -> None:
         assert record.metrics.residual < 1e-10
         assert record.metrics.coverage == 1.0
     assert together["judge"][0].gram_BAA.shape[1:] == (1, 1)
+
+
+def test_rows_that_cancel_raise_no_false_alarm() -> None:
+    """Two rows of one agent whose gradients are opposite up to 1e-4: what is left is rounding.
+
+    In float32 the sum of the two products loses 4 of its 7 digits, whoever computes it, so the
+    residual is far above 1e-5 of what is left, and says nothing about coverage.
+    """
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 256, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    agent = Agent("evaluator")
+    probe = attach(model, optimizer, agents=[agent])
+    row = torch.randn(1, 7, 64)
+    pair = torch.cat([row, row + 1e-5 * torch.randn(1, 7, 64)])
+    sign = torch.tensor([1.0, -1.0])[:, None, None]
+    probe.tag([agent, agent], prompts=[0, 1])
+    (torch.tanh(model(pair)) * sign).sum().backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer.step()
+    assert probe.last is not None
+    rows = probe.last.row_statistics["evaluator"]
+    assert probe.last.metrics.grad_norm < 1e-3 * np.sqrt(2 * rows.total), "the rows do cancel"
