@@ -194,7 +194,7 @@ def demo(arguments: Sequence[str]) -> int:
     for name, config in configs.items():
         runs[name] = options.out / name
         if _is_finished(runs[name], config.steps):
-            console.print(f"[bold]{runs[name]}[/bold]: finished before, kept")
+            console.print(f"[bold]{runs[name]}[/bold]: finished before, kept", soft_wrap=True)
             continue
         resume = (runs[name] / "config.json").exists()
         run_training(replace(config, out=runs[name], resume=resume))
@@ -203,11 +203,11 @@ def demo(arguments: Sequence[str]) -> int:
         run = open_run(path)
         diagnosis = run_diagnosis(run)
         write_page(diagnosis, run, path / "report.html")
-        console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}")
-        console.print(f"  page: {path / 'report.html'}")
+        console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}", soft_wrap=True)
+        console.print(f"  page: {path / 'report.html'}", soft_wrap=True)
     written = make_figures(list(runs.values()), options.out / "figures")
-    console.print(f"{len(written)} files of figures in {options.out / 'figures'}")
-    console.print(f"Next: gradlab diagnose {runs['cliff']}")
+    console.print(f"{len(written)} files of figures in {options.out / 'figures'}", soft_wrap=True)
+    console.print(f"Next: gradlab diagnose {runs['cliff']}", soft_wrap=True)
     return 0
 
 
