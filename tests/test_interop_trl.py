@@ -25,8 +25,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  #
 
 from analysis.diagnose import diagnose  # noqa: E402
 from gradlab.interop.trl import Watch, watch  # noqa: E402
-from gradlab.interop.turns import TURN, step_record, token_counts  # noqa: E402
+from gradlab.interop.turns import TURN, step_record  # noqa: E402
 from gradlab.records import Agent  # noqa: E402
+from gradlab.signature import token_counts  # noqa: E402
 from gradlab.store import open_run  # noqa: E402
 from trainers.advantages import inflation  # noqa: E402
 from trainers.ledger import signature  # noqa: E402

@@ -10,10 +10,11 @@ import pytest
 from conftest import make_row, make_turn
 
 from gradlab.records import SIGNATURE_BUCKETS, Agent
+from gradlab.signature import FIBONACCI_HASH
 from trainers.advantages import GroupCounts
 from trainers.episodes import Episode, Row
 from trainers.learn import TokenSums
-from trainers.ledger import FIBONACCI_HASH, role_ledger, signature, step_record
+from trainers.ledger import role_ledger, signature, step_record
 from trainers.problems import Problem
 
 GENERATOR, AGGREGATOR = Agent("generator"), Agent("aggregator")

@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlab.records import SIGNATURE_BUCKETS, RoleLedger, RunLedger, StepRecord
+from gradlab.signature import token_counts
 from trainers.advantages import GroupCounts, inflation
 from trainers.episodes import Episode, Row
 from trainers.learn import TokenSums
-
-FIBONACCI_HASH = 2654435769
-"""Multiplicative hashing spreads neighbouring token ids over the buckets (Knuth, vol. 3, 6.4)."""
 
 
 def mean(values: Sequence[float | bool]) -> float:
@@ -78,13 +76,10 @@ def role_ledger(
 
 def signature(rows: Sequence[Row]) -> NDArray[np.float64]:
     """[SIGNATURE_BUCKETS] share of response tokens per hash bucket; NaN without tokens."""
-    ids = np.array([token for row in rows for token in row.turn.response_ids], dtype=np.uint64)
+    ids = np.array([token for row in rows for token in row.turn.response_ids], dtype=np.int64)
     if not len(ids):
         return np.full(SIGNATURE_BUCKETS, np.nan)
-    buckets = (ids * np.uint64(FIBONACCI_HASH) % np.uint64(2**32)) >> np.uint64(
-        32 - (SIGNATURE_BUCKETS - 1).bit_length()
-    )
-    return np.bincount(buckets.astype(np.int64), minlength=SIGNATURE_BUCKETS) / len(ids)
+    return token_counts(ids) / len(ids)
 
 
 def step_record(

@@ -36,9 +36,10 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradlab.interop.columns import Columns
 from gradlab.interop.evaluations import Graded, HeldOut
-from gradlab.interop.turns import TURN, Turns, step_record, token_counts
+from gradlab.interop.turns import TURN, Turns, step_record
 from gradlab.probe import Probe, attach
 from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
+from gradlab.signature import token_counts
 from gradlab.writer import RunStore
 
 WRAPPED = (

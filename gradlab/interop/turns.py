@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlab.records import SIGNATURE_BUCKETS, Agent, RoleLedger, RunLedger, StepRecord
+from gradlab.records import Agent, RoleLedger, RunLedger, StepRecord
 
 TURN = np.dtype(
     [
@@ -37,16 +37,6 @@ TURN = np.dtype(
 """One row of an update: a turn."""
 
 Turns = NDArray[np.void]
-
-FIBONACCI_HASH = 2654435769
-"""As the signatures of `trainers.ledger`, so that runs of both can be compared."""
-
-
-def token_counts(ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """[SIGNATURE_BUCKETS] tokens per hash bucket."""
-    shift = np.uint64(32 - (SIGNATURE_BUCKETS - 1).bit_length())
-    buckets = (ids.astype(np.uint64) * np.uint64(FIBONACCI_HASH) % np.uint64(2**32)) >> shift
-    return np.bincount(buckets.astype(np.int64), minlength=SIGNATURE_BUCKETS)
 
 
 def step_record(
