@@ -1,4 +1,7 @@
-"""Read a run's held-out evaluations as a series, and measure how noisy one evaluation is.
+"""Read a run's outcome as a series: held-out evaluations, or what training itself recorded.
+
+Without evaluations a run is judged by the accuracy of its training episodes, else by their reward,
+and every sentence says so: training problems change, and training optimizes what it is paid for.
 
 Legend: T evaluations, P problems, S samples per problem.
 """
@@ -6,25 +9,30 @@ Legend: T evaluations, P problems, S samples per problem.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import gammainc, gammaincinv
 
 from gradlab.records import Signal
 from gradlab.store import Run
 
 Floats = NDArray[np.float64]
 
-TRIM = 0.85
-# Chi-square(k) is 2 Gamma(k / 2); scipy.special, since scipy.stats takes a second to import.
-_QUANTILE = 2.0 * float(gammaincinv(1 / 2, TRIM))
-TRIMMED_MEAN = float(gammainc(3 / 2, _QUANTILE / 2)) / TRIM
-"""Mean of the lowest 85 % of chi-square(1) draws: what the trimmed mean of squares estimates."""
-
-MIN_DISPERSION = 0.2
-"""Floor of the dispersion from problems: greedy answers can repeat exactly for a while."""
+Outcome = Literal["held-out accuracy", "training accuracy", "training reward"]
+"""What a run is judged by, in the order of preference."""
+TRAINING: tuple[tuple[str, Outcome], ...] = (
+    ("accuracy", "training accuracy"),
+    ("reward_mean", "training reward"),
+)
+"""Fields of `RunLedger` that stand in for evaluations."""
+MIN_EVALUATIONS = 3
+"""Fewer held-out evaluations than this say less than the record of training."""
+MIN_STEPS = 8
+"""Fewer steps of training are no series."""
+MAX_TRAINING_POINTS = 60
+"""Steps of training are averaged in neighbours until no more remain: one step is a noisy batch."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,14 @@ class AccuracySeries:
     """[T, P] share of a problem's samples solved, NaN missing; None: not recorded."""
     samples: int = 1
     """Samples per problem."""
+    outcome: Outcome = "held-out accuracy"
+    is_assumed: bool = False
+    """Only rates are known: their noise is taken from how much successive ones differ, and
+    `trials_T` is 1."""
+    low: float = 0.0
+    """The outcome's value at rate 0; other than 0 for rewards outside 0..1."""
+    high: float = 1.0
+    """The same at rate 1."""
 
     @classmethod
     def of(cls, run: Run) -> AccuracySeries:
@@ -78,11 +94,16 @@ class AccuracySeries:
         if size <= 1:
             return self
         starts = np.arange(0, len(self), size)
-        return AccuracySeries(
-            self.step_T[starts],
-            np.add.reduceat(self.correct_T, starts),
-            np.add.reduceat(self.trials_T, starts),
+        correct, trials = (np.add.reduceat(v, starts) for v in (self.correct_T, self.trials_T))
+        if self.is_assumed:  # an average of rates is one rate
+            correct, trials = correct / trials, np.ones(len(starts))
+        return replace(
+            self, step_T=self.step_T[starts], correct_T=correct, trials_T=trials, solved_TP=None
         )
+
+    def value(self, rate: float) -> float:
+        """A rate in the outcome's own unit."""
+        return self.low + rate * (self.high - self.low)
 
 
 def rates_alone(run: Run) -> Signal:
@@ -94,31 +115,33 @@ def rates_alone(run: Run) -> Signal:
     return Signal(accuracy.name, "1", "run", accuracy.step_T[alone], rate_T[alone])
 
 
-def dispersion_of_differences(series: AccuracySeries) -> float:
-    """Noise of one evaluation over binomial, from successive differences; a cliff is trimmed."""
-    rate_T, trials_T = series.rate_T, series.trials_T
-    mean = np.clip((rate_T[1:] + rate_T[:-1]) / 2, 0.5 / trials_T[1:], 1 - 0.5 / trials_T[1:])
-    expected = mean * (1 - mean) * (1 / trials_T[1:] + 1 / trials_T[:-1])
-    ratio = np.sort(np.diff(rate_T) ** 2 / expected)
-    kept = ratio[: max(math.ceil(TRIM * len(ratio)), 1)]
-    return float(kept.mean() / TRIMMED_MEAN)
+def outcome_of(run: Run) -> AccuracySeries:
+    """The best outcome that the run recorded: counted answers, rates, training accuracy, reward."""
+    counted, rates = AccuracySeries.of(run), rates_alone(run)
+    held_out = counted if len(counted) >= len(rates.step_T) else _assumed(rates)
+    if len(held_out) >= MIN_EVALUATIONS:
+        return held_out
+    for name, outcome in TRAINING:
+        signal = run.run_metric(name)
+        value_T = np.asarray(signal.value_T, dtype=np.float64)
+        known = np.isfinite(value_T)
+        if known.sum() >= MIN_STEPS:
+            kept = Signal(name, signal.unit, "run", signal.step_T[known], value_T[known])
+            return _assumed(kept, outcome).pooled(MAX_TRAINING_POINTS)
+    return held_out
 
 
-def dispersion_of_problems(series: AccuracySeries) -> float:
-    """Sampling noise of an evaluation over binomial, from how often single problems flip.
-
-    Problems differ in difficulty and are the same every time, so the answers vary less than
-    independent draws at the mean accuracy would. 1 without the matrix.
-    """
-    if series.solved_TP is None:
-        return 1.0
-    flips = np.diff(series.solved_TP, axis=0) ** 2 / 2
-    valid = np.isfinite(flips)
-    rate_T = series.rate_T
-    spread = float(np.mean(rate_T * (1 - rate_T)))
-    if not valid.any() or spread <= 0:
-        return 1.0
-    return float(np.clip(series.samples * flips[valid].mean() / spread, MIN_DISPERSION, 1.0))
+def _assumed(rates: Signal, outcome: Outcome = "held-out accuracy") -> AccuracySeries:
+    """Values of unknown noise as a series; rewards outside 0..1 are scaled to their own range."""
+    value_T = np.asarray(rates.value_T, dtype=np.float64)
+    low, high = 0.0, 1.0
+    if len(value_T) and not (value_T.min() >= 0.0 and value_T.max() <= 1.0):
+        low, high = float(value_T.min()), float(value_T.max())
+    rate_T = (value_T - low) / (high - low)
+    step_T = np.asarray(rates.step_T, dtype=np.int64)
+    return AccuracySeries(
+        step_T, rate_T, np.ones(len(rate_T)), outcome=outcome, is_assumed=True, low=low, high=high
+    )
 
 
 def mean_over_samples(correct_EPS: Floats) -> Floats:

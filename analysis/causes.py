@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from analysis.bend import Bend, bins, bridged, find_bends
-from analysis.cliff import CliffResult
+from analysis.cliff import Fall
 from analysis.findings import Onset, Order, SignalVerdict
 from analysis.graph import undominated
 from analysis.signals import Measured
@@ -58,7 +58,7 @@ class OnsetOrder:
     """Of the draws, so that a diagnosis can be repeated."""
 
     def __call__(
-        self, signals: list[Measured], step_T: NDArray[np.int64], drop: CliffResult
+        self, signals: list[Measured], step_T: NDArray[np.int64], drop: Fall
     ) -> list[SignalVerdict]:
         """Every signal with its order to the drop: candidates first, then by order and effect."""
         if len(step_T) < self.min_steps:
@@ -103,7 +103,7 @@ class OnsetOrder:
                 verdicts[-1] = (signal, replace(verdicts[-1][1], is_candidate=False, note=note))
         return _ranked(undominated(verdicts))
 
-    def _span(self, step_T: NDArray[np.int64], drop: CliffResult) -> tuple[int, int]:
+    def _span(self, step_T: NDArray[np.int64], drop: Fall) -> tuple[int, int]:
         """Rows looked at: the whole run, or twice `max_lead` around the fall of a long one."""
         if drop.onset is None:
             return 0, len(step_T)
@@ -114,7 +114,7 @@ class OnsetOrder:
             return 0, len(step_T)
         return start, stop
 
-    def _drop_draws(self, drop: CliffResult, rng: np.random.Generator) -> Floats:
+    def _drop_draws(self, drop: Fall, rng: np.random.Generator) -> Floats:
         """[B] plausible beginnings of the fall: an evaluation by its weight, then uniformly
         between it and the next one; empty without a drop."""
         if drop.onset is None:
@@ -151,7 +151,7 @@ class OnsetOrder:
         return verdict
 
     def _had_settled(
-        self, signal: Measured, series: Floats, bend: Bend, bin_step: Floats, drop: CliffResult
+        self, signal: Measured, series: Floats, bend: Bend, bin_step: Floats, drop: Fall
     ) -> bool:
         """Was the setting moving from the start (no rest before its change), and at rest near the
         drop?"""

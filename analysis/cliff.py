@@ -1,342 +1,488 @@
-"""Decide whether held-out accuracy ended below what it had reached, since when, and how sharply.
+"""Decide whether accuracy ended below the best level that it held: by how much, since when, how.
 
-"Terminal cliff" is our definition, not the paper's: accuracy falls from a level that it held to one
-that it keeps until the end of the run. The obvious rule (best evaluation minus last) flags 60-90 %
-of healthy runs, because the best of a noisy series is biased up; this one keeps its 5 % with
-wander too (measured: bench/results/detectors.md):
+The fact comes before its explanation. Whether the end is lower than the best level is a question of
+sampling noise and of having picked the best level afterwards, and of nothing else:
 
-1. overdispersion phi from successive differences, and from the problems themselves when known;
-2. a ramp fit (isotonic rise, straight line, flat end) for onset, drop and residuals;
-3. latent wander (v, rho) from those residuals;
-4. p = the larger of two bootstrap p-values under "it only ever rises";
-5. a gate on effect size, from the fit and from an exact Bayesian partition;
-6. p = the chance that wander alone, as strong and as lasting as elsewhere in the series, gives a
-   change as sudden or as lasting (`analysis.wander`): above 0.05 the answer is "cannot tell";
-7. the shape: cliff, slow decay, or a drop whose shape the data do not resolve.
+1. the noise of one evaluation, from second differences and from real evaluations (`noise`);
+2. p = the chance that a run whose true accuracy only ever rises, in whatever shape (the null is the
+   best isotonic curve), ends as far below an earlier stretch as this one (`scan`);
+3. onset, end and size from a ramp (`ramp`): isotonic rise, line down, flat end, where a fall that
+   is still going on has no flat end; the size is corrected for having picked the best level;
+4. a gate on that size: smaller losses are called small losses.
 
-Legend: T evaluations, P problems, S samples, B bootstrap series, C pairs (onset, end of the fall).
+Cliff, fall and decay are names for widths, as shares of the run; the paper's authors call falls of
+17 to 45 % of a run cliffs, and published no formula. How else accuracy moves in the run (`swings`,
+wander) qualifies a fall and never hides it.
+
+Legend: T evaluations, B bootstrap series.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.accuracy import AccuracySeries, dispersion_of_differences, dispersion_of_problems
-from analysis.findings import Confidence, Finding, Onset, percent, points
-from analysis.isotonic import fit_prefixes, unimodal_ratio
+from analysis.accuracy import AccuracySeries, Outcome, outcome_of
+from analysis.findings import Onset, percent, points
+from analysis.isotonic import fit_prefixes
 from analysis.noise import Noise
-from analysis.partition import probability_of_drop
-from analysis.ramp import Ramp, RampFit, fit_ramp, onset_interval, onset_weights, resolved_shape
-from analysis.wander import MAX_POINTS, find_change
+from analysis.ramp import (
+    Progress,
+    Ramp,
+    fit_ramp,
+    onset_interval,
+    onset_weights,
+    progress,
+    two_falls,
+)
+from analysis.scan import FEW, largest_loss
+from analysis.swings import Swing, find_swings
 from gradlab.store import Run
 
 Floats = NDArray[np.float64]
-Shape = Literal["none", "cliff", "slow decay", "unresolved drop", "too few evaluations"]
-"""'unresolved drop' is the answer "cannot tell"; `CliffResult.reason` says why not."""
-Reason = Literal["", "wander", "last evaluation", "shape"]
+Shape = Literal[
+    "none",
+    "small loss",
+    "cliff",
+    "fall",
+    "decay",
+    "swings",
+    "last evaluation low",
+    "never learned",
+    "too few evaluations",
+]
+"""'none': no loss beyond noise. 'swings': the end is the low of one more swing."""
+FALLS = ("cliff", "fall", "decay")
+MOVED = (*FALLS, "swings")
+"""Shapes with a beginning that other signals can be compared with."""
+Kind = Literal["", "early collapse", "two falls"]
 
-DETECTABLE = 4.6
-"""Standard errors of a difference of two windows that a drop needs to be found in 4 of 5 runs whose
-accuracy rises first and falls late; simulated, see 'detectable' in bench/results/detectors.md."""
-BEYOND_GATE = 2.4
-"""The same above the gate on size, which is what limits runs with many answers."""
-CANNOT_TELL: dict[Reason, str] = {
-    "wander": "cannot tell a fall from wander: accuracy moves about as much by itself elsewhere in "
-    "the run; to tell, evaluate on more problems, or repeat from before the fall with other seeds",
-    "last evaluation": "cannot tell: only the last evaluation is low; evaluate again before acting",
-    "shape": "cannot tell a cliff from a slow decay: a short and a long fall fit alike; evaluate "
-    "more often, or on more problems",
-}
+POWER = 0.84
+"""Standard errors between a threshold and what passes it in 4 of 5 runs."""
 
 
 @dataclass(frozen=True)
-class CliffResult:
-    """What the test measured; accuracies are shares."""
+class Fall:
+    """What the test measured; accuracies are shares, positions training steps."""
 
     shape: Shape
     num_evaluations: int
     p_value: float = math.nan
+    """That the end is no lower than the best level held."""
+    top: float = math.nan
+    """Best level: the highest mean of `window` successive evaluations, before the fall if any."""
+    top_step: int = -1
+    """Middle of that stretch."""
+    bottom: float = math.nan
+    """Last level: the mean of the last `end_window` evaluations."""
     drop: float = math.nan
+    """`top` - `bottom`."""
     drop_lower: float = math.nan
     drop_upper: float = math.nan
-    """Approximate 95 % interval (percentile bootstrap); NaN without a drop."""
-    top: float = math.nan
-    bottom: float = math.nan
+    """Approximate 95 % interval of the true loss, corrected for the choice of the best level."""
+    window: int = 0
+    end_window: int = 0
+    """No more than there are on the new level; 1 in a fall that is still going on."""
     onset: Onset | None = None
     """Last evaluation before the fall; the interval reaches to the first one after it."""
     end_step: int = -1
-    """First evaluation on the new level."""
+    """First evaluation on the new level; the last one of the run where there is none yet."""
+    progress: Progress = ""
+    low: float = math.nan
+    """Lowest level since the fall began, where some of it came back."""
+    low_step: int = -1
+    kind: Kind = ""
+    second_step: int = -1
+    """Where the second of two falls began."""
+    swings: tuple[Swing, ...] = ()
+    """Losses that came back, elsewhere in the run; positions are indices of evaluations."""
+    swing_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    """[T] steps of those indices."""
     onset_weight_T: Floats = field(default_factory=lambda: np.zeros(0))
     """[T] plausibility of each evaluation as the last before the fall; sums to 1."""
     onset_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     """[T] steps of `onset_weight_T`."""
-    probability: float = math.nan
-    """Posterior probability that the last level is lower than the best by more than the gate; NaN
-    where the p-value or the fit says that there is no drop."""
     dispersion: float = math.nan
-    wander_sd: float = math.nan
-    """Standard deviation of the true accuracy's wander, as a share."""
-    wander_correlation: float = 0.0
+    """Variance of one evaluation over binomial."""
+    sigma: float = math.nan
+    """Standard deviation of one evaluation around the true accuracy."""
+    wander: float = math.nan
+    """Standard deviation of the true accuracy around its trend, outside the fall."""
     detectable_drop: float = math.nan
-    """Smallest drop found with 80 % power."""
-    window: int = 0
-    """Evaluations averaged for a level."""
-    reason: Reason = ""
-    """Why a drop is unresolved: wander explains it, it rests on the last evaluation alone, or a
-    short and a long fall fit alike."""
-    p_wander: float = math.nan
-    """Of a change as large against autocorrelated noise; NaN where no drop came so far."""
+    """Smallest loss called a fall in 4 of 5 runs like this one."""
+    p_gain: float = math.nan
+    """That accuracy never rose above its first level."""
+    detectable_gain: float = math.nan
+    run_steps: int = 0
+    """From the first evaluation to the last."""
+    base: float = math.nan
+    """First evaluation."""
+    first_step: int = -1
+    last: float = math.nan
+    """Last evaluation, alone."""
+    last_step: int = -1
+    outcome: Outcome = "held-out accuracy"
+    is_assumed: bool = False
+    """The noise is inferred: no number of answers is recorded."""
+    low_value: float = 0.0
+    """Of the outcome at rate 0."""
+    high_value: float = 1.0
 
     @property
-    def only_last(self) -> bool:
-        return self.reason == "last evaluation"
+    def fell(self) -> bool:
+        return self.shape in FALLS
+
+    @property
+    def is_scaled(self) -> bool:
+        """Rewards outside 0..1: levels are shares of the range that they moved in."""
+        return (self.low_value, self.high_value) != (0.0, 1.0)
+
+    def value(self, rate: float) -> float:
+        """A level in the outcome's own unit."""
+        return self.low_value + rate * (self.high_value - self.low_value)
+
+    def level(self, rate: float) -> str:
+        """A level in words: '58 %', or '0.58' of a reward."""
+        if self.outcome != "training reward":
+            return percent(rate)
+        return f"{self.value(rate):.2f}" if math.isfinite(rate) else "unknown"
+
+    def loss(self, share: float) -> str:
+        """A difference of levels in words: '12 points', or '0.12' of a reward."""
+        if self.outcome != "training reward":
+            return points(share)
+        return f"{share * (self.high_value - self.low_value):.2f}"
+
+    @property
+    def width_steps(self) -> int:
+        """Steps from the last good evaluation to the first on the new level, or to the last one."""
+        return self.end_step - self.onset.step if self.onset else 0
+
+    @property
+    def width_share(self) -> float:
+        """The same as a share of the run."""
+        return self.width_steps / self.run_steps if self.run_steps else math.nan
+
+    @property
+    def width_interval(self) -> tuple[int, int]:
+        """Widths of the plausible beginnings of the fall."""
+        if self.onset is None:
+            return 0, 0
+        last_good = self.onset_step_T[
+            self.onset_step_T < max(self.onset.upper, self.onset.step + 1)
+        ]
+        return self.end_step - int(last_good[-1]), self.end_step - self.onset.lower
 
 
 @dataclass(frozen=True)
-class CliffTest:
+class FallTest:
     """Thresholds of the test; measured operating characteristics in bench/results/detectors.md.
 
     Example:
-        >>> CliffTest().measure_run(run).shape
+        >>> FallTest().measure_run(run).shape
         'cliff'
     """
 
-    alpha: float = 0.05
-    """Largest p-value of a drop: one healthy run in twenty at most may be called fallen."""
+    alpha: float = 0.025
+    """Largest p-value of a fall: one run in forty that only rises at most is said to have fallen;
+    what else accuracy does by itself, wandering, may take the other half of one in twenty."""
+    small_alpha: float = 0.05
+    """The same of a small loss, which accuses nobody."""
     min_drop: float = 0.05
-    """Smallest drop worth reporting, as a share: 5 points is what seeds differ by in practice."""
-    min_probability: float = 0.5
-    """Smallest posterior probability that the drop exceeds `min_drop`."""
+    """Smallest loss called a fall, as a share: 5 points is what seeds differ by in practice."""
+    min_share: float = 0.25
+    """The same for rewards outside 0..1, which have no scale: of the range that they moved in."""
+    cliff: float = 0.25
+    """Widest cliff, as a share of the run: the sharpest published falls take 17 %."""
+    fall: float = 0.5
+    """Widest fall; what takes longer is a decay."""
+    early: float = 0.15
+    """Share of the run before which a fall without any gain is an early collapse."""
     num_bootstraps: int = 499
     """Series under "it only ever rises": p-values down to 0.002, +-0.01 at 0.05."""
     num_interval_bootstraps: int = 199
-    """Series for the drop's interval: its ends are good to a tenth of its width."""
-    min_evaluations: int = 8
-    """Below, a level before, a fall and a level after have under three points each."""
+    """Series for the loss's interval: its ends are good to a tenth of its width."""
     max_points: int = 120
     """Neighbouring evaluations are added up beyond that: the scan is quadratic."""
-    num_wander_draws: int = 299
-    """Series under "it rises and wanders"."""
     seed: int = 0
     """Of all draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        """At most one finding: the drop."""
-        return self.findings(self.measure_run(run))
+    def measure_run(self, run: Run) -> Fall:
+        return self.measure(outcome_of(run))
 
-    def measure_run(self, run: Run) -> CliffResult:
-        return self.measure(AccuracySeries.of(run))
-
-    def measure(self, series: AccuracySeries) -> CliffResult:
-        """Run the test on one accuracy series (reads top to bottom like the module's list)."""
+    def measure(self, series: AccuracySeries) -> Fall:
+        """Run the test on one series (reads top to bottom like the module's list)."""
         num_evaluations = len(series)
-        if num_evaluations < self.min_evaluations:
-            return CliffResult("too few evaluations", num_evaluations)
+        if num_evaluations < 2:
+            base = float(series.rate_T[0]) if num_evaluations else math.nan
+            return Fall(
+                "too few evaluations", num_evaluations, base=base, top=base, bottom=base,
+                outcome=series.outcome, is_assumed=series.is_assumed,
+            )  # fmt: skip
         rng = np.random.default_rng(self.seed)
-        base_dispersion = dispersion_of_problems(series)
         series = series.pooled(self.max_points)
-        trials_T = series.trials_T
-        window = max(3, math.ceil(0.1 * len(series)))
-
-        dispersion = max(dispersion_of_differences(series), base_dispersion)
-        fit = fit_ramp(series.correct_T[None, :], trials_T)
-        ramp = Ramp.best(fit, series)
-        isotonic_T = fit_prefixes(series.correct_T[None, :], trials_T).fit_BT[0]
-        noise = Noise.of(series, ramp.curve_T, ramp.freedom, base_dispersion)
-
-        p_value = self._p_value(series, isotonic_T, noise, window, rng)
-        variance = max(dispersion * noise.binomial, noise.total)
-        sigma = math.sqrt(2.0 * variance / window)
-        detectable = max(DETECTABLE * sigma, self.min_drop + BEYOND_GATE * sigma)
-        top, bottom = ramp.levels(series, window)
-        is_drop = p_value <= self.alpha and top - bottom >= self.min_drop
-        probability = lower = upper = math.nan
-        if is_drop:
-            probability = probability_of_drop(
-                series.correct_T / dispersion, trials_T / dispersion, self.min_drop, rng
-            )
-            is_drop = probability >= self.min_probability
-        if is_drop:
-            whole = replace(noise, base_dispersion=max(dispersion, base_dispersion))
-            lower, upper = self._drop_interval(series, ramp, whole, window, rng)
-        shape: Shape = "none"
-        reason: Reason = ""
-        p_wander = math.nan
-        if is_drop:
-            p_wander = self._against_wander(series, base_dispersion)
-            p_value = max(p_value, p_wander)
-            shape, reason = self._resolved(series, fit, ramp, top, noise.total, p_wander)
-        weight_T = onset_weights(fit, len(series), dispersion * noise.binomial + noise.wander)
-        return CliffResult(
-            shape,
-            num_evaluations,
-            p_value,
-            top - bottom,
-            lower,
-            upper,
-            top,
-            bottom,
-            onset_interval(series, weight_T, ramp) if is_drop else None,
-            int(series.step_T[ramp.end]) if is_drop else -1,
-            weight_T,
-            series.step_T,
-            probability,
-            dispersion,
-            math.sqrt(noise.wander),
-            noise.correlation,
-            detectable,
-            window,
-            reason,
-            p_wander,
-        )
-
-    def findings(self, result: CliffResult) -> list[Finding]:
-        """The drop as a finding; none for a run that held its level or cannot be judged."""
-        if result.shape == "none" or result.shape == "too few evaluations" or result.onset is None:
-            return []
-        words = {
-            "cliff": "fell off a cliff",
-            "slow decay": f"decayed over {result.end_step - result.onset.step} steps",
-            "unresolved drop": "dropped",
+        noise = Noise.of(series)
+        window = window_of(len(series))
+        sigma = math.sqrt(float(np.mean(noise.variance_T(series.rate_T))))
+        error = sigma * math.sqrt(2.0 / window)
+        isotonic_T = fit_prefixes(series.correct_T[None, :], series.trials_T).fit_BT[0]
+        p_value, needed = self._chance(series, isotonic_T, noise, rng)
+        smallest = self._smallest(series)
+        detectable = max((needed + POWER) * error, smallest + POWER * error)
+        measured = {
+            "num_evaluations": num_evaluations,
+            "p_value": p_value,
+            "window": window,
+            "dispersion": math.nan if series.is_assumed else noise.dispersion,
+            "sigma": sigma,
+            "detectable_drop": detectable,
+            "run_steps": int(series.step_T[-1] - series.step_T[0]),
+            "swing_step_T": series.step_T,
+            "base": float(series.rate_T[0]),
+            "first_step": int(series.step_T[0]),
+            "last": float(series.rate_T[-1]),
+            "last_step": int(series.step_T[-1]),
+            "outcome": series.outcome,
+            "is_assumed": series.is_assumed,
+            "low_value": series.low,
+            "high_value": series.high,
         }
-        summary = (
-            f"Held-out accuracy {words[result.shape]}: {percent(result.top)} to "
-            f"{percent(result.bottom)}, a drop of {points(result.drop)} "
-            f"(approximate 95 % interval {100 * result.drop_lower:.0f} to "
-            f"{100 * result.drop_upper:.0f}), "
-            f"last good evaluation at {result.onset}."
-        )
-        evidence = [
-            f"p = {result.p_value:.3f} against 'accuracy only rises, or wanders by itself' "
-            f"(the largest of three tests); {percent(result.probability)} posterior "
-            f"probability of a drop beyond {points(self.min_drop)}",
-            f"noise of one evaluation is {result.dispersion:.2f} times binomial; drops from "
-            f"{points(result.detectable_drop)} up are found 80 % of the time",
-        ]
-        confidence: Confidence = "high" if result.p_value <= 0.01 else "moderate"
-        if result.wander_sd > 0:
-            evidence.append(
-                f"accuracy also wanders by itself (sd {points(result.wander_sd)}, lag-1 "
-                f"correlation {result.wander_correlation:.2f}): part of the drop may be wander"
-            )
-        if result.reason:
-            confidence = "low"
-            evidence.insert(0, CANNOT_TELL[result.reason])
-        return [
-            Finding(
-                result.shape,
-                "run",
-                summary,
-                result.drop,
-                "share of held-out answers",
-                confidence,
-                result.onset,
-                result.p_value,
-                tuple(evidence),
-            )
-        ]
+        if p_value <= self.small_alpha:
+            return self._loss(series, noise, measured, smallest, rng)
+        return self._no_loss(series, noise, measured, smallest, needed, rng)
 
-    def _p_value(
+    def _smallest(self, series: AccuracySeries) -> float:
+        """Smallest loss called a fall, in the series' unit."""
+        return self.min_drop if (series.low, series.high) == (0.0, 1.0) else self.min_share
+
+    def _chance(
+        self, series: AccuracySeries, null_T: Floats, noise: Noise, rng: np.random.Generator
+    ) -> tuple[float, float]:
+        """p of the largest loss if the truth is `null_T`, and the loss that has p = alpha."""
+        variance_T, weight_T = noise.variance_T(null_T), series.trials_T
+        seen = largest_loss(series.rate_T[None, :], variance_T, weight_T)[0]
+        null_BT = noise.simulate(null_T, self.num_bootstraps, rng)
+        null_B = largest_loss(null_BT, variance_T, weight_T)
+        exceed = int(np.count_nonzero(null_B >= seen - 1e-12))
+        needed = float(np.quantile(null_B, 1 - self.alpha))
+        return (1 + exceed) / (1 + self.num_bootstraps), needed
+
+    def _loss(
         self,
         series: AccuracySeries,
-        isotonic_T: Floats,
         noise: Noise,
-        window: int,
+        measured: dict[str, Any],
+        smallest: float,
         rng: np.random.Generator,
-    ) -> float:
-        """The larger of the p-values of the likelihood ratio and of the tail window scan."""
-        exceed = np.zeros(2)
-        drawn = 0
-        # A fifth of the draws settles most healthy runs (sequential Monte Carlo test).
-        for num in (self.num_bootstraps // 5, self.num_bootstraps - self.num_bootstraps // 5):
-            null_BT = noise.simulate(isotonic_T, series.trials_T, num, rng)
-            both_BT = np.concatenate([series.correct_T[None, :], null_BT])
-            for index, statistic_B in enumerate(
-                (
-                    unimodal_ratio(both_BT, series.trials_T),
-                    _tail_scan(both_BT, series.trials_T, window),
-                )
-            ):
-                exceed[index] += np.count_nonzero(statistic_B[1:] >= statistic_B[0] - 1e-12)
-            drawn += num
-            if (1 + exceed.max()) / (1 + drawn) > 4 * self.alpha:
-                break
-        return float((1 + exceed.max()) / (1 + drawn))
+    ) -> Fall:
+        """A loss beyond noise: its beginning, its size, its width, and what it is called."""
+        num, sigma, window = len(series), measured["sigma"], measured["window"]
+        fit = fit_ramp(series.correct_T[None, :], series.trials_T)
+        ramp = Ramp.best(fit, series)
+        at = levels(series.rate_T, series.trials_T, ramp.onset, ramp.end, window)
+        drop = at.top - at.bottom
+        bias, spread = self._sampled(series, ramp, noise, drop, window, rng)
+        weight_T = onset_weights(fit, num, sigma**2)
+        elsewhere = swings_elsewhere(series.rate_T, noise, ramp, smallest)
+        low, low_step = lowest(series, ramp.onset, sigma, at)
+        width = (series.step_T[ramp.end] - series.step_T[ramp.onset]) / measured["run_steps"]
+        shape: Shape = "cliff" if width <= self.cliff else "fall" if width <= self.fall else "decay"
+        held = at.top - 1.64 * sigma * math.sqrt(1 + 1 / window)
+        if drop - bias < smallest:
+            shape = "small loss"
+        elif num >= FEW and ramp.onset >= num - 3 and series.rate_T[-2] > held:
+            shape = "last evaluation low"
+        elif measured["p_value"] > self.alpha:
+            shape = "none"
+        elif sum(swing.size >= 0.75 * drop for swing in elsewhere) >= 2:
+            shape = "swings"
+        second = two_falls(series.rate_T, ramp, sigma**2, max(smallest, 3 * sigma))
+        kind: Kind = "two falls" if second is not None else ""
+        if self._is_early(series, ramp, at.top, sigma, smallest):
+            kind = "early collapse"
+        return Fall(
+            shape,
+            top=at.top,
+            top_step=int(series.step_T[at.middle]),
+            bottom=at.bottom,
+            drop=drop,
+            drop_lower=drop - bias - 1.96 * spread,
+            drop_upper=drop - bias + 1.96 * spread,
+            end_window=at.end_window,
+            onset=onset_interval(series, weight_T, ramp) if shape in MOVED else None,
+            end_step=int(series.step_T[ramp.end]),
+            progress="coming back" if low_step >= 0 else progress(fit, num, sigma**2),
+            low=low,
+            low_step=low_step,
+            kind=kind,
+            second_step=-1 if second is None else int(series.step_T[second]),
+            swings=elsewhere,
+            onset_weight_T=weight_T,
+            onset_step_T=series.step_T,
+            wander=wander_outside(series, noise, ramp),
+            **measured,
+        )
 
-    def _resolved(
+    def _no_loss(
         self,
         series: AccuracySeries,
-        fit: RampFit,
-        ramp: Ramp,
-        top: float,
-        variance: float,
-        p_wander: float,
-    ) -> tuple[Shape, Reason]:
-        """The shape of a drop, or why it cannot be told."""
-        shape = resolved_shape(fit, len(series), variance)
-        reason: Reason = "shape" if shape == "unresolved drop" else ""
-        before_last = series.rate(ramp.end, len(series) - 1)
-        if ramp.end >= len(series) - 1 or top - before_last < self.min_drop:
-            reason = "last evaluation"
-        elif p_wander > self.alpha:
-            reason = "wander"
-        return ("unresolved drop" if reason else shape), reason
+        noise: Noise,
+        measured: dict[str, Any],
+        smallest: float,
+        needed: float,
+        rng: np.random.Generator,
+    ) -> Fall:
+        """No loss beyond noise: what else can be said."""
+        num, sigma, window = len(series), measured["sigma"], measured["window"]
+        at = levels(series.rate_T, series.trials_T, num - 1, num - window, window)
+        shape: Shape = "none"
+        lost = float(at.top - series.rate_T[-1])
+        if num >= FEW and lost >= max(smallest, (needed + 1) * sigma * math.sqrt(1 + 1 / window)):
+            shape = "last evaluation low"
+        backwards = replace(
+            series,
+            correct_T=series.correct_T[::-1],
+            trials_T=series.trials_T[::-1],
+        )
+        flat_T = np.full(num, series.rate(0, num))
+        p_gain, needed_gain = self._chance(backwards, flat_T, noise, rng)
+        gain = (needed_gain + POWER) * sigma * math.sqrt(2.0 / window)
+        is_resolved = gain <= 2 * self.min_drop or (series.low, series.high) != (0.0, 1.0)
+        if shape == "none" and p_gain > self.alpha and num >= FEW and is_resolved:
+            shape = "never learned"
+        return Fall(
+            shape,
+            top=at.top,
+            top_step=int(series.step_T[at.middle]),
+            bottom=at.bottom,
+            drop=at.top - at.bottom,
+            end_window=at.end_window,
+            swings=find_swings(series.rate_T, noise.variance_T(series.rate_T), smallest),
+            wander=wander_outside(series, noise, None),
+            p_gain=p_gain,
+            detectable_gain=gain,
+            **measured,
+        )
 
-    def _against_wander(self, series: AccuracySeries, base_dispersion: float) -> float:
-        """p of a lasting fall against a rise with autocorrelated noise, arcsine scale."""
-        series = series.pooled(MAX_POINTS)
-        trials_T = series.trials_T
-        angle_T = 2 * np.arcsin(np.sqrt((series.correct_T + 0.375) / (trials_T + 0.75)))
-        return find_change(
-            angle_T,
-            np.random.default_rng(self.seed),
-            sign=-1,
-            rises=True,
-            floor=base_dispersion * float(np.mean(1 / trials_T)),
-            settle=2,
-            num_draws=self.num_wander_draws,
-        ).p_value
+    def _is_early(
+        self, series: AccuracySeries, ramp: Ramp, top: float, sigma: float, smallest: float
+    ) -> bool:
+        """Did accuracy fall within the first evaluations, before it had gained anything?"""
+        first, last = series.step_T[0], series.step_T[-1]
+        is_early = series.step_T[ramp.onset] - first <= self.early * (last - first)
+        gained = top - float(series.rate_T[0])
+        return (bool(is_early) or ramp.onset <= 1) and gained < max(smallest, 2 * sigma)
 
-    def _drop_interval(
+    def _sampled(
         self,
         series: AccuracySeries,
         ramp: Ramp,
         noise: Noise,
+        drop: float,
         window: int,
         rng: np.random.Generator,
     ) -> tuple[float, float]:
-        """95 % percentile interval of the drop when onset and end are fitted again each time.
+        """By how much the loss is overstated, since its best level was picked, and its error.
 
-        Approximate: a rise that goes on after the fall is no part of it, and wander hardly shows.
+        From series drawn around the fitted ramp and measured in the same way, onset and end
+        included. Approximate: a rise that would have gone on is no part of the loss.
         """
-        again_BT = noise.simulate(ramp.curve_T, series.trials_T, self.num_interval_bootstraps, rng)
-        fit = fit_ramp(again_BT, series.trials_T)
+        again_BT = noise.simulate(ramp.curve_T, self.num_interval_bootstraps, rng)
+        fit = fit_ramp(np.clip(again_BT, 0.0, 1.0) * series.trials_T, series.trials_T)
         best_B = np.argmin(fit.drop_sse_BC, axis=1)
-        hits_BT = np.concatenate(
-            [np.zeros((len(again_BT), 1)), np.cumsum(again_BT, axis=1)], axis=1
-        )
-        trials = np.concatenate([[0.0], np.cumsum(series.trials_T)])
-        rows = np.arange(len(again_BT))
-        onset_B, end_B = fit.onset_C[best_B], fit.end_C[best_B]
-        first_B = np.maximum(onset_B - window + 1, 0)
-        top_B = (hits_BT[rows, onset_B + 1] - hits_BT[rows, first_B]) / (
-            trials[onset_B + 1] - trials[first_B]
-        )
-        bottom_B = (hits_BT[:, -1] - hits_BT[rows, end_B]) / (trials[-1] - trials[end_B])
-        lower, upper = np.quantile(top_B - bottom_B, [0.025, 0.975])
-        return float(lower), float(upper)
+        drop_B = np.empty(len(again_BT))
+        for b, pair in enumerate(best_B):
+            at = levels(
+                again_BT[b], series.trials_T, int(fit.onset_C[pair]), int(fit.end_C[pair]), window
+            )
+            drop_B[b] = at.top - at.bottom
+        truth = float(ramp.curve_T[ramp.onset] - ramp.curve_T[-1])
+        return float(np.mean(drop_B)) - truth, float(np.std(drop_B))
 
 
-def _tail_scan(correct_BT: Floats, trials_T: Floats, window: int) -> Floats:
-    """[B] best mean of an earlier window minus the mean of the last one."""
-    zero = np.zeros((len(correct_BT), 1))
-    hits = np.concatenate([zero, np.cumsum(correct_BT, axis=1)], axis=1)
-    trials = np.concatenate([[0.0], np.cumsum(trials_T)])
-    mean = (hits[:, window:] - hits[:, :-window]) / (trials[window:] - trials[:-window])
-    scan: Floats = mean[:, : mean.shape[1] - window].max(axis=1) - mean[:, -1]
-    return scan
+@dataclass(frozen=True)
+class Levels:
+    """Best and last level of a series; positions are indices."""
+
+    top: float
+    middle: int
+    """Of the stretch with the best level."""
+    bottom: float
+    end_window: int
+
+
+def window_of(num: int) -> int:
+    """Evaluations averaged for a level: a tenth of the run, at least 3; fewer in short runs."""
+    return max(3, math.ceil(0.1 * num)) if num >= FEW else max(1, num // 3)
+
+
+def levels(value_T: Floats, weight_T: Floats, onset: int, end: int, window: int) -> Levels:
+    """Highest mean of `window` points up to `onset`; mean of the last `window` from `end` on."""
+    size = min(window, onset + 1)
+    total = np.concatenate([[0.0], np.cumsum(value_T * weight_T)])
+    weight = np.concatenate([[0.0], np.cumsum(weight_T)])
+    stop = np.arange(size, onset + 2)
+    mean = (total[stop] - total[stop - size]) / (weight[stop] - weight[stop - size])
+    best = int(np.argmax(mean))
+    last = min(window, len(value_T) - end)
+    bottom = (total[-1] - total[-1 - last]) / (weight[-1] - weight[-1 - last])
+    return Levels(float(mean[best]), best + size // 2, float(bottom), last)
+
+
+def lowest(series: AccuracySeries, onset: int, sigma: float, at: Levels) -> tuple[float, int]:
+    """Lowest level after `onset` and its step, if accuracy came back from it; else (NaN, -1)."""
+    size = min(3, len(series) - onset - 1)
+    if len(series) - onset - 1 < size + at.end_window:
+        return math.nan, -1
+    starts = np.arange(onset + 1, len(series) - at.end_window - size + 1)
+    mean = np.array([series.rate(int(start), int(start) + size) for start in starts])
+    low = int(np.argmin(mean))
+    back = at.bottom - float(mean[low])
+    error = sigma * math.sqrt(1 / size + 1 / at.end_window)
+    if back < max(4 * error, 0.2 * (at.top - at.bottom)):
+        return math.nan, -1
+    return float(mean[low]), int(series.step_T[starts[low] + size // 2])
+
+
+def swings_elsewhere(
+    value_T: Floats, noise: Noise, ramp: Ramp, smallest: float
+) -> tuple[Swing, ...]:
+    """Losses that came back, before the fall and after it."""
+    variance_T = noise.variance_T(value_T)
+    before = find_swings(value_T[: ramp.onset + 1], variance_T[: ramp.onset + 1], smallest)
+    after = find_swings(value_T[ramp.end :], variance_T[ramp.end :], smallest)
+    moved = (
+        replace(s, start=s.start + ramp.end, low=s.low + ramp.end, back=s.back + ramp.end)
+        for s in after
+    )
+    return (*before, *moved)
+
+
+TYPICAL_WANDER = 0.008
+"""Standard deviation of the true accuracy around its trend, in healthy stretches of real runs."""
+WANDER_FREEDOM = 5.0
+
+
+def wander_outside(series: AccuracySeries, noise: Noise, ramp: Ramp | None) -> float:
+    """How far the true accuracy strays from a rising trend where nothing fell.
+
+    Residuals before the fall (around an isotonic curve) and after it (around their mean), without
+    what sampling explains, drawn towards what real runs show.
+    """
+    onset = len(series) - 1 if ramp is None else ramp.onset
+    rise = fit_prefixes(series.correct_T[None, : onset + 1], series.trials_T[: onset + 1]).fit_BT[0]
+    residual = series.rate_T[: onset + 1] - rise
+    freedom = len(residual) - len(np.unique(rise))
+    square = float((residual**2).sum())
+    if ramp is not None and len(series) - ramp.end >= 2:
+        tail = series.rate_T[ramp.end :] - series.rate(ramp.end, len(series))
+        square, freedom = square + float((tail**2).sum()), freedom + len(tail) - 1
+    sampled = float(np.mean(noise.variance_T(series.rate_T)))
+    if not series.is_assumed:
+        sampled /= noise.dispersion  # binomial alone: what is beyond it may be wander
+    beyond = max(square - freedom * sampled, 0.0)
+    return math.sqrt((beyond + WANDER_FREEDOM * TYPICAL_WANDER**2) / (freedom + WANDER_FREEDOM))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.cliff import CliffTest
+from analysis.cliff import FallTest
 from analysis.findings import Cause, Diagnosis
 from gradlab.store import Run
 
@@ -36,12 +36,12 @@ class Proposal:
     """Step at which the drop is complete and was evaluated a few times."""
 
 
-def propose(run: Run, diagnosis: Diagnosis, cliff: CliffTest | None = None) -> Proposal:
+def propose(run: Run, diagnosis: Diagnosis, cliff: FallTest | None = None) -> Proposal:
     """The cheapest decisive replay: of the first suspect that can be tested by one change.
 
     Raises ValueError for a run without a drop, or with nothing left to test.
     """
-    drop = (cliff or CliffTest()).measure_run(run)
+    drop = (cliff or FallTest()).measure_run(run)
     if drop.onset is None:
         raise ValueError(
             f"{diagnosis.name}: there is no drop to explain ({diagnosis.status}); replay what you "

@@ -9,7 +9,8 @@ from analysis.amplification import AmplificationTest
 from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
-from analysis.cliff import CliffResult, CliffTest
+from analysis.cliff import Fall, FallTest
+from analysis.fall_words import findings_of
 from analysis.family import correct
 from analysis.findings import Finding, NotJudged
 from analysis.levels import LEVEL_RULES, LevelRule
@@ -25,7 +26,7 @@ from gradlab.store import Run
 class Detectors:
     """The detectors of a diagnosis, with their thresholds."""
 
-    cliff: CliffTest = field(default_factory=CliffTest)
+    cliff: FallTest = field(default_factory=FallTest)
     capture: CaptureRule = field(default_factory=CaptureRule)
     amplification: AmplificationTest = field(default_factory=AmplificationTest)
     breakdown: BreakdownRule = field(default_factory=BreakdownRule)
@@ -48,7 +49,7 @@ class Detected:
         return [finding for finding in self.findings if finding.kind == kind]
 
 
-def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detectors) -> Detected:
+def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -> Detected:
     """Everything but the order of events."""
     capture, unjudged_capture = detectors.capture.judge(run)
     amplification, unjudged_amplification = detectors.amplification.judge(run)
@@ -65,7 +66,7 @@ def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detec
     stand, fallen = correct(found, tested)
     drops = [
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
-        for finding in detectors.cliff.findings(drop)
+        for finding in findings_of(drop)
     ]
     first = [*unexplained(run), *stale_rollouts(run), *detectors.still(run)]
     return Detected(

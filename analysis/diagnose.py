@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from analysis.accuracy import AccuracySeries, rates_alone
-from analysis.cliff import CliffResult
+from analysis.accuracy import AccuracySeries, outcome_of
+from analysis.cliff import MOVED, Fall
 from analysis.detect import Detected, Detectors, detect
 from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Remedy, SignalVerdict, Status
 from analysis.remedies import remedies_for
 from analysis.replayed import read_replays
+from analysis.scan import FEW
 from analysis.signals import collect
 from analysis.story import Storyteller, separation
 from analysis.unjudged import unjudged
 from analysis.verdict import candidates, confidence, unfinished, verdict
-from gradlab.records import Signal
 from gradlab.store import RUN_ZARR, Run
 
 
@@ -30,10 +31,10 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     """
     detectors = detectors or Detectors()
     _check_order(run)
-    series = AccuracySeries.of(run)
+    series = outcome_of(run)
     drop = detectors.cliff.measure(series)
     found = detect(run, series, drop, detectors)
-    drops, findings = found.drops, found.findings
+    findings = found.findings
     broken, capture = found.of_kind("role breakdown"), found.of_kind("capture")
     signals = collect(run)
     verdicts = tuple(detectors.order(signals, run.steps, drop))
@@ -46,14 +47,13 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         {role: run.policy_of(role).name for role in run.roles},
         replays,
     )
-    accuracy = _accuracy(run, series, drop)
     return Diagnosis(
         run.meta.run_id,
         _name(run),
         _status(drop, broken, is_finished=not unfinished(run)),
-        verdict(run, drop, accuracy, findings, replays),
-        confidence(drop, drops, capture, replays),
-        accuracy,
+        verdict(run, drop, findings, replays),
+        confidence(drop, capture, replays),
+        _accuracy(series, drop),
         findings,
         verdicts,
         candidates(drop, causes),
@@ -61,20 +61,19 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         _explanation(run, drop, causes),
         _remedies(run, found, verdicts, causes),
         (
-            *unjudged(run, series, drop, signals, detectors),
+            *unjudged(run, drop, signals, detectors),
             *found.not_judged,
         ),
         _settings(detectors),
     )
 
 
-def _explanation(run: Run, drop: CliffResult, causes: tuple[Cause, ...]) -> str:
-    """How far the evidence on suspects goes, on the condition that there was a fall at all."""
+def _explanation(run: Run, drop: Fall, causes: tuple[Cause, ...]) -> str:
+    """How far the evidence on suspects goes."""
     if drop.onset is None:
         return ""
     can_replay = _checkpoint(run.path.resolve().parent, drop.onset.lower) is not None
-    words = separation(causes, can_replay=can_replay)
-    return ("If it is a fall: " if drop.reason == "wander" else "") + words
+    return separation(causes, can_replay=can_replay)
 
 
 def _settings(detectors: Detectors) -> dict[str, float | int | str]:
@@ -112,52 +111,43 @@ def _rank(one: tuple[str, str], suspects: list[tuple[str, str]]) -> int:
     return suspects.index(one) if one in suspects else len(suspects)
 
 
-def _status(drop: CliffResult, broken: list[Finding], *, is_finished: bool) -> Status:
-    if drop.shape in ("none", "too few evaluations") and broken:
+def _status(drop: Fall, broken: list[Finding], *, is_finished: bool) -> Status:
+    if broken and drop.shape not in MOVED:
         return "role breakdown"
-    if drop.shape == "none":
+    if drop.shape in ("none", "too few evaluations"):
+        if drop.num_evaluations < FEW:
+            return "not judged"
         return "healthy" if is_finished else "unfinished"
-    return "not judged" if drop.shape == "too few evaluations" else drop.shape
+    return cast(Status, drop.shape)
 
 
-def _accuracy(run: Run, series: AccuracySeries, drop: CliffResult) -> Accuracy:
-    if not len(series):
-        return _unsized(rates_alone(run))
-    few = drop.shape == "too few evaluations"  # each for itself: their mean would be no level
-    window = 1 if few else min(max(drop.window, 1), len(series))
-    kernel = np.ones(window)
-    level = np.convolve(series.correct_T, kernel, "valid") / np.convolve(
-        series.trials_T, kernel, "valid"
-    )
-    best = int(np.argmax(level))
+def _accuracy(series: AccuracySeries, drop: Fall) -> Accuracy:
+    """The numbers of the fall test: what the page, figures, CSV and JSON show is what it judged."""
     num_problems = 0 if series.solved_TP is None else series.solved_TP.shape[1]
+    scale = drop.high_value - drop.low_value
     return Accuracy(
-        len(series),
+        drop.num_evaluations,
         num_problems,
-        int(series.trials_T[-1]),
-        float(series.rate_T[0]),
-        float(level[best]),
-        int(series.step_T[best + window // 2]),
-        float(level[-1]),
-        drop.detectable_drop,
-    )
-
-
-def _unsized(rates: Signal) -> Accuracy:
-    """What rates without a number of answers show: levels, and no word on their noise."""
-    num = len(rates.step_T)
-    if not num:
-        return Accuracy()
-    window = max(3, math.ceil(0.1 * num)) if num >= 8 else 1
-    rate_T = np.asarray(rates.value_T, dtype=np.float64)
-    level = np.convolve(rate_T, np.ones(window) / window, "valid")
-    best = int(np.argmax(level))
-    return Accuracy(
-        num,
-        base=float(rate_T[0]),
-        peak=float(level[best]),
-        peak_step=int(rates.step_T[best + window // 2]),
-        terminal=float(level[-1]),
+        0 if drop.is_assumed or not len(series) else int(series.trials_T[-1]),
+        drop.value(drop.base),
+        drop.value(drop.top),
+        drop.top_step,
+        drop.value(drop.bottom),
+        scale * drop.detectable_drop,
+        drop.outcome,
+        drop.window,
+        drop.end_window,
+        scale * drop.drop,
+        scale * drop.drop_lower,
+        scale * drop.drop_upper,
+        drop.width_steps,
+        drop.width_share if drop.onset else math.nan,
+        drop.progress if drop.onset else "",
+        drop.kind if drop.onset else "",
+        len(drop.swings),
+        scale * max((swing.size for swing in drop.swings), default=math.nan),
+        scale * drop.wander,
+        drop.is_assumed,
     )
 
 

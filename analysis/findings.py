@@ -9,8 +9,10 @@ from typing import Any, Literal
 
 FindingKind = Literal[
     "cliff",
-    "slow decay",
-    "unresolved drop",
+    "fall",
+    "decay",
+    "swings",
+    "last evaluation low",
     "capture",
     "dominance",
     "role breakdown",
@@ -25,8 +27,8 @@ FindingKind = Literal[
     "still adapter",
     "instrumentation",
 ]
-DROPS: tuple[FindingKind, ...] = ("cliff", "slow decay", "unresolved drop")
-"""Kinds that say that accuracy fell."""
+DROPS: tuple[FindingKind, ...] = ("cliff", "fall", "decay", "swings")
+"""Kinds that say that accuracy ended lower than it was, since a moment that can be dated."""
 Confidence = Literal["high", "moderate", "low"]
 Order = Literal["precedes", "coincides", "follows", "no evidence"]
 """The only words a diagnosis uses for a signal beside a drop. A cause needs a replayed run."""
@@ -40,13 +42,18 @@ Status = Literal[
     "healthy",
     "unfinished",
     "cliff",
-    "slow decay",
-    "unresolved drop",
+    "fall",
+    "decay",
+    "swings",
+    "small loss",
+    "last evaluation low",
+    "never learned",
     "role breakdown",
     "not judged",
 ]
-"""'role breakdown': accuracy held, but a role stopped doing its job. 'unfinished': accuracy held as
-far as the run got, which is not as far as it was meant to get."""
+"""Cliff, fall and decay are widths: up to a quarter of the run, up to a half, more. 'swings': the
+end is the low of one more swing. 'role breakdown': accuracy held, but a role stopped doing its job.
+'unfinished': accuracy held as far as the run got, which is not as far as it was meant to get."""
 
 
 @dataclass(frozen=True)
@@ -164,20 +171,47 @@ class NotJudged:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Held-out accuracy in numbers; shares, not percent."""
+    """How the run did, in numbers; shares, not percent (rewards: in their own unit)."""
 
     num_evaluations: int = 0
     num_problems: int = 0
     num_samples: int = 0
-    """Graded answers per evaluation."""
+    """Graded answers per evaluation; 0: unknown."""
     base: float = math.nan
+    """First evaluation."""
     peak: float = math.nan
-    """Highest level (mean over a window) of the run; the highest single evaluation is biased."""
+    """Best level: highest mean of `window` successive evaluations, before the fall if there is one;
+    the highest single evaluation is biased."""
     peak_step: int = -1
+    """Middle of that stretch."""
     terminal: float = math.nan
-    """Mean of the last window."""
+    """Last level: mean of the last `end_window` evaluations."""
     detectable_drop: float = math.nan
-    """Smallest drop found with 80 % power."""
+    """Smallest loss found with 80 % power."""
+    outcome: str = "held-out accuracy"
+    """What the run is judged by; 'training accuracy' or 'training reward' without evaluations."""
+    window: int = 0
+    end_window: int = 0
+    drop: float = math.nan
+    """`peak` - `terminal`."""
+    drop_lower: float = math.nan
+    """95 % interval of the loss, corrected for the choice of the best level; NaN without one."""
+    drop_upper: float = math.nan
+    width_steps: int = 0
+    """Of the fall: from the last good evaluation to the first on the new level, or to the end."""
+    width_share: float = math.nan
+    """The same as a share of the run."""
+    progress: str = ""
+    """'still falling', 'settled', 'coming back', or '' where it cannot be told."""
+    kind: str = ""
+    """'early collapse', 'two falls', or ''."""
+    num_swings: int = 0
+    """Losses elsewhere in the run that came back."""
+    largest_swing: float = math.nan
+    wander: float = math.nan
+    """Standard deviation of the true level around its trend, outside the fall."""
+    is_noise_assumed: bool = False
+    """Taken from how much successive values differ: no number of answers is recorded."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""Fit rising curves to many binomial series at once, for every prefix in one pass.
+"""Fit rising curves to many series at once, for every prefix in one pass.
 
 Legend: B series, T points. Pool-adjacent-violators keeps a stack of blocks per series; because it
 is incremental, the stack after point t is the isotonic fit of the prefix 0..t, so one pass gives
-the likelihood and the squared error of all T prefixes: what a scan over turning points needs.
+the squared error of all T prefixes: what a scan over turning points needs. Every shape that
+learning has is a rising curve: lines, saturating and S-shaped climbs, plateaus, late bloomers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy
 
 Floats = NDArray[np.float64]
 
@@ -20,22 +20,12 @@ Floats = NDArray[np.float64]
 class PrefixFits:
     """Isotonic fits of all prefixes of B series."""
 
-    loglik_BT: Floats
-    """Binomial log-likelihood (nats) of the fit of points 0..t."""
     sse_BT: Floats
     """Weighted sum of squared errors of the fit of points 0..t."""
     top_BT: Floats
     """Highest, that is last, level of the fit of points 0..t."""
     fit_BT: Floats
     """The fit of the whole series."""
-
-
-def log_likelihood(successes: Floats, trials: Floats) -> Floats:
-    """Binomial log-likelihood at the maximum, without the constant."""
-    failures = trials - successes
-    level = successes / trials
-    hits, misses = xlogy(successes, level), xlogy(np.maximum(failures, 0.0), 1.0 - level)
-    return np.asarray(hits + misses, dtype=np.float64)
 
 
 def fit_prefixes(successes_BT: Floats, trials_T: Floats) -> PrefixFits:
@@ -48,18 +38,13 @@ def fit_prefixes(successes_BT: Floats, trials_T: Floats) -> PrefixFits:
     block_sum = np.zeros((num_series, num_points))
     block_weight = np.ones((num_series, num_points))
     block_start = np.zeros((num_series, num_points), dtype=np.int64)
-    below_loglik = np.zeros((num_series, num_points))  # of the blocks under the top one
-    below_square = np.zeros((num_series, num_points))  # sum of block_sum^2 / block_weight
+    below_square = np.zeros((num_series, num_points))  # block_sum^2 / block_weight, under the top
     depth = np.full(num_series, -1)
-    loglik_BT = np.empty((num_series, num_points))
     square_BT = np.empty((num_series, num_points))
     top_BT = np.empty((num_series, num_points))
     for t in range(num_points):
         if t:
             total, weight = block_sum[rows, depth], block_weight[rows, depth]
-            below_loglik[rows, depth + 1] = below_loglik[rows, depth] + log_likelihood(
-                total, weight
-            )
             below_square[rows, depth + 1] = below_square[rows, depth] + total**2 / weight
         depth = depth + 1
         block_sum[rows, depth] = successes_BT[:, t]
@@ -79,12 +64,10 @@ def fit_prefixes(successes_BT: Floats, trials_T: Floats) -> PrefixFits:
             depth[merged] -= 1
             open_rows = merged[depth[merged] > 0]
         total, weight = block_sum[rows, depth], block_weight[rows, depth]
-        loglik_BT[:, t] = below_loglik[rows, depth] + log_likelihood(total, weight)
         square_BT[:, t] = below_square[rows, depth] + total**2 / weight
         top_BT[:, t] = total / weight
     sse_BT = np.cumsum(successes_BT**2 / trials_T, axis=1) - square_BT
     return PrefixFits(
-        loglik_BT,
         np.maximum(sse_BT, 0.0),
         top_BT,
         _expand(block_sum / block_weight, block_start, depth, num_points),
@@ -101,12 +84,3 @@ def _expand(
     np.maximum.accumulate(block_of_BT, axis=1, out=block_of_BT)
     fit: Floats = np.take_along_axis(level_BT, block_of_BT, axis=1)
     return fit
-
-
-def unimodal_ratio(successes_BT: Floats, trials_T: Floats) -> Floats:
-    """[B] 2 (log-likelihood of the best rise-then-fall curve - that of the best rise), >= 0."""
-    rise_BT = fit_prefixes(successes_BT, trials_T).loglik_BT
-    fall_BT = fit_prefixes(successes_BT[:, ::-1], trials_T[::-1]).loglik_BT[:, ::-1]
-    after_BT = np.concatenate([fall_BT[:, 1:], np.zeros((len(rise_BT), 1))], axis=1)
-    ratio: Floats = 2.0 * ((rise_BT + after_BT).max(axis=1) - rise_BT[:, -1])
-    return np.maximum(ratio, 0.0)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.accuracy import AccuracySeries
-from analysis.cliff import CliffResult
+from analysis.cliff import Fall
 from analysis.findings import percent
 from gradlab.store import Run
 
@@ -24,7 +24,7 @@ ROLE_CHECKS = (
 """Shares of `RoleEvaluation`, and the sign in which they get worse."""
 
 
-def located(run: Run, series: AccuracySeries, drop: CliffResult) -> list[str]:
+def located(run: Run, series: AccuracySeries, drop: Fall) -> list[str]:
     """Where the drop sits: which problems, which role."""
     if drop.onset is None:
         return []

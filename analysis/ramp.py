@@ -1,10 +1,13 @@
 """Fit a fall to an accuracy series: isotonic rise, straight line down, flat end.
 
+A fall that is still going on has no flat end: its line runs into the last point.
+
 Legend: T evaluations, B series, C pairs (onset, end of the fall).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +19,11 @@ from analysis.findings import Onset
 from analysis.isotonic import fit_prefixes
 
 Floats = NDArray[np.float64]
+
+Progress = Literal["still falling", "settled", "coming back", ""]
+"""What a fall was doing when the run stopped; '' where the evaluations do not tell."""
+SETTLED = 3
+"""Points on the new level before it may be called one."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +96,6 @@ class Ramp:
     onset: int
     end: int
     curve_T: Floats
-    freedom: int
-    """Fitted levels."""
 
     @classmethod
     def best(cls, fit: RampFit, series: AccuracySeries) -> Ramp:
@@ -101,27 +107,25 @@ class Ramp:
         share = np.arange(1, end - onset) / (end - onset)
         line_T = rise_T[-1] + (bottom - rise_T[-1]) * share
         curve_T = np.concatenate([rise_T, line_T, np.full(len(series) - end, bottom)])
-        return cls(onset, end, curve_T, len(np.unique(rise_T)) + 1)
-
-    def levels(self, series: AccuracySeries, window: int) -> tuple[float, float]:
-        """Mean of the window before the fall, mean after it."""
-        first = max(self.onset - window + 1, 0)
-        return series.rate(first, self.onset + 1), series.rate(self.end, len(series))
+        return cls(onset, end, curve_T)
 
 
-def resolved_shape(
-    fit: RampFit, num_points: int, variance: float
-) -> Literal["cliff", "slow decay", "unresolved drop"]:
-    """Does a short fall explain the series better than a long one, by two noise variances?"""
-    length_C = fit.end_C - fit.onset_C
-    sharp = fit.drop_sse_BC[0][length_C <= max(2.0, 0.1 * num_points)]
-    slow = fit.drop_sse_BC[0][(length_C >= 0.3 * num_points) & (length_C > 2)]
-    if not len(slow) or not np.isfinite(slow).any():
-        return "cliff"
-    score = (slow.min() - sharp.min()) / max(variance, 1e-12)
-    if score > 2:
-        return "cliff"
-    return "slow decay" if score < -2 else "unresolved drop"
+def progress(fit: RampFit, num_points: int, variance: float) -> Progress:
+    """Does a fall that reaches the last point explain the series better than one that ended?
+
+    By two noise variances of a point, either way; a fall that ended at most `SETTLED` - 1 points
+    ago is left open.
+    """
+    error_C = fit.drop_sse_BC[0]
+    ongoing = error_C[fit.end_C == num_points - 1]
+    settled = error_C[fit.end_C <= num_points - SETTLED]
+    if not len(settled) or not np.isfinite(settled).any():
+        return ""
+    difference = float(settled.min() - ongoing.min()) / max(variance, 1e-12)
+    best_end = int(fit.end_C[np.argmin(error_C)])
+    if difference > 2 and best_end == num_points - 1:
+        return "still falling"
+    return "settled" if difference < -2 and best_end <= num_points - SETTLED else ""
 
 
 def onset_weights(fit: RampFit, num_points: int, variance: float) -> Floats:
@@ -147,3 +151,33 @@ def onset_interval(series: AccuracySeries, weight_T: Floats, ramp: Ramp) -> Onse
         int(series.step_T[min(int(plausible[0]), ramp.onset)]),
         int(series.step_T[max(last, min(ramp.onset + 1, len(series) - 1))]),
     )
+
+
+def two_falls(value_T: Floats, ramp: Ramp, variance: float, smallest: float) -> int | None:
+    """Index of the last point before a second fall, where a plateau splits the ramp in two.
+
+    Both parts must lose `smallest`, and the plateau explain twelve noise variances more than one
+    straight line: three levels and two moments are fitted to noise, too.
+    """
+    first, last = ramp.onset, ramp.end
+    shortest = max(3, math.ceil(0.08 * len(value_T)))
+    if last - first < shortest + 2:
+        return None
+    top, bottom = float(ramp.curve_T[first]), float(ramp.curve_T[-1])
+    inside_T = value_T[first + 1 : last]
+    line = float(((inside_T - ramp.curve_T[first + 1 : last]) ** 2).sum())
+    best, found = line - 12 * variance, None
+    for start in range(first + 1, last - shortest + 1):
+        for stop in range(start + shortest, last + 1):
+            level = float(value_T[start:stop].mean())
+            if min(top - level, level - bottom) < smallest:
+                continue
+            down = np.interp(
+                np.arange(first + 1, last),
+                [first, start, stop - 1, last],
+                [top, level, level, bottom],
+            )
+            error = float(((inside_T - down) ** 2).sum())
+            if error < best:
+                best, found = error, stop - 1
+    return found

@@ -23,18 +23,20 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
             "--learning-rate {half_rate}",
         ),
     ),
-    "slow decay": (
+    "fall": (
+        Remedy(
+            "Halve the learning rate",
+            "the cheapest test of whether the steps were too long: does the fall move or vanish?",
+            "--learning-rate {half_rate}",
+        ),
+    ),
+    "swings": (),
+    "last evaluation low": (),
+    "decay": (
         Remedy(
             "Stop at the peak, or lower the learning rate",
             "accuracy decays steadily from step {step}: more training of this kind costs accuracy",
             "--learning-rate {half_rate}",
-        ),
-    ),
-    "unresolved drop": (
-        Remedy(
-            "Evaluate on more problems, or more often",
-            "the drop is there, its shape is not resolved",
-            "--eval-problems <more> --eval-every <fewer steps>",
         ),
     ),
     "capture": (

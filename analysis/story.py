@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from analysis.cliff import CliffResult
+from analysis.cliff import Fall
 from analysis.findings import Cause, Finding, SignalVerdict, Strength
 from analysis.graph import ancestors
 from analysis.replayed import Replayed
@@ -43,7 +43,7 @@ class Storyteller:
 
     def __call__(
         self,
-        drop: CliffResult,
+        drop: Fall,
         findings: tuple[Finding, ...],
         verdicts: tuple[SignalVerdict, ...],
         policy_of: dict[str, str],
@@ -66,7 +66,7 @@ class Storyteller:
         return tuple(sorted(causes, key=lambda c: (order.index(c.words), c.p_value, -c.lead)))
 
     def _of_finding(
-        self, finding: Finding, drop: CliffResult, verdicts: tuple[SignalVerdict, ...]
+        self, finding: Finding, drop: Fall, verdicts: tuple[SignalVerdict, ...]
     ) -> Cause | None:
         if finding.kind not in MADE_OF or finding.onset is None or drop.onset is None:
             return None

@@ -17,8 +17,12 @@ STATUS_STYLE = {
     "healthy": "green",
     "unfinished": "yellow",
     "cliff": "red",
-    "slow decay": "red",
-    "unresolved drop": "yellow",
+    "fall": "red",
+    "decay": "red",
+    "swings": "yellow",
+    "small loss": "yellow",
+    "last evaluation low": "yellow",
+    "never learned": "yellow",
     "role breakdown": "yellow",
     "not judged": "cyan",
 }
@@ -82,11 +86,18 @@ def _accuracy_line(diagnosis: Diagnosis) -> str:
     accuracy = diagnosis.accuracy
     if not accuracy.num_evaluations:
         return "No evaluations."
-    size = f"{accuracy.num_samples} answers" if accuracy.num_samples else "unknown size"
+    held_out = accuracy.outcome == "held-out accuracy"
+    size = f" of {accuracy.num_samples} answers" if accuracy.num_samples else ""
+    size += " of unknown size" if held_out and not accuracy.num_samples else ""
+    what = f"{accuracy.num_evaluations} {'evaluations' if held_out else 'points'}{size}"
+    levels = [
+        percent(value) if accuracy.outcome != "training reward" else f"{value:.2f}"
+        for value in (accuracy.base, accuracy.peak, accuracy.terminal)
+    ]
     return (
-        f"Accuracy: base {percent(accuracy.base)}, best level {percent(accuracy.peak)} around "
-        f"step {accuracy.peak_step}, at the end {percent(accuracy.terminal)} "
-        f"({accuracy.num_evaluations} evaluations of {size})."
+        f"{accuracy.outcome.capitalize()}: first {levels[0]}, best level {levels[1]} (mean of "
+        f"{max(accuracy.window, 1)}, around step {accuracy.peak_step}), last level {levels[2]} "
+        f"(mean of {max(accuracy.end_window, 1)}); {what}."
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from analysis.accuracy import AccuracySeries, rates_alone
-from analysis.cliff import CliffResult
+from analysis.cliff import Fall
 from analysis.detect import Detectors
 from analysis.findings import NotJudged
+from analysis.scan import FEW
 from analysis.signals import Measured
 from analysis.verdict import unfinished
 from gradlab.store import Run
@@ -13,13 +13,12 @@ from gradlab.store import Run
 
 def unjudged(
     run: Run,
-    series: AccuracySeries,
-    drop: CliffResult,
+    drop: Fall,
     signals: list[Measured],
     detectors: Detectors,
 ) -> list[NotJudged]:
     """What the run does not hold, and how to have it next time."""
-    missing = _of_the_drop(run, series, drop, detectors)
+    missing = _of_the_drop(run, drop)
     if unfinished(run):
         missing.append(
             NotJudged(
@@ -53,38 +52,34 @@ def unjudged(
     return missing
 
 
-def _of_the_drop(
-    run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detectors
-) -> list[NotJudged]:
-    """Why nothing can be said on accuracy, if so."""
-    missing: list[NotJudged] = []
-    num_rates = len(rates_alone(run).step_T)
-    if num_rates and drop.shape == "too few evaluations":
-        missing.append(
+def _of_the_drop(run: Run, drop: Fall) -> list[NotJudged]:
+    """Why nothing can be said on held-out accuracy, or less than could be."""
+    is_imported = any(policy.mode == "imported" for policy in run.policies)
+    if drop.outcome != "held-out accuracy" or drop.num_evaluations == 0:
+        return [
             NotJudged(
-                "the drop in accuracy",
-                f"{num_rates} evaluations are rates without the number of answers behind them",
-                "import the run again with --eval-size PROBLEMSxSAMPLES",
-            )
-        )
-    elif not len(series):
-        is_imported = any(policy.mode == "imported" for policy in run.policies)
-        missing.append(
-            NotJudged(
-                "the drop in accuracy",
-                "the run has no evaluations",
+                "held-out accuracy",
+                "the run has fewer than 3 evaluations",
                 "import it again and name the metric with --accuracy"
                 if is_imported
                 else "train with held-out problems (--eval-every)",
             )
-        )
-    elif drop.shape == "too few evaluations":
-        needed = detectors.cliff.min_evaluations
-        missing.append(
+        ]
+    if drop.is_assumed:
+        return [
             NotJudged(
-                "the drop in accuracy",
-                f"{len(series)} evaluations recorded, {needed} needed",
+                "how noisy an evaluation is",
+                f"{drop.num_evaluations} evaluations are rates without the number of answers "
+                "behind them: it is inferred from how much they differ",
+                "import the run again with --eval-size PROBLEMSxSAMPLES",
+            )
+        ]
+    if drop.num_evaluations < FEW:
+        return [
+            NotJudged(
+                "small losses",
+                f"{drop.num_evaluations} evaluations recorded, {FEW} are a series",
                 "train longer or evaluate more often",
             )
-        )
-    return missing
+        ]
+    return []

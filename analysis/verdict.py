@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from analysis.causes import UNRECORDED
-from analysis.cliff import CliffResult, Reason
-from analysis.findings import Accuracy, Cause, Finding, percent, points
+from analysis.cliff import MOVED, Fall
+from analysis.fall_words import (
+    certainty,
+    elsewhere,
+    how_it_fell,
+    last_low,
+    no_fall,
+    small_loss,
+    what_fell,
+)
+from analysis.findings import Cause, Finding
 from analysis.replayed import Replayed
 from gradlab.store import Run
 
-UNRESOLVED: dict[Reason, str] = {
-    "": "",
-    "wander": " Cannot tell a fall from wander: it moves about as much by itself elsewhere.",
-    "last evaluation": " Cannot tell more: only the last evaluation shows it.",
-    "shape": " Cannot tell a cliff from a slow decay: both fit alike.",
-}
+TRAINED_ON = (
+    " No held-out evaluation says so: this is {outcome}, on the problems that the run trains on, "
+    "which change from step to step."
+)
 
 
 def unfinished(run: Run) -> str:
@@ -37,14 +44,13 @@ def unfinished(run: Run) -> str:
 
 def verdict(
     run: Run,
-    drop: CliffResult,
-    accuracy: Accuracy,
+    drop: Fall,
     findings: tuple[Finding, ...],
     replays: tuple[Replayed, ...] = (),
 ) -> str:
     """A few sentences, what matters most first; that the run did not end is among them."""
     also = [replay.upgrade for replay in replays if not replay.is_open]
-    also += [sentence for sentence in (unfinished(run),) if sentence and drop.shape != "none"]
+    also += [sentence for sentence in (unfinished(run),) if sentence]
     also += [
         f"{finding.subject} {'may have ' if finding.confidence == 'low' else ''}captured policy "
         f"'{run.policy_of(finding.subject).name}' from step {finding.onset.step}."
@@ -59,64 +65,52 @@ def verdict(
     if broken:
         names = ", ".join(f"{role} (from step {step})" for step, role in broken)
         also.append(f"Broken down, by format or length: {names}.")
+    return " ".join((outcome_in_words(drop), *also))
+
+
+def outcome_in_words(drop: Fall) -> str:
+    """How the run ended, whatever made it end so."""
+    if drop.num_evaluations == 0:
+        return (
+            "Nothing to judge by: the run has no evaluations, and no accuracy or reward of its "
+            "training steps."
+        )
     if drop.shape == "too few evaluations":
-        num = drop.num_evaluations
-        if num:
-            start = f"Too short to judge: {num} evaluation{'' if num == 1 else 's'}, 8 are needed."
-        elif accuracy.num_evaluations:
-            start = (
-                f"A drop cannot be judged: the number of answers behind the "
-                f"{accuracy.num_evaluations} accuracies is unknown. They went from "
-                f"{percent(accuracy.base)} over {percent(accuracy.peak)} (best level) to "
-                f"{percent(accuracy.terminal)} (last level)."
-            )
-        else:
-            start = "Nothing to judge a drop by: the run has no evaluations, 8 are needed."
-    elif drop.shape == "none":
-        until = f"{unfinished(run)} Until then, no" if unfinished(run) else "No"
-        start = (
-            f"{until} terminal cliff: held-out accuracy went from {percent(accuracy.base)} to "
-            f"{percent(accuracy.terminal)}. A fall of {points(accuracy.detectable_drop)} or more "
-            "would have been found in 4 of 5 such runs."
-        )
+        return f"One evaluation ({drop.level(drop.base)}) shows no course: two are needed."
+    if drop.shape in MOVED:
+        said = f"{what_fell(drop)} {how_it_fell(drop)} {elsewhere(drop)}"
+    elif drop.shape == "small loss":
+        said = small_loss(drop)
+    elif drop.shape == "last evaluation low":
+        said = last_low(drop)
     else:
-        assert drop.onset is not None
-        duration = drop.end_step - drop.onset.step
-        is_sure = all(f.confidence != "low" for f in findings if f.kind == drop.shape)
-        sure, unsure = {
-            "cliff": ("fell off a cliff", "have fallen off a cliff"),
-            "slow decay": (f"decayed over {duration} steps", f"have decayed over {duration} steps"),
-            "unresolved drop": ("dropped", "have dropped"),
-        }[drop.shape]
-        how = sure if is_sure else f"may {unsure}"
-        start = (
-            f"Accuracy {how}: from {percent(drop.top)} to {percent(drop.bottom)}, beginning "
-            f"between steps {drop.onset.lower} and {drop.onset.upper}."
-        )
-        if drop.bottom < accuracy.base - 0.05:
-            start += f" That is below the base model ({percent(accuracy.base)})."
-        start += UNRESOLVED[drop.reason]
-    return " ".join((start, *also))
+        said = no_fall(drop)
+    if drop.outcome != "held-out accuracy":
+        said += TRAINED_ON.format(outcome=drop.outcome)
+    return said
 
 
 def confidence(
-    drop: CliffResult,
-    drops: list[Finding],
+    drop: Fall,
     capture: list[Finding],
     replays: tuple[Replayed, ...] = (),
 ) -> str:
     """How sure the drop and the captures are, in words."""
     parts = []
-    if drops and drop.onset:
-        parts.append(
-            f"{drops[0].confidence} that accuracy fell (p = {drop.p_value:.3f}; approximate 95 % "
-            f"interval {100 * drop.drop_lower:.0f} to {100 * drop.drop_upper:.0f} points)"
-        )
+    if drop.shape in MOVED:
+        how = "certain" if certainty(drop) == "high" else "likely"
+        parts.append(f"{how} that it ended lower (p = {drop.p_value:.3f})")
         if not any(replay.confirms for replay in replays):
-            parts.append("what moved before is an order in time, not a cause")
-    elif drop.shape == "none":
+            parts.append("why is another question: what moved before is an order in time, no cause")
+    elif drop.shape == "small loss":
+        parts.append(f"a loss, but a small one (p = {drop.p_value:.3f})")
+    elif drop.shape == "last evaluation low":
+        parts.append("low: one evaluation shows it")
+    elif drop.num_evaluations > 1:
+        points = "evaluations" if drop.outcome == "held-out accuracy" else "points"
         parts.append(
-            f"the test for a drop gave p = {drop.p_value:.2f} on {drop.num_evaluations} evaluations"
+            f"nothing beyond noise was lost (p = {drop.p_value:.2f}, {drop.num_evaluations} "
+            f"{points})"
         )
     parts += [
         f"{finding.confidence} on the capture by {finding.subject}"
@@ -126,7 +120,7 @@ def confidence(
     return "; ".join(parts) or "none: nothing could be judged on accuracy"
 
 
-def candidates(drop: CliffResult, causes: tuple[Cause, ...]) -> tuple[str, ...]:
+def candidates(drop: Fall, causes: tuple[Cause, ...]) -> tuple[str, ...]:
     """Suspects with the words that their evidence allows, and always the unrecorded."""
     if drop.onset is None:
         return ()

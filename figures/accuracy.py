@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SHORT = {"cliff": "cliff", "slow decay": "decay", "unresolved drop": "drop"}
+SHORT = {"cliff": "cliff", "fall": "fall", "decay": "decay", "swings": "swings, ends"}
 
 
 @dataclass(frozen=True)
