@@ -33,11 +33,12 @@ from analysis.noise import Noise
 from analysis.ramp import (
     Progress,
     Ramp,
+    both_falls,
     fit_ramp,
     onset_interval,
     onset_weights,
+    plateau_within,
     progress,
-    two_falls,
 )
 from analysis.scan import FEW, largest_loss
 from analysis.swings import Swing, find_swings
@@ -97,7 +98,7 @@ class Fall:
     low_step: int = -1
     kind: Kind = ""
     second_step: int = -1
-    """Where the second of two falls began."""
+    """Last evaluation before the second of two falls."""
     swings: tuple[Swing, ...] = ()
     """Losses that came back, elsewhere in the run; positions are indices of evaluations."""
     swing_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
@@ -283,10 +284,14 @@ class FallTest:
         num, sigma, window = len(series), measured["sigma"], measured["window"]
         fit = fit_ramp(series.correct_T[None, :], series.trials_T)
         ramp = Ramp.best(fit, series)
+        weight_T = onset_weights(fit, num, sigma**2)
+        plateau = plateau_within(series.rate_T, ramp, sigma**2, max(smallest, 3 * sigma))
+        second = -1
+        if plateau is not None:
+            ramp, second, weight_T = both_falls(series, plateau, sigma**2)
         at = levels(series.rate_T, series.trials_T, ramp.onset, ramp.end, window)
         drop = at.top - at.bottom
         bias, spread = self._sampled(series, ramp, noise, drop, window, rng)
-        weight_T = onset_weights(fit, num, sigma**2)
         elsewhere = swings_elsewhere(series.rate_T, noise, ramp, smallest)
         low, low_step = lowest(series, ramp.onset, sigma, at)
         width = (series.step_T[ramp.end] - series.step_T[ramp.onset]) / measured["run_steps"]
@@ -300,8 +305,7 @@ class FallTest:
             shape = "none"
         elif sum(swing.size >= 0.75 * drop for swing in elsewhere) >= 2:
             shape = "swings"
-        second = two_falls(series.rate_T, ramp, sigma**2, max(smallest, 3 * sigma))
-        kind: Kind = "two falls" if second is not None else ""
+        kind: Kind = "" if plateau is None else "two falls"
         if self._is_early(series, ramp, at.top, sigma, smallest):
             kind = "early collapse"
         return Fall(
@@ -319,7 +323,7 @@ class FallTest:
             low=low,
             low_step=low_step,
             kind=kind,
-            second_step=-1 if second is None else int(series.step_T[second]),
+            second_step=-1 if second < 0 else int(series.step_T[second]),
             swings=elsewhere,
             onset_weight_T=weight_T,
             onset_step_T=series.step_T,
@@ -400,8 +404,8 @@ class FallTest:
                 again_BT[b], series.trials_T, int(fit.onset_C[pair]), int(fit.end_C[pair]), window
             )
             drop_B[b] = at.top - at.bottom
-        truth = float(ramp.curve_T[ramp.onset] - ramp.curve_T[-1])
-        return float(np.mean(drop_B)) - truth, float(np.std(drop_B))
+        truth = levels(ramp.curve_T, series.trials_T, ramp.onset, ramp.end, window)
+        return float(np.mean(drop_B)) - (truth.top - truth.bottom), float(np.std(drop_B))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Legend: T evaluations, B series, C pairs (onset, end of the fall).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -153,8 +153,10 @@ def onset_interval(series: AccuracySeries, weight_T: Floats, ramp: Ramp) -> Onse
     )
 
 
-def two_falls(value_T: Floats, ramp: Ramp, variance: float, smallest: float) -> int | None:
-    """Index of the last point before a second fall, where a plateau splits the ramp in two.
+def plateau_within(
+    value_T: Floats, ramp: Ramp, variance: float, smallest: float
+) -> tuple[int, int] | None:
+    """Points [start, stop) of a plateau that splits the ramp into two falls; None without one.
 
     Both parts must lose `smallest`, and the plateau explain twelve noise variances more than one
     straight line: three levels and two moments are fitted to noise, too.
@@ -164,20 +166,40 @@ def two_falls(value_T: Floats, ramp: Ramp, variance: float, smallest: float) -> 
     if last - first < shortest + 2:
         return None
     top, bottom = float(ramp.curve_T[first]), float(ramp.curve_T[-1])
-    inside_T = value_T[first + 1 : last]
-    line = float(((inside_T - ramp.curve_T[first + 1 : last]) ** 2).sum())
+    inside = np.arange(first + 1, last)
+    line = float(((value_T[inside] - ramp.curve_T[inside]) ** 2).sum())
     best, found = line - 12 * variance, None
     for start in range(first + 1, last - shortest + 1):
         for stop in range(start + shortest, last + 1):
             level = float(value_T[start:stop].mean())
             if min(top - level, level - bottom) < smallest:
                 continue
-            down = np.interp(
-                np.arange(first + 1, last),
-                [first, start, stop - 1, last],
-                [top, level, level, bottom],
-            )
-            error = float(((inside_T - down) ** 2).sum())
+            down = np.interp(inside, [first, start, stop - 1, last], [top, level, level, bottom])
+            error = float(((value_T[inside] - down) ** 2).sum())
             if error < best:
-                best, found = error, stop - 1
+                best, found = error, (start, stop)
     return found
+
+
+def both_falls(
+    series: AccuracySeries, plateau: tuple[int, int], variance: float
+) -> tuple[Ramp, int, Floats]:
+    """From the beginning of the first fall to the end of the second, each fitted for itself; where
+    the second begins; and the plausibility [T] of the first one's beginning."""
+    start, stop = plateau
+    parts = []
+    for piece in (slice(0, stop), slice(start, None)):
+        part = replace(
+            series,
+            step_T=series.step_T[piece],
+            correct_T=series.correct_T[piece],
+            trials_T=series.trials_T[piece],
+            solved_TP=None,
+        )
+        fit = fit_ramp(part.correct_T[None, :], part.trials_T)
+        parts.append((fit, Ramp.best(fit, part)))
+    (first_fit, first), (_, second) = parts
+    curve_T = np.concatenate([first.curve_T, second.curve_T[stop - start :]])
+    weight_T = np.zeros(len(series))
+    weight_T[:stop] = onset_weights(first_fit, stop, variance)
+    return Ramp(first.onset, start + second.end, curve_T), start + second.onset, weight_T

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.accuracy import AccuracySeries
 from analysis.causes import UNRECORDED, OnsetOrder
-from analysis.cliff import CliffTest
+from analysis.cliff import FallTest
 from analysis.diagnose import diagnose
 from analysis.findings import Order, SignalVerdict
 from analysis.graph import PARENTS, ancestors
@@ -102,7 +102,7 @@ def judged(value_T: np.ndarray, kind: str) -> SignalVerdict:
     rng = np.random.default_rng(0)
     step_E = np.arange(0, 161, 5)
     correct = rng.binomial(400, np.where(step_E < 120, 0.6, 0.3)).astype(float)
-    drop = CliffTest().measure(AccuracySeries(step_E, correct, np.full(33, 400.0)))
+    drop = FallTest().measure(AccuracySeries(step_E, correct, np.full(33, 400.0)))
     assert drop.onset is not None
     signal = Measured(KIND[kind], "p", "p", "1", value_T)
     return OnsetOrder()([signal], np.arange(1, 161), drop)[0]

@@ -1,0 +1,47 @@
+"""The largest loss of a series equals a slow search over all its stretches."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from analysis.scan import largest_loss, stretches
+
+
+def slowly(value_T: np.ndarray, variance_T: np.ndarray, weight_T: np.ndarray) -> float:
+    points, best = len(value_T), 0.0
+    for length, starts, stops in stretches(points):
+        end = slice(points - length, points)
+        for start, stop in zip(starts, stops, strict=True):
+            means, variances = [], []
+            for part in (slice(start, stop), end):
+                weight = weight_T[part] / weight_T[part].sum()
+                means.append(float((weight * value_T[part]).sum()))
+                variances.append(float((weight**2 * variance_T[part]).sum()))
+            best = max(best, (means[0] - means[1]) / np.sqrt(sum(variances)))
+    return best
+
+
+@pytest.mark.parametrize("points", [2, 3, 5, 8, 21])
+def test_scan_equals_the_slow_search(points: int) -> None:
+    rng = np.random.default_rng(points)
+    value_BT = rng.random((4, points))
+    variance_T, weight_T = rng.uniform(0.5, 2, points) / 100, rng.integers(20, 60, points) * 1.0
+    expected = [slowly(value_T, variance_T, weight_T) for value_T in value_BT]
+    np.testing.assert_allclose(largest_loss(value_BT, variance_T, weight_T), expected)
+
+
+def test_loss_by_hand() -> None:
+    # .5 .5 .5 .5 .5 .5 .1 .1, sd .1 each: the best stretch is the first four (half of eight is the
+    # longest), the end the last two: .4 / (.1 sqrt(1/4 + 1/2)).
+    value = np.array([[0.5] * 6 + [0.1] * 2])
+    z = largest_loss(value, np.full(8, 0.01), np.ones(8))[0]
+    assert z == pytest.approx(0.4 / (0.1 * np.sqrt(1 / 4 + 1 / 2)))
+
+
+def test_inner_stretches_and_ends_have_two_points_unless_there_are_few() -> None:
+    for length, starts, stops in stretches(20):
+        assert length >= 2
+        assert ((stops - starts >= 2) | (starts == 0)).all()
+        assert (stops <= 20 - length).all()
+    assert {length for length, _, _ in stretches(5)} == {1}
