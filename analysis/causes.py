@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from analysis.bend import Bend, bins, bridged, find_bends
-from analysis.cliff import Fall
+from analysis.fall import Fall
 from analysis.findings import Onset, Order, SignalVerdict
 from analysis.graph import undominated
 from analysis.signals import Measured

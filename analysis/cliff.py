@@ -20,18 +20,24 @@ Legend: T evaluations, B bootstrap series.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.accuracy import AccuracySeries, Outcome, outcome_of
-from analysis.findings import Onset, percent, points
+from analysis.accuracy import AccuracySeries, outcome_of
+from analysis.course import (
+    levels,
+    lowest,
+    swings_elsewhere,
+    wander_outside,
+    window_of,
+)
+from analysis.fall import MOVED, Fall, Kind, Shape
 from analysis.isotonic import fit_prefixes
 from analysis.noise import Noise
 from analysis.ramp import (
-    Progress,
     Ramp,
     both_falls,
     fit_ramp,
@@ -41,142 +47,12 @@ from analysis.ramp import (
     progress,
 )
 from analysis.scan import FEW, largest_loss
-from analysis.swings import Swing, find_swings
+from analysis.swings import find_swings
 from gradlab.store import Run
 
 Floats = NDArray[np.float64]
-Shape = Literal[
-    "none",
-    "small loss",
-    "cliff",
-    "fall",
-    "decay",
-    "swings",
-    "last evaluation low",
-    "never learned",
-    "too few evaluations",
-]
-"""'none': no loss beyond noise. 'swings': the end is the low of one more swing."""
-FALLS = ("cliff", "fall", "decay")
-MOVED = (*FALLS, "swings")
-"""Shapes with a beginning that other signals can be compared with."""
-Kind = Literal["", "early collapse", "two falls"]
-
 POWER = 0.84
 """Standard errors between a threshold and what passes it in 4 of 5 runs."""
-
-
-@dataclass(frozen=True)
-class Fall:
-    """What the test measured; accuracies are shares, positions training steps."""
-
-    shape: Shape
-    num_evaluations: int
-    p_value: float = math.nan
-    """That the end is no lower than the best level held."""
-    top: float = math.nan
-    """Best level: the highest mean of `window` successive evaluations, before the fall if any."""
-    top_step: int = -1
-    """Middle of that stretch."""
-    bottom: float = math.nan
-    """Last level: the mean of the last `end_window` evaluations."""
-    drop: float = math.nan
-    """`top` - `bottom`."""
-    drop_lower: float = math.nan
-    drop_upper: float = math.nan
-    """Approximate 95 % interval of the true loss, corrected for the choice of the best level."""
-    window: int = 0
-    end_window: int = 0
-    """No more than there are on the new level; 1 in a fall that is still going on."""
-    onset: Onset | None = None
-    """Last evaluation before the fall; the interval reaches to the first one after it."""
-    end_step: int = -1
-    """First evaluation on the new level; the last one of the run where there is none yet."""
-    progress: Progress = ""
-    low: float = math.nan
-    """Lowest level since the fall began, where some of it came back."""
-    low_step: int = -1
-    kind: Kind = ""
-    second_step: int = -1
-    """Last evaluation before the second of two falls."""
-    swings: tuple[Swing, ...] = ()
-    """Losses that came back, elsewhere in the run; positions are indices of evaluations."""
-    swing_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[T] steps of those indices."""
-    onset_weight_T: Floats = field(default_factory=lambda: np.zeros(0))
-    """[T] plausibility of each evaluation as the last before the fall; sums to 1."""
-    onset_step_T: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    """[T] steps of `onset_weight_T`."""
-    dispersion: float = math.nan
-    """Variance of one evaluation over binomial."""
-    sigma: float = math.nan
-    """Standard deviation of one evaluation around the true accuracy."""
-    wander: float = math.nan
-    """Standard deviation of the true accuracy around its trend, outside the fall."""
-    detectable_drop: float = math.nan
-    """Smallest loss called a fall in 4 of 5 runs like this one."""
-    p_gain: float = math.nan
-    """That accuracy never rose above its first level."""
-    detectable_gain: float = math.nan
-    run_steps: int = 0
-    """From the first evaluation to the last."""
-    base: float = math.nan
-    """First evaluation."""
-    first_step: int = -1
-    last: float = math.nan
-    """Last evaluation, alone."""
-    last_step: int = -1
-    outcome: Outcome = "held-out accuracy"
-    is_assumed: bool = False
-    """The noise is inferred: no number of answers is recorded."""
-    low_value: float = 0.0
-    """Of the outcome at rate 0."""
-    high_value: float = 1.0
-
-    @property
-    def fell(self) -> bool:
-        return self.shape in FALLS
-
-    @property
-    def is_scaled(self) -> bool:
-        """Rewards outside 0..1: levels are shares of the range that they moved in."""
-        return (self.low_value, self.high_value) != (0.0, 1.0)
-
-    def value(self, rate: float) -> float:
-        """A level in the outcome's own unit."""
-        return self.low_value + rate * (self.high_value - self.low_value)
-
-    def level(self, rate: float) -> str:
-        """A level in words: '58 %', or '0.58' of a reward."""
-        if self.outcome != "training reward":
-            return percent(rate)
-        return f"{self.value(rate):.2f}" if math.isfinite(rate) else "unknown"
-
-    def loss(self, share: float) -> str:
-        """A difference of levels in words: '12 points', or '0.12' of a reward."""
-        if self.outcome != "training reward":
-            return points(share)
-        return f"{share * (self.high_value - self.low_value):.2f}"
-
-    @property
-    def width_steps(self) -> int:
-        """Steps from the last good evaluation to the first on the new level, or to the last one."""
-        return self.end_step - self.onset.step if self.onset else 0
-
-    @property
-    def width_share(self) -> float:
-        """The same as a share of the run."""
-        return self.width_steps / self.run_steps if self.run_steps else math.nan
-
-    @property
-    def width_interval(self) -> tuple[int, int]:
-        """Widths of the plausible beginnings of the fall."""
-        if self.onset is None:
-            return 0, 0
-        last_good = self.onset_step_T[
-            self.onset_step_T < max(self.onset.upper, self.onset.step + 1)
-        ]
-        return self.end_step - int(last_good[-1]), self.end_step - self.onset.lower
 
 
 @dataclass(frozen=True)
@@ -406,87 +282,3 @@ class FallTest:
             drop_B[b] = at.top - at.bottom
         truth = levels(ramp.curve_T, series.trials_T, ramp.onset, ramp.end, window)
         return float(np.mean(drop_B)) - (truth.top - truth.bottom), float(np.std(drop_B))
-
-
-@dataclass(frozen=True)
-class Levels:
-    """Best and last level of a series; positions are indices."""
-
-    top: float
-    middle: int
-    """Of the stretch with the best level."""
-    bottom: float
-    end_window: int
-
-
-def window_of(num: int) -> int:
-    """Evaluations averaged for a level: a tenth of the run, at least 3; fewer in short runs."""
-    return max(3, math.ceil(0.1 * num)) if num >= FEW else max(1, num // 3)
-
-
-def levels(value_T: Floats, weight_T: Floats, onset: int, end: int, window: int) -> Levels:
-    """Highest mean of `window` points up to `onset`; mean of the last `window` from `end` on."""
-    size = min(window, onset + 1)
-    total = np.concatenate([[0.0], np.cumsum(value_T * weight_T)])
-    weight = np.concatenate([[0.0], np.cumsum(weight_T)])
-    stop = np.arange(size, onset + 2)
-    mean = (total[stop] - total[stop - size]) / (weight[stop] - weight[stop - size])
-    best = int(np.argmax(mean))
-    last = min(window, len(value_T) - end)
-    bottom = (total[-1] - total[-1 - last]) / (weight[-1] - weight[-1 - last])
-    return Levels(float(mean[best]), best + size // 2, float(bottom), last)
-
-
-def lowest(series: AccuracySeries, onset: int, sigma: float, at: Levels) -> tuple[float, int]:
-    """Lowest level after `onset` and its step, if accuracy came back from it; else (NaN, -1)."""
-    size = min(3, len(series) - onset - 1)
-    if len(series) - onset - 1 < size + at.end_window:
-        return math.nan, -1
-    starts = np.arange(onset + 1, len(series) - at.end_window - size + 1)
-    mean = np.array([series.rate(int(start), int(start) + size) for start in starts])
-    low = int(np.argmin(mean))
-    back = at.bottom - float(mean[low])
-    error = sigma * math.sqrt(1 / size + 1 / at.end_window)
-    if back < max(4 * error, 0.2 * (at.top - at.bottom)):
-        return math.nan, -1
-    return float(mean[low]), int(series.step_T[starts[low] + size // 2])
-
-
-def swings_elsewhere(
-    value_T: Floats, noise: Noise, ramp: Ramp, smallest: float
-) -> tuple[Swing, ...]:
-    """Losses that came back, before the fall and after it."""
-    variance_T = noise.variance_T(value_T)
-    before = find_swings(value_T[: ramp.onset + 1], variance_T[: ramp.onset + 1], smallest)
-    after = find_swings(value_T[ramp.end :], variance_T[ramp.end :], smallest)
-    moved = (
-        replace(s, start=s.start + ramp.end, low=s.low + ramp.end, back=s.back + ramp.end)
-        for s in after
-    )
-    return (*before, *moved)
-
-
-TYPICAL_WANDER = 0.008
-"""Standard deviation of the true accuracy around its trend, in healthy stretches of real runs."""
-WANDER_FREEDOM = 5.0
-
-
-def wander_outside(series: AccuracySeries, noise: Noise, ramp: Ramp | None) -> float:
-    """How far the true accuracy strays from a rising trend where nothing fell.
-
-    Residuals before the fall (around an isotonic curve) and after it (around their mean), without
-    what sampling explains, drawn towards what real runs show.
-    """
-    onset = len(series) - 1 if ramp is None else ramp.onset
-    rise = fit_prefixes(series.correct_T[None, : onset + 1], series.trials_T[: onset + 1]).fit_BT[0]
-    residual = series.rate_T[: onset + 1] - rise
-    freedom = len(residual) - len(np.unique(rise))
-    square = float((residual**2).sum())
-    if ramp is not None and len(series) - ramp.end >= 2:
-        tail = series.rate_T[ramp.end :] - series.rate(ramp.end, len(series))
-        square, freedom = square + float((tail**2).sum()), freedom + len(tail) - 1
-    sampled = float(np.mean(noise.variance_T(series.rate_T)))
-    if not series.is_assumed:
-        sampled /= noise.dispersion  # binomial alone: what is beyond it may be wander
-    beyond = max(square - freedom * sampled, 0.0)
-    return math.sqrt((beyond + WANDER_FREEDOM * TYPICAL_WANDER**2) / (freedom + WANDER_FREEDOM))

@@ -9,7 +9,8 @@ from analysis.amplification import AmplificationTest
 from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
-from analysis.cliff import Fall, FallTest
+from analysis.cliff import FallTest
+from analysis.fall import Fall
 from analysis.fall_words import findings_of
 from analysis.family import correct
 from analysis.findings import Finding, NotJudged

@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 
 from analysis.accuracy import AccuracySeries, outcome_of
-from analysis.cliff import MOVED, Fall
 from analysis.detect import Detected, Detectors, detect
+from analysis.fall import MOVED, Fall
 from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Remedy, SignalVerdict, Status
 from analysis.remedies import remedies_for
 from analysis.replayed import read_replays

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from analysis.cliff import Fall
+from analysis.fall import Fall
 from analysis.findings import Confidence, Finding
 from analysis.scan import FEW
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.accuracy import AccuracySeries
-from analysis.cliff import Fall
+from analysis.fall import Fall
 from analysis.findings import percent
 from gradlab.store import Run
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from analysis.cliff import Fall
+from analysis.fall import Fall
 from analysis.findings import Cause, Finding, SignalVerdict, Strength
 from analysis.graph import ancestors
 from analysis.replayed import Replayed

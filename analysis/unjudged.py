@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from analysis.cliff import Fall
 from analysis.detect import Detectors
+from analysis.fall import Fall
 from analysis.findings import NotJudged
 from analysis.scan import FEW
 from analysis.signals import Measured

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from analysis.causes import UNRECORDED
-from analysis.cliff import MOVED, Fall
+from analysis.fall import MOVED, Fall
 from analysis.fall_words import (
     certainty,
     elsewhere,

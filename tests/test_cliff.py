@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from analysis.accuracy import AccuracySeries, mean_over_samples
-from analysis.cliff import FALLS, Fall, FallTest
+from analysis.cliff import FallTest
+from analysis.fall import FALLS, Fall
 from analysis.isotonic import fit_prefixes
 from analysis.noise import (
     PRIOR_FREEDOM,

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 from analysis.accuracy import AccuracySeries
-from analysis.cliff import Fall, FallTest
+from analysis.cliff import FallTest
+from analysis.fall import Fall
 from analysis.fall_words import how_it_fell
 from analysis.verdict import outcome_in_words
 
