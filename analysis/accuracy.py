@@ -27,7 +27,7 @@ TRAINING: tuple[tuple[str, Outcome], ...] = (
     ("reward_mean", "training reward"),
 )
 """Fields of `RunLedger` that stand in for evaluations."""
-MIN_EVALUATIONS = 3
+MIN_EVALUATIONS = 2
 """Fewer held-out evaluations than this say less than the record of training."""
 MIN_STEPS = 8
 """Fewer steps of training are no series."""

@@ -118,6 +118,8 @@ def _status(drop: Fall, broken: list[Finding], *, is_finished: bool) -> Status:
         if drop.num_evaluations < FEW:
             return "not judged"
         return "healthy" if is_finished else "unfinished"
+    if drop.shape == "never learned" and not is_finished:
+        return "unfinished"
     return cast(Status, drop.shape)
 
 

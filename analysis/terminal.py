@@ -42,7 +42,7 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
     style = STATUS_STYLE[diagnosis.status]
     say = Text(diagnosis.verdict, style="bold")
     say.append(f"\nConfidence: {diagnosis.confidence}.", style="not bold dim")
-    title = f"{diagnosis.name}: {diagnosis.status}"
+    title = f"{diagnosis.name}: {status_in_words(diagnosis)}"
     console.print(Panel(say, title=title, title_align="left", border_style=style))
     console.print(Text(_accuracy_line(diagnosis), style="dim"))
     for number_of, finding in enumerate(diagnosis.findings[:MAX_FINDINGS]):
@@ -68,6 +68,13 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
         console.print(
             Text(f"… and {len(diagnosis.not_judged) - MAX_OPEN} more, see the page.", "yellow")
         )
+
+
+def status_in_words(diagnosis: Diagnosis) -> str:
+    """The status, with what it is judged by where that is not held-out accuracy."""
+    outcome = diagnosis.accuracy.outcome
+    by = "" if outcome == "held-out accuracy" else f", by its {outcome}"
+    return f"{diagnosis.status}{by}"
 
 
 def _print_causes(diagnosis: Diagnosis, console: Console) -> None:

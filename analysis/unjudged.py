@@ -59,7 +59,7 @@ def _of_the_drop(run: Run, drop: Fall) -> list[NotJudged]:
         return [
             NotJudged(
                 "held-out accuracy",
-                "the run has fewer than 3 evaluations",
+                "the run has no evaluations, or a single one",
                 "import it again and name the metric with --accuracy"
                 if is_imported
                 else "train with held-out problems (--eval-every)",

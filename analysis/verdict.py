@@ -50,7 +50,11 @@ def verdict(
 ) -> str:
     """A few sentences, what matters most first; that the run did not end is among them."""
     also = [replay.upgrade for replay in replays if not replay.is_open]
-    also += [sentence for sentence in (unfinished(run),) if sentence]
+    said, until = outcome_in_words(drop), unfinished(run)
+    if until and drop.shape in MOVED:
+        also.append(until)
+    elif until:
+        said = f"{until} Until then: {said}"
     also += [
         f"{finding.subject} {'may have ' if finding.confidence == 'low' else ''}captured policy "
         f"'{run.policy_of(finding.subject).name}' from step {finding.onset.step}."
@@ -65,7 +69,7 @@ def verdict(
     if broken:
         names = ", ".join(f"{role} (from step {step})" for step, role in broken)
         also.append(f"Broken down, by format or length: {names}.")
-    return " ".join((outcome_in_words(drop), *also))
+    return " ".join((said, *also))
 
 
 def outcome_in_words(drop: Fall) -> str:

@@ -61,14 +61,14 @@ def test_a_replay_upgrades_the_statement(fallen: Path, tmp_path: Path) -> None:
         out, steps=200, evals=41, cliff=Cliff(150, 0.3), capture=Capture("generator", 120)
     )
     before = diagnose(open_run(out))
-    assert "order in time, not a cause" in before.confidence
+    assert "an order in time, no cause" in before.confidence
     write_result(out, "confirmed")
     after = diagnose(open_run(out))
     assert (
         "Confirmed by replay: --with max-share:generator=0.5 alters where accuracy ends "
         "(+31 points, 20 to 42)." in after.verdict
     )
-    assert "not a cause" not in after.confidence
+    assert "no cause" not in after.confidence
     assert after.causes[0].words == "confirmed by replay"
     with pytest.raises(ValueError, match="confirmed by replay"):
         propose(open_run(out), after)

@@ -61,7 +61,7 @@ def test_a_page_of_a_part_leaves_the_page_of_the_whole_alone(healthy: Path, caps
 def test_a_refused_replay_still_prints_the_diagnosis(healthy: Path, capsys: Output) -> None:
     assert cli.main(["diagnose", str(healthy), "--confirm"]) == 2
     told = capsys.readouterr()
-    assert "No terminal cliff" in " ".join(told.out.split())
+    assert "No fall: held-out accuracy" in " ".join(told.out.split())
     assert "--confirm: healthy: there is no drop to explain" in told.err
     assert (healthy / "report.html").is_file()
 

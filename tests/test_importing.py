@@ -143,15 +143,15 @@ def test_values_come_back_and_the_fall_is_found(
     assert "actor/entropy" in run.meta.config["imported"]["not taken"]
 
 
-def test_rates_of_unknown_size_get_levels_and_no_verdict(tmp_path: Path) -> None:
+def test_noise_of_rates_of_unknown_size_is_inferred_and_said_so(tmp_path: Path) -> None:
     imported = import_run([as_console(made(), tmp_path)], tmp_path / "run")
     run = open_run(tmp_path / "run")
     diagnosis = diagnose(run)
-    assert diagnosis.status == "not judged"
-    assert "the number of answers behind the 21 accuracies is unknown" in diagnosis.verdict
-    assert not diagnosis.drops
+    assert diagnosis.status == "cliff"
+    assert diagnosis.accuracy.is_noise_assumed
+    assert any("noise assumed: " in sentence for sentence in diagnosis.drops[0].evidence)
     to_do = {question.what: question.to_do for question in diagnosis.not_judged}
-    assert "--eval-size" in to_do["the drop in accuracy"]
+    assert "--eval-size" in to_do["how noisy an evaluation is"]
     assert diagnosis.accuracy.base == pytest.approx(made()["val/unknown/pass@1"][0])
     assert diagnosis.accuracy.terminal < 0.3
     assert "so there is no interval" in shown(run, tmp_path)
@@ -283,9 +283,10 @@ def test_run_without_accuracies_is_diagnosed_by_what_moved(tmp_path: Path) -> No
     run = open_run(tmp_path / "run")
     assert not run.meta.rates
     diagnosis = diagnose(run)
-    assert diagnosis.status == "not judged"
+    assert diagnosis.accuracy.outcome.startswith("training ")
+    assert "No held-out evaluation says so" in diagnosis.verdict
     to_do = {question.what: question.to_do for question in diagnosis.not_judged}
-    assert "--accuracy" in to_do["the drop in accuracy"]
+    assert "--accuracy" in to_do["held-out accuracy"]
     assert diagnosis.signals
     shown(run, tmp_path)
 
@@ -361,7 +362,7 @@ def test_command_imports_and_diagnoses(tmp_path: Path, capsys: pytest.CaptureFix
     assert cli.main([*words, "--routing", "generator=g,aggregator=a"]) == 0
     assert "60 steps, 21 evaluations" in capsys.readouterr().out
     assert cli.main(["diagnose", out]) == 0
-    assert "fell off a cliff" in capsys.readouterr().out.replace("\n", " ").replace("│", "")
+    assert "Held-out accuracy fell by" in capsys.readouterr().out.replace("\n", " ")
     assert open_run(out).meta.routing == {"generator": "g", "aggregator": "a"}
     assert cli.main([*words]) == 2
     assert "holds a run already" in capsys.readouterr().err

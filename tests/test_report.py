@@ -53,10 +53,10 @@ def test_text_fits_one_screen_with_the_verdict_first(told: tuple[str, str, str])
     assert len(lines) <= 50
     verdict = " ".join(lines[:4])
     words = {
-        "fallen": "fell off a cliff",
-        "healthy": "No terminal cliff",
-        "short": "Too short",
-        "unevaluated": "no evaluations",
+        "fallen": "Held-out accuracy fell by",
+        "healthy": "No fall: held-out accuracy",
+        "short": "Only 3 evaluations",
+        "unevaluated": "training accuracy went from",
     }
     assert words[name] in verdict
     assert max(len(line) for line in lines) <= 100
@@ -84,7 +84,7 @@ def test_page_holds_everything_inside(told: tuple[str, str, str]) -> None:
     assert "<script" not in page
     assert "<details><summary>Configuration" in page
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(svgs) == {"fallen": 3, "healthy": 2, "short": 2, "unevaluated": 1}[name]
+    assert len(svgs) == {"fallen": 3, "healthy": 2, "short": 2, "unevaluated": 2}[name]
     for svg in svgs:
         ElementTree.fromstring(svg)
     body = page[page.index("<main>") :]
@@ -98,7 +98,7 @@ def test_page_says_what_was_found(told: tuple[str, str, str]) -> None:
         assert "an unrecorded cause" in page
         assert "generator KL to the reference" in page
     else:
-        assert "fell off" not in page
+        assert "accuracy fell" not in page
 
 
 def test_ids_of_the_plots_do_not_collide(told: tuple[str, str, str]) -> None:
