@@ -337,7 +337,7 @@ def test_one_evaluation_is_an_accuracy_and_no_verdict(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run.zarr", bare_meta(samples=50)) as store:
         trained(store, 30, every=30)
     verdict, open_questions = judged(tmp_path)
-    assert verdict.startswith("One evaluation (5")
+    assert verdict.startswith("One evaluation (")
     assert "two are needed" in verdict
     assert "a single one" in open_questions["held-out accuracy"]
 
