@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
-from world_families import FAMILIES, Path
+from world_families import FAMILIES, TruePath
 from world_paths import Float64Array, Rng, held
 
 FALLEN = 0.05
@@ -146,7 +146,7 @@ def shifted(score_TP: Float64Array, level_T: Float64Array) -> Float64Array:
 
 
 def measure(
-    path: Path,
+    path: TruePath,
     rate_TP: Float64Array,
     noise_T: Float64Array,
     samples: int,
@@ -162,7 +162,9 @@ def measure(
     return rng.binomial(samples, rate_TP).astype(np.int64)
 
 
-def truth_of(family: str, path: Path, step_T: NDArray[np.int64], noise_T: Float64Array) -> Truth:
+def truth_of(
+    family: str, path: TruePath, step_T: NDArray[np.int64], noise_T: Float64Array
+) -> Truth:
     """The numbers of a path; `fell` follows from them, whatever the family's name says."""
     level_T, last = path.level_T, step_T.size - 1
     three_K = np.lib.stride_tricks.sliding_window_view(level_T, 3).mean(1)

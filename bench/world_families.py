@@ -18,7 +18,7 @@ SMALL = 0.03
 
 
 @dataclass(frozen=True)
-class Path:
+class TruePath:
     """A true path before anybody measures it; `start` and `width` in shares of the run."""
 
     level_T: Float64Array
@@ -31,7 +31,7 @@ class Path:
     """Best level where it was held for too short to be seen in `level_T`: early collapses."""
 
 
-Family = Callable[[Rng, int, float, str | None], Path]
+Family = Callable[[Rng, int, float, str | None], TruePath]
 
 
 def _climb(rng: Rng, time_T: Float64Array, climb: str | None, least: float = 0.0) -> Float64Array:
@@ -58,20 +58,20 @@ def _healthy(
 
 
 def _climbing(name: str) -> Family:
-    return lambda rng, num, size, climb: Path(_healthy(rng, num, name))
+    return lambda rng, num, size, climb: TruePath(_healthy(rng, num, name))
 
 
-def _wandering(rng: Rng, num: int, size: float, climb: str | None) -> Path:
-    return Path(_healthy(rng, num, climb, (0.01, 0.02)))
+def _wandering(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
+    return TruePath(_healthy(rng, num, climb, (0.01, 0.02)))
 
 
-def _swinging(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _swinging(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Swings of 3 to 5 points: where such a run ends is luck, and `fell` says which."""
     path_T = _climb(rng, np.linspace(0.0, 1.0, num), climb)
-    return Path(np.clip(path_T + wander(num, rng.uniform(0.03, 0.05), rng), 0.02, 0.98))
+    return TruePath(np.clip(path_T + wander(num, rng.uniform(0.03, 0.05), rng), 0.02, 0.98))
 
 
-def _dipping(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _dipping(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """A dip of two to eight evaluations that is over well before the end."""
     path_T = _healthy(rng, num, climb)
     down, bottom, up = rng.uniform(0.5, 2.0), rng.uniform(0.5, 3.0), rng.uniform(0.5, 3.0)
@@ -80,14 +80,14 @@ def _dipping(rng: Rng, num: int, size: float, climb: str | None) -> Path:
     corner_K = np.cumsum([start, down, bottom, up])
     depth = rng.uniform(0.08, 0.18)
     lost_T = depth * np.interp(np.arange(num), corner_K, [0.0, 1.0, 1.0, 0.0])
-    return Path(np.maximum(path_T - lost_T, 0.02))
+    return TruePath(np.maximum(path_T - lost_T, 0.02))
 
 
-def _outlying(rng: Rng, num: int, size: float, climb: str | None) -> Path:
-    return Path(_healthy(rng, num, climb), outlier=rng.uniform(2.0, 3.2))
+def _outlying(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
+    return TruePath(_healthy(rng, num, climb), outlier=rng.uniform(2.0, 3.2))
 
 
-def _losing_little(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _losing_little(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Two to three points are lost: a loss, and no fall."""
     width = rng.uniform(0.02, 0.4)
     return _fallen(rng, num, rng.uniform(0.02, 0.03), climb, width, sds=(0.0, 0.003))
@@ -100,7 +100,7 @@ def _fallen(
     climb: str | None,
     width: float,
     sds: tuple[float, float] = (0.0, 0.009),
-) -> Path:
+) -> TruePath:
     """A climb, then a fall of `size` to a level at which the run stays."""
     settled = max(3.0 / (num - 1), 0.12)
     latest = 1.0 - settled - width
@@ -117,14 +117,14 @@ def _with_fall(
     fall: Fall,
     progress: str,
     sds: tuple[float, float] = (0.0, 0.009),
-) -> Path:
+) -> TruePath:
     """The path at the last evaluation is `size` under the best level held before the fall."""
     time_T = np.linspace(0.0, 1.0, num)
     # Some runs fall from a plateau, some while they still climb; they climb no further then.
     reached_T = np.minimum(time_T / fall.start, 1.0) * rng.uniform(0.8, 1.4)
     path_T = _less(_climb(rng, reached_T, climb, size + 0.06), fall.done(time_T), size)
     path_T = path_T + wander(num, rng.uniform(*sds), rng)
-    return Path(np.clip(path_T, 0.01, 0.99), fall.start, fall.width, progress)
+    return TruePath(np.clip(path_T, 0.01, 0.99), fall.start, fall.width, progress)
 
 
 def _less(path_T: Float64Array, done_T: Float64Array, size: float) -> Float64Array:
@@ -140,7 +140,7 @@ def _falling(share: float) -> Family:
     return lambda rng, num, size, climb: _fallen(rng, num, size, climb, share)
 
 
-def _abrupt(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _abrupt(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Between two evaluations."""
     path = _fallen(rng, num, size, climb, 0.2 / (num - 1))
     return replace(path, width=1.0 / (num - 1))
@@ -149,7 +149,7 @@ def _abrupt(rng: Rng, num: int, size: float, climb: str | None) -> Path:
 def _cut(low: int) -> Family:
     """The run is stopped while it falls, after so many low evaluations."""
 
-    def path(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+    def path(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
         start = (num - 1 - low + rng.uniform(0.0, 0.4)) / (num - 1)
         profiles: tuple[Profile, ...] = ("linear", "convex")
         profile = profiles[int(rng.integers(2))]
@@ -159,17 +159,17 @@ def _cut(low: int) -> Family:
     return path
 
 
-def _early(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _early(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Falls before anything was gained, and stays low."""
     start = rng.uniform(0.6, 2.2) / (num - 1)
     fall = draw_fall(start, rng.uniform(0.5, 4.0) / (num - 1), rng)
     base = max(rng.uniform(0.35, 0.6), size + 0.04)
     path_T = base - size * fall.done(np.linspace(0.0, 1.0, num))
     path_T = path_T + wander(num, rng.uniform(0.0, 0.008), rng)
-    return Path(path_T, start, fall.width, "settled", start_level=base)
+    return TruePath(path_T, start, fall.width, "settled", start_level=base)
 
 
-def _twice(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _twice(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Part of it, a stretch at a level, then the rest."""
     first = rng.uniform(0.3, 0.5)
     start, later = rng.uniform(0.3, 0.4), rng.uniform(0.6, 0.72)
@@ -179,10 +179,10 @@ def _twice(rng: Rng, num: int, size: float, climb: str | None) -> Path:
     path_T = _climb(rng, np.minimum(time_T / start, 1.0), climb, size + 0.06)
     done_T = first * falls[0].done(time_T) + (1.0 - first) * falls[1].done(time_T)
     path_T = _less(path_T, done_T, size) + wander(num, rng.uniform(0.0, 0.009), rng)
-    return Path(np.maximum(path_T, 0.01), start, later + widths[1] - start, "settled")
+    return TruePath(np.maximum(path_T, 0.01), start, later + widths[1] - start, "settled")
 
 
-def _coming_back(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _coming_back(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """Falls by more than `size`, and has regained part of it when the run ends."""
     regained = rng.uniform(0.3, 0.5)
     width, back = rng.uniform(0.05, 0.2), rng.uniform(0.2, 0.3)
@@ -193,7 +193,7 @@ def _coming_back(rng: Rng, num: int, size: float, climb: str | None) -> Path:
     return replace(path, level_T=path.level_T + (deep - size) * back_T)
 
 
-def _decaying(rng: Rng, num: int, size: float, climb: str | None) -> Path:
+def _decaying(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     """From an early top down until the end."""
     start = rng.uniform(max(0.15, 3.0 / (num - 1)), 0.4)
     profiles: tuple[Profile, ...] = ("linear", "convex")

@@ -25,7 +25,7 @@ PROFILES: tuple[Profile, ...] = ("linear", "exponential", "convex", "staircase")
 def saturating(x_T: Float64Array, rng: Rng) -> Float64Array:
     """Fast at first, then slower without an end: a hyperbola (not an exponential)."""
     half, power = rng.uniform(0.05, 0.4), rng.uniform(0.8, 1.4)
-    return x_T**power / (x_T**power + half**power)
+    return np.asarray(x_T**power / (x_T**power + half**power), dtype=np.float64)
 
 
 def s_shaped(x_T: Float64Array, rng: Rng) -> Float64Array:
@@ -37,7 +37,7 @@ def s_shaped(x_T: Float64Array, rng: Rng) -> Float64Array:
 def late_bloomer(x_T: Float64Array, rng: Rng) -> Float64Array:
     """Nothing for half of the time, then most of the gain."""
     middle, power = rng.uniform(0.5, 0.75), rng.uniform(5.0, 12.0)
-    return x_T**power / (x_T**power + middle**power)
+    return np.asarray(x_T**power / (x_T**power + middle**power), dtype=np.float64)
 
 
 def plateaus(x_T: Float64Array, rng: Rng) -> Float64Array:
@@ -53,7 +53,7 @@ def plateaus(x_T: Float64Array, rng: Rng) -> Float64Array:
 def power_law(x_T: Float64Array, rng: Rng) -> Float64Array:
     offset, power = rng.uniform(0.0, 0.03), rng.uniform(0.15, 0.6)
     top, bottom = (1.0 + offset) ** power, offset**power
-    return ((x_T + offset) ** power - bottom) / (top - bottom)
+    return np.asarray(((x_T + offset) ** power - bottom) / (top - bottom), dtype=np.float64)
 
 
 def slow_linear(x_T: Float64Array, rng: Rng) -> Float64Array:
@@ -79,7 +79,9 @@ def quick_jump(x_T: Float64Array, rng: Rng) -> Float64Array:
     jump, evaluations = rng.uniform(0.6, 0.85), rng.uniform(0.8, 2.5)
     spacing = float(x_T[1] - x_T[0])
     risen_T = np.clip(x_T / (evaluations * spacing), 0.0, 1.0)
-    return jump * np.sin(0.5 * np.pi * risen_T) + (1.0 - jump) * np.log1p(9.0 * x_T) / np.log(10.0)
+    creep_T = np.log1p(9.0 * x_T) / np.log(10.0)
+    risen_T = np.sin(0.5 * np.pi * risen_T)
+    return np.asarray(jump * risen_T + (1.0 - jump) * creep_T, dtype=np.float64)
 
 
 CLIMBS: dict[str, Callable[[Float64Array, Rng], Float64Array]] = {

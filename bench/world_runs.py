@@ -5,17 +5,19 @@ Legend: T steps, E evaluations, A agents of a policy, P problems.
 
 from __future__ import annotations
 
-import pathlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from world_curves import Truth, draw_problems, measure, success_rates, truth_of
-from world_families import FAMILIES, HEALTHY, Path
-from world_paths import Rng
+from world_families import FAMILIES, HEALTHY, TruePath
+from world_paths import Float64Array, Rng
 from world_signals import (
     NEEDS_SHARED,
     OF_A_POLICY,
     Design,
+    RoleSignals,
     healthy_role,
     outcomes,
     plant,
@@ -94,7 +96,7 @@ SCENARIOS: tuple[Scenario, ...] = (
 )
 
 
-def write_run(path: pathlib.Path, scenario: Scenario, rng: Rng) -> RunTruth:
+def write_run(path: Path, scenario: Scenario, rng: Rng) -> RunTruth:
     """Draw a run and write its store to `path`, which must not exist."""
     steps, eval_every = int(rng.choice([150, 200, 300])), int(rng.choice([5, 10]))
     problems = int(rng.choice([200, 400]))
@@ -105,7 +107,7 @@ def write_run(path: pathlib.Path, scenario: Scenario, rng: Rng) -> RunTruth:
     design = _design(scenario, steps, rng)
 
     eval_step_E = eval_every * np.arange(curve.level_T.size)
-    trained_T = np.interp(np.arange(steps), eval_step_E, curve.level_T) + rng.uniform(-0.03, 0.06)
+    trained_T = _by_step(curve, eval_step_E, steps) + rng.uniform(-0.03, 0.06)
     won = outcomes(trained_T, design, rng)
     roles = {
         role: healthy_role(design, length, agents, won["zero_variance_groups"], rng)
@@ -113,17 +115,11 @@ def write_run(path: pathlib.Path, scenario: Scenario, rng: Rng) -> RunTruth:
     }
     policies = _policies(team, is_shared)
     onset = curve.start * steps
-    subject, members, cause_step = "", (), np.nan
+    planted = _Planted("", (), np.nan)
     if scenario.cause:
-        policy = policies[int(rng.integers(len(policies)))]
-        members = tuple(dict.fromkeys(agent.role for agent in policy.agents))
-        subject, cause_step = members[int(rng.integers(len(members)))], float(int(onset - lead))
-        moved = {role: roles[role] for role in members}
-        plant(scenario.cause, moved, subject, cause_step, rng)
-        members = (policy.name, *members)
-        subject = policy.name if scenario.cause in OF_A_POLICY else subject
+        planted = _plant(scenario.cause, policies, roles, float(int(onset - lead)), rng)
     if scenario.falls:
-        wake(roles, onset, scenario.cause, subject, rng)
+        wake(roles, onset, scenario.cause, planted.subject, rng)
     for signals in roles.values():
         measure_role(signals, won, rng)
 
@@ -131,24 +127,7 @@ def write_run(path: pathlib.Path, scenario: Scenario, rng: Rng) -> RunTruth:
     rate_EP = success_rates(curve.level_T, problems, set_of, rng)
     noise_E = np.hypot(np.sqrt((rate_EP * (1 - rate_EP)).mean(1) / problems), set_of.jitter)
     correct_EP = measure(curve, rate_EP, noise_E, 1, set_of, rng)
-    is_stopped = curve.progress == "still falling"
-    config = {
-        "steps": int(1.5 * steps) if is_stopped else steps,
-        "dtype": design.dtype,
-        "learning_rate": design.peak_rate,
-        "eval_every": eval_every,
-    }
-    meta = RunMeta(
-        run_id=f"world-{rng.integers(16**8):08x}",
-        workflow=" and ".join(roles),
-        task="maths",
-        model="a model of the second world",
-        roles=tuple(roles),
-        routing={agent.role: policy.name for policy in policies for agent in policy.agents},
-        policies=policies,
-        problems=tuple(f"problem-{index}" for index in range(problems)),
-        config=config,
-    )
+    meta = _meta(curve, design, policies, problems, eval_every, rng)
     kept_T = np.ones(steps, dtype=bool)
     if scenario.oddity == "resumed":  # what was trained again after a kill is missing in the log
         lost = int(rng.integers(steps // 3, 2 * steps // 3))
@@ -157,10 +136,70 @@ def write_run(path: pathlib.Path, scenario: Scenario, rng: Rng) -> RunTruth:
         append_evaluations(store, eval_step_E, correct_EP, roles, rng)
         append_steps(store, meta, roles, won, kept_T, rng)
     truth = truth_of(family, curve, eval_step_E, noise_E)
-    return RunTruth(scenario, truth, subject, members, cause_step, eval_every)
+    return RunTruth(scenario, truth, planted.subject, planted.subjects, planted.step, eval_every)
 
 
-def _path(scenario: Scenario, num: int, steps: int, lead: float, rng: Rng) -> tuple[str, Path]:
+def _by_step(curve: TruePath, eval_step_E: NDArray[np.int64], steps: int) -> Float64Array:
+    """[T] the true accuracy at every step; it does not go down before the fall begins."""
+    knot_K, level_K = eval_step_E.astype(np.float64), curve.level_T
+    if np.isfinite(curve.start):
+        onset = curve.start * eval_step_E[-1]
+        at = int(np.searchsorted(knot_K, onset, side="right"))
+        knot_K = np.insert(knot_K, at, onset)
+        level_K = np.insert(level_K, at, level_K[at - 1])
+    return np.interp(np.arange(steps), knot_K, level_K)
+
+
+@dataclass(frozen=True)
+class _Planted:
+    subject: str
+    subjects: tuple[str, ...]
+    step: float
+
+
+def _plant(
+    cause: str,
+    policies: tuple[PolicyMeta, ...],
+    roles: dict[str, RoleSignals],
+    step: float,
+    rng: Rng,
+) -> _Planted:
+    """Let the cause begin in a role, or in a whole policy, chosen by lot."""
+    policy = policies[int(rng.integers(len(policies)))]
+    members = tuple(dict.fromkeys(agent.role for agent in policy.agents))
+    subject = members[int(rng.integers(len(members)))]
+    plant(cause, {role: roles[role] for role in members}, subject, step, rng)
+    is_policy = cause in OF_A_POLICY
+    told = (policy.name, *members) if is_policy or cause in NEEDS_SHARED else (subject,)
+    return _Planted(policy.name if is_policy else subject, tuple(dict.fromkeys(told)), step)
+
+
+def _meta(
+    curve: TruePath,
+    design: Design,
+    policies: tuple[PolicyMeta, ...],
+    problems: int,
+    eval_every: int,
+    rng: Rng,
+) -> RunMeta:
+    """A run that was stopped while it fell was meant to be longer."""
+    is_stopped = curve.progress == "still falling"
+    config = {
+        "steps": int(1.5 * design.steps) if is_stopped else design.steps,
+        "dtype": design.dtype,
+        "learning_rate": design.peak_rate,
+        "eval_every": eval_every,
+    }
+    return RunMeta.of_policies(
+        f"world-{rng.integers(16**8):08x}",
+        policies,
+        task="maths",
+        problems=tuple(f"problem-{index}" for index in range(problems)),
+        config=config,
+    )
+
+
+def _path(scenario: Scenario, num: int, steps: int, lead: float, rng: Rng) -> tuple[str, TruePath]:
     """A true path; a cause begins after the first steps and its fall is larger than noise."""
     families = FALL_FAMILIES if scenario.falls else HEALTHY_FAMILIES
     if scenario.oddity == "dip":
