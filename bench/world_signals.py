@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import ndtr
-from world_paths import Float64Array, Rng
+from world_paths import Float64Array, Rng, wander
 
 GROUP = 8
 """Responses to a prompt, compared with each other."""
@@ -146,7 +146,9 @@ def healthy_role(
         return np.asarray((ratio**design.trend) ** drift(x_T, rng.uniform(-0.4, 5.0)))
 
     def lasting(sd: float, tails: bool = False) -> Float64Array:
-        return np.exp(sd * noise(num, design.memory, design.window, rng, tails))
+        """[T] noise, on a slow swell that no run is without."""
+        swell_T = wander(num, rng.uniform(0.0, 0.6) * sd, rng)
+        return np.exp(sd * noise(num, design.memory, design.window, rng, tails) + swell_T)
 
     batch_T = np.sqrt(design.prompts_T[0] / design.prompts_T)  # what averaging more prompts does
     # Gradients come from groups with spread, and norms start high while the moments fill.
@@ -154,17 +156,19 @@ def healthy_role(
     norm_T = 10.0 ** rng.uniform(-1.3, -0.3) * settled_T * batch_T
     norm_T = norm_T * np.sqrt(1.0 - flat_T) * trend(rng.uniform(0.8, 2.2))
     spread = rng.uniform(0.3, 0.45)
-    length_T = length * trend(rng.uniform(1.2, 2.1)) * lasting(0.03)
+    length_T = length * trend(rng.uniform(1.2, 2.1)) * lasting(rng.uniform(0.015, 0.05))
     rounding = 1.1e-5 if design.dtype == "float32" else rng.uniform(0.004, 0.012)
     rate_T = rates(design)
     return RoleSignals(
-        entropy_T=rng.uniform(0.25, 0.6) * trend(rng.uniform(0.28, 0.6)) * lasting(0.03),
+        entropy_T=rng.uniform(0.25, 0.6)
+        * trend(rng.uniform(0.28, 0.6))
+        * lasting(rng.uniform(0.02, 0.07)),
         length_T=length_T,
         spread=spread,
         limit_T=np.full(num, np.ceil(length_T.max() * np.exp(rng.uniform(2.2, 2.8) * spread))),
         kl_T=rng.uniform(0.01, 0.08)
         * drift(x_T, rng.uniform(-0.3, 3.0)) ** rng.uniform(0.7, 1.2)
-        * lasting(0.12, tails=True),
+        * lasting(rng.uniform(0.08, 0.35), tails=True),
         parse_T=rng.uniform(0.02, 0.12) * trend(rng.uniform(0.1, 0.5)),
         gap_T=rounding * lasting(0.08),
         norm_T=norm_T * lasting(design.norm_noise, tails=True),
