@@ -125,11 +125,14 @@ def outcomes(accuracy_T: Float64Array, design: Design, rng: Rng) -> dict[str, Fl
     share_T = np.nanmean(right_TQ, axis=1) / GROUP
     is_flat_TQ = np.where(np.isnan(right_TQ), np.nan, (right_TQ == 0) | (right_TQ == GROUP))
     flat_T = np.nanmean(is_flat_TQ, axis=1)
+    all_right_T = np.nansum(right_TQ == GROUP, axis=1) / design.prompts_T
     return {
         "reward_mean": share_T,
         "reward_std": np.sqrt(share_T * (1.0 - share_T)),
         "outcome_accuracy": share_T,
         "zero_variance_groups": flat_T,
+        "all_right_groups": all_right_T,
+        "all_wrong_groups": np.clip(flat_T - all_right_T, 0.0, 1.0),
         "advantage_std": np.sqrt((1.0 - flat_T) * (GROUP - 1) / GROUP),
     }
 

@@ -27,6 +27,9 @@ from gradlab.records import (
 )
 from gradlab.writer import RunStore
 
+FORMS = ("code_form", "stamp_form", "terse", "hedging", "echo")
+"""How responses of an evaluation look: rates that stay what they are, where they are recorded."""
+LEDGER = frozenset(names(RoleLedger))
 DIMENSIONS = 16
 """Of the space in which gradients are drawn; the first six are the attention's."""
 
@@ -40,14 +43,18 @@ def append_evaluations(
 ) -> None:
     fields = [name for name in names(RoleEvaluation) if name in names(RoleLedger)]
     problems = correct_EP.shape[1]
+    forms = [name for name in FORMS if name in names(RoleEvaluation)]
+    form_RF = rng.uniform(0.0, 0.4, (len(roles), len(forms)))
     for step, correct_P in zip(eval_step_E, correct_EP, strict=True):
         told = {}
         # What a role's own answers were differs from the outcome on a few problems.
         own_RP = np.where(rng.uniform(size=(len(roles), problems)) < 0.04, 1 - correct_P, correct_P)
-        for (role, signals), own_P in zip(roles.items(), own_RP, strict=True):
+        for (role, signals), own_P, form_F in zip(roles.items(), own_RP, form_RF, strict=True):
             at = min(int(step), signals.turns_T.size - 1)
             values = {name: float(signals.measured[name][at]) for name in fields}
-            told[role] = RoleEvaluation(**{**values, "own_accuracy": float(own_P.mean())})
+            values["own_accuracy"] = float(own_P.mean())
+            values |= dict(zip(forms, rng.binomial(problems, form_F) / problems, strict=True))
+            told[role] = RoleEvaluation(**values)
         correct_PS = correct_P.astype(np.uint8)[:, None]
         store.append(EvalRecord(int(step), correct_PS, told, own_RP.astype(np.float64)))
 
@@ -74,7 +81,11 @@ def append_steps(
             store.append(writer.update(t))
         ledgers = {}
         for role, signals in roles.items():
-            values = {name: float(series_T[t]) for name, series_T in signals.measured.items()}
+            values = {
+                name: float(series_T[t])
+                for name, series_T in signals.measured.items()
+                if name in LEDGER
+            }
             values["optimizer_steps"] = 1.0
             ledgers[role] = RoleLedger(**values, loss_weight=1.0 / len(roles))
         told = RunLedger(
