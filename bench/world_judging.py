@@ -34,6 +34,9 @@ DROPS = frozenset(
 DESCRIPTIONS = frozenset({"amplification", "path amplification", "dominance", "trend", "schedule"})
 """Kinds that describe a run and raise no alarm (docs/training.md)."""
 
+BESIDE = ("with", "after", "coincid", "follow")
+"""Words of what began with a fall or after it, and is told, but accused of nothing."""
+
 
 @dataclass(frozen=True)
 class Case:
@@ -150,22 +153,24 @@ def judge_run(case: RunCase) -> Diagnosed:
         truth = write_run(path, scenario, rng)
         said: Any = diagnose(open_run(path))
     drops = [one for one in said.findings if one.kind in DROPS]
+    suspects = [one for one in said.causes if not any(word in one.words for word in BESIDE)]
     others = [one for one in said.findings if one.kind not in DROPS | DESCRIPTIONS]
     return Diagnosed(
         case=case,
         status=str(said.status),
         findings=tuple(f"{one.kind} ({one.subject}, {one.confidence})" for one in others),
         has_drop=bool(drops),
-        causes=tuple(f"{one.kind} ({one.subject})" for one in said.causes),
+        causes=tuple(f"{one.kind} ({one.subject})" for one in suspects),
         is_right=tuple(
             is_named(scenario.cause, truth.subjects, f"{one.kind}", f"{one.subject}")
-            for one in said.causes
+            for one in suspects
         ),
     )
 
 
 def is_named(cause: str, subjects: tuple[str, ...], kind: str, subject: str) -> bool:
     """Whether a suspect of this kind and subject is the planted cause under one of its names."""
-    if not cause or not any(part in kind.lower() for part in CAUSES[cause]):
+    kind = kind.lower().replace("_", " ")
+    if not cause or not any(part in kind for part in CAUSES[cause]):
         return False
     return any(name in subject for name in subjects)
