@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from analysis.accuracy import MIN_EVALUATIONS
 from analysis.detect import Detectors
 from analysis.fall import Fall
 from analysis.findings import NotJudged
@@ -55,7 +56,7 @@ def unjudged(
 def _of_the_drop(run: Run, drop: Fall) -> list[NotJudged]:
     """Why nothing can be said on held-out accuracy, or less than could be."""
     is_imported = any(policy.mode == "imported" for policy in run.policies)
-    if drop.outcome != "held-out accuracy" or drop.num_evaluations == 0:
+    if drop.outcome != "held-out accuracy" or drop.num_evaluations < MIN_EVALUATIONS:
         return [
             NotJudged(
                 "held-out accuracy",
