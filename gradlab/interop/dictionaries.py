@@ -94,7 +94,8 @@ def read_dictionaries(path: Path, step: str | None = None) -> Part | None:
     for last, line in enumerate(lines(path), start=1):
         place = 0
         for bar in BAR.finditer(line.text):
-            _feed(reading, line.text[place : bar.start()], last)
+            # The blanks before a bar are its own.
+            _feed(reading, line.text[place : bar.start()].rstrip(), last)
             reading.bars[int(bar[2])] = int(bar[1])
             place = bar.end()
         _feed(reading, line.text[place:], last)
@@ -166,7 +167,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], int, int | None]:
             if pair is None or (new is not None and new.start() < pair.start()):
                 return values, torn, None
             torn += 1
-        values[pair["key"]] = pair["value"].strip()
+        values[pair["key"]] = pair["value"].strip().strip("'\"")
         place = pair.end()
         if pair["end"].endswith("}"):
             return values, torn, place

@@ -31,8 +31,7 @@ def is_packed(path: Path) -> bool:
 
 def opened(path: Path) -> IO[bytes]:
     """A file as bytes, unpacked where it is gzip."""
-    file: IO[bytes] = path.open("rb")
-    return cast("IO[bytes]", gzip.GzipFile(fileobj=file)) if is_packed(path) else file
+    return cast("IO[bytes]", gzip.open(path, "rb")) if is_packed(path) else path.open("rb")
 
 
 def whole(path: Path) -> str:
