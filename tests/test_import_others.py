@@ -106,7 +106,8 @@ def test_torn_dictionaries_lose_what_stood_at_the_tear_and_nothing_else(tmp_path
         f"{bar(2)}{{'loss': 0.1, 'rew{bar(2)}ard': 0.25, 'kl': 0.02}}\n"
         f"{bar(3)}{{'loss': 0.1, 'reward': 0.75,\n 'kl': 0.03}}\n"
         f"{bar(4)}{{'loss': 0.1, 'reward': (EngineCore pid=3) INFO: hello\n 0.9, 'kl': 0.04}}\n"
-        f"{bar(5)}{{'loss': 0.1, 'reward': 0.6, 'k\n{bar(6)}{{'loss': 0.1, 'reward': 0.7, 'kl': 1}}\n"
+        f"{bar(5)}{{'loss': 0.1, 'reward': 0.6, 'k\n"
+        f"{bar(6)}{{'loss': 0.1, 'reward': 0.7, 'kl': 1}}\n"
     )
     found = history(tmp_path / "a.log", text)
     assert found.step_T.tolist() == [1, 2, 3, 4, 5, 6]
