@@ -381,3 +381,25 @@ def test_event_files_in_one_folder_that_all_begin_alike_are_runs(tmp_path: Path)
         read([tmp_path / "apart"])
     ((_, part),) = read([tmp_path / "apart"], run="b")
     assert part.rows[0].values["actor/grad_norm"] == pytest.approx(0.2)
+
+
+def test_evaluations_logged_after_all_training_are_columns_and_no_restart(tmp_path: Path) -> None:
+    lines = [f"step:{s} - actor/lr:0.1" for s in range(1, 31)]
+    lines += [f"step:{s} - val/a/pass@1:0.5" for s in range(0, 31, 10)]
+    found = history(tmp_path / "a.log", "\r\n".join(lines) + "\r\n")
+    assert np.isfinite(found.metrics["actor/lr"]).sum() == 30
+    assert found.step_T[np.isfinite(found.metrics["val/a/pass@1"])].tolist() == [0, 10, 20, 30]
+    assert not found.notes
+
+
+def test_console_of_slime(tmp_path: Path) -> None:
+    lines = []
+    for step in range(6):
+        lines += [
+            f"(Actor pid=3) rollout {step}: {{'rollout/raw_reward': 0.{step}, 'rollout/x': 1}}",
+            f"(Actor pid=3) step {step}: {{'train/loss': 0.1, 'train/grad_norm': np.float64(0.5)}}",
+        ]
+    found = history(tmp_path / "slime.log", "\n".join(lines) + "\n")
+    assert found.step_T.tolist() == [*range(6)]
+    assert found.metrics["train/grad_norm"].tolist() == [0.5] * 6
+    assert found.metrics["rollout/raw_reward"].tolist() == [s / 10 for s in range(6)]

@@ -107,6 +107,11 @@ def stitch(parts: Sequence[Part], notes: list[str]) -> Steps:
     kept: Steps = {}
     for part in parts:
         for segment in segments(part.rows):
+            if kept and not _names(segment) & _names(kept):
+                # Evaluations after the whole training: columns of the same run.
+                for step, row in segment.items():
+                    kept[step] = merge(kept[step], row) if step in kept else row
+                continue
             first = min(segment)
             repeated = sorted(step for step in segment if step in kept)
             abandoned = sorted(step for step in kept if step >= first and step not in segment)
@@ -133,6 +138,10 @@ def stitch(parts: Sequence[Part], notes: list[str]) -> Steps:
             for step, row in segment.items():
                 kept[step] = row
     return kept
+
+
+def _names(steps: Steps) -> set[str]:
+    return {name for row in steps.values() for name in row.values}
 
 
 def segments(rows: Sequence[Row]) -> list[Steps]:
