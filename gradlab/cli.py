@@ -286,6 +286,14 @@ def prompts(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _pairs(option: str, text: str | None) -> dict[str, str]:
+    """'a=b,c=d' as a mapping."""
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    if not all(equals and name.strip() for name, equals, _ in pairs):
+        raise ValueError(f"{option} is '{text}'; expected name=value,name=value")
+    return {name.strip(): value.strip() for name, _, value in pairs}
+
+
 def import_log(arguments: Sequence[str]) -> int:
     """Turn another trainer's log into a run."""
     options = parse(ImportOptions, "import", arguments)
@@ -294,8 +302,7 @@ def import_log(arguments: Sequence[str]) -> int:
 
     routing: str | dict[str, str] | None = options.routing
     if options.routing is not None and "=" in options.routing:
-        pairs = [pair.partition("=") for pair in options.routing.split(",")]
-        routing = {role.strip(): policy.strip() for role, _, policy in pairs}
+        routing = _pairs("--routing", options.routing)
     about = {key: getattr(options, key) for key in ("workflow", "task", "model")}
     imported = import_run(
         options.sources,
@@ -304,6 +311,7 @@ def import_log(arguments: Sequence[str]) -> int:
         column_map=options.map,
         step=options.step,
         run=options.run,
+        where=_pairs("--where", options.where),
         roles=tuple(role.strip() for role in (options.roles or "").split(",") if role.strip()),
         routing=routing,
         accuracy=options.accuracy,

@@ -10,7 +10,7 @@ from typing import Any
 
 from gradlab.disk import DOCUMENT, Document, StoreError, read_document
 from gradlab.records import Agent, PolicyMeta, RunMeta
-from gradlab.schema import SCHEMA, SCHEMA_VERSION, GroupSpec, groups
+from gradlab.schema import METRIC_RECORDS, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
 
 
 def meta_document(meta: RunMeta) -> Document:
@@ -170,7 +170,10 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
 
 
 def check_same_labels(path: Path, stored: GroupSpec, spec: GroupSpec) -> None:
+    """Metrics that came later than the store are allowed to be missing in it; nothing else is."""
     for dim, labels in spec.labels.items():
+        if dim in METRIC_RECORDS and set(stored.labels[dim]) <= set(labels):
+            continue
         if stored.labels[dim] != labels:
             other = sorted(set(labels) ^ set(stored.labels[dim]))
             raise StoreError(

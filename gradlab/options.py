@@ -122,10 +122,10 @@ class PromptsOptions:
 class ImportOptions:
     """Turn the log of another trainer into a run that diagnose and figures read.
 
-    Reads console logs of verl and rLLM, wandb exports (CSV of the page, JSON lines of
-    scan_history(), wandb-history.jsonl), TRL's trainer_state.json, TensorBoard event files, and any
-    CSV or JSON lines with --map. Several sources are segments or further columns of one run. Says
-    what was taken, what was not, and what the run lacks for a diagnosis. See docs/interop.md.
+    Reads console logs of verl, rLLM, TRL and ms-swift, wandb exports (CSV of the page, JSON lines
+    of scan_history(), wandb-history.jsonl), TRL's trainer_state.json, TensorBoard event files, and
+    any CSV or JSON lines with --map. Several sources are segments or further columns of one run.
+    Says what was taken, what was not, and what the run lacks for a diagnosis. See docs/interop.md.
     """
 
     sources: Positional[tuple[Path, ...]]
@@ -139,7 +139,9 @@ class ImportOptions:
     step: str | None = None
     """Column that holds the training step."""
     run: str | None = None
-    """Which run of a wandb CSV that holds several."""
+    """Which run of a table, an export or a folder that holds several; an error names them."""
+    where: str | None = None
+    """Rows of a table to take: column=value,column=value."""
     roles: str | None = None
     """Names of the roles, comma-separated, where the metrics do not say."""
     routing: str | None = None

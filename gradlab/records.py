@@ -192,6 +192,10 @@ class RunLedger:
 
     accuracy: float = measured("1", "share of training episodes solved")
     reward_mean: float = measured("reward", "mean reward over all turns")
+    penalized_reward: float = measured(
+        "reward",
+        "mean reward over all turns with the KL penalty inside, where the trainer puts it there",
+    )
     episodes: float = measured("count", "episodes of the step")
     failed_episodes: float = measured("count", "episodes dropped by an error")
     tokens: float = measured("tokens", "prompt and response tokens of the step")
@@ -355,6 +359,6 @@ def names(record: type[Any]) -> tuple[str, ...]:
     return tuple(f.name for f in fields(record) if "unit" in f.metadata)
 
 
-def values(record: Any) -> FloatArray:
-    """Measured fields of a record as a float64 vector, in the order of `names`."""
-    return np.array([getattr(record, name) for name in names(type(record))], dtype=np.float64)
+def picked(record: Any, wanted: Sequence[str]) -> FloatArray:
+    """Some measured fields of a record as a float64 vector, in the order of `wanted`."""
+    return np.array([getattr(record, name) for name in wanted], dtype=np.float64)

@@ -443,10 +443,15 @@ class Run:
         return Signal(name, describe(RoleLedger)[name]["unit"], role, self.steps, value_T)
 
     def run_metric(self, name: str) -> Signal:
-        """A field of `RunLedger`, per step."""
+        """A field of `RunLedger`, per step; NaN where the store is older than the field."""
         group = self._groups["train"]
-        index = _index(group.labels("run_metric"), name, "run metric")
-        unit = describe(RunLedger)[name]["unit"]
+        known = group.labels("run_metric")
+        declared = describe(RunLedger)
+        if name in declared and name not in known:
+            unknown_T = np.full(len(self.steps), np.nan)
+            return Signal(name, declared[name]["unit"], "run", self.steps, unknown_T)
+        index = _index(known, name, "run metric")
+        unit = declared[name]["unit"]
         return Signal(name, unit, "run", self.steps, group.column("run", index))
 
     def signature(self, role: str) -> NDArray[np.float32]:

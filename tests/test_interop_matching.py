@@ -123,7 +123,10 @@ def test_samples_per_problem_are_read_off_the_name() -> None:
 def test_reward_that_is_no_share_is_not_taken_for_an_accuracy() -> None:
     found = matched({"val-core/x/reward/mean@1": -0.25, "actor/lr": 1e-6})
     assert "Evaluation.accuracy" not in fields(found)
-    assert "-0.25 at step 1, expected a share" in found.refused["val-core/x/reward/mean@1"]
+    assert (
+        "-0.25 at step 1, expected 0 to 1; with rewards of -1 and 1 say plus: 1"
+        in found.refused["val-core/x/reward/mean@1"]
+    )
 
 
 @pytest.mark.parametrize(

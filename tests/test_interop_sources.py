@@ -18,6 +18,7 @@ import pytest
 from gradlab.interop.console import read_console
 from gradlab.interop.history import Part, Row, join
 from gradlab.interop.sources import kind_of, read
+from gradlab.interop.stacked import Choice
 from gradlab.interop.tables import read_csv, read_jsonl, read_trainer_state
 
 LOGS = Path(__file__).parent / "logs"
@@ -138,7 +139,7 @@ def test_steps_that_an_agent_prints_are_not_the_trainers(tmp_path: Path) -> None
 
 
 def test_wandb_page_gives_one_run_without_the_ends_of_smoothing() -> None:
-    part = read_csv(LOGS / "wandb-page.csv", run="eo-ip-1.7b")
+    part = read_csv(LOGS / "wandb-page.csv", choice=Choice("eo-ip-1.7b"))
     assert [one.step for one in part.rows] == [1, 2, 4, 5]
     assert row(part, 1) == {"actor/generator/grad_norm": 0.5125}
     assert math.isnan(row(part, 4)["actor/generator/grad_norm"])
@@ -149,8 +150,8 @@ def test_wandb_page_with_several_runs_asks_which() -> None:
     with pytest.raises(ValueError, match=r"2 runs \(eo-ip-1\.7b, eo-sp-1\.7b\); choose .* --run"):
         read_csv(LOGS / "wandb-page.csv")
     with pytest.raises(ValueError, match=r"no run 'x'; it holds eo-ip-1\.7b"):
-        read_csv(LOGS / "wandb-page.csv", run="x")
-    with pytest.raises(ValueError, match=r"--run chooses among the runs of a CSV, this is jsonl"):
+        read_csv(LOGS / "wandb-page.csv", choice=Choice("x"))
+    with pytest.raises(ValueError, match=r"--run x: there is no such run; .* holds one run"):
         read([LOGS / "scan-history.jsonl"], run="x")
 
 
@@ -267,7 +268,9 @@ def test_event_files_of_several_runs_are_not_mixed(tmp_path: Path) -> None:
         (tmp_path / run).mkdir()
         (tmp_path / run / "events.out.tfevents.1763600000.host.1.0").write_bytes(b"")
     pytest.importorskip("tensorboard", reason="reads event files")
-    with pytest.raises(ValueError, match=r"in 2 folders \(a, b\).*import the folder of one"):
+    with pytest.raises(
+        ValueError, match=r"in 2 folders \(a, b\).*import the folder of one, .*--run a"
+    ):
         read([tmp_path])
 
 

@@ -475,7 +475,7 @@ def test_a_store_from_before_an_array_existed_is_read_without_it(copy: Path) -> 
     assert "history" not in run.to_xarray()["updates/solver"]
 
 
-def test_a_store_with_fewer_metrics_than_this_version_is_read_but_not_resumed(copy: Path) -> None:
+def test_a_store_with_fewer_metrics_than_this_version_is_read_and_resumed(copy: Path) -> None:
     directory = copy / "train"
     document = json.loads((directory / "zarr.json").read_text())
     run_array = document["consolidated_metadata"]["metadata"]["run"]
@@ -490,9 +490,24 @@ def test_a_store_with_fewer_metrics_than_this_version_is_read_but_not_resumed(co
 
     run = open_run(copy)
     assert run.run_metric("accuracy").value_T.tolist() == [0.25, 0.5]
-    with pytest.raises(ValueError, match=f"unknown run metric '{last}'"):
-        run.run_metric(last)
-    with pytest.raises(StoreError, match=rf"run_metric differs .*'{last}'.*resume with the grad"):
+    assert np.isnan(run.run_metric(last).value_T).all()
+    with pytest.raises(ValueError, match="unknown run metric 'nonsense'"):
+        run.run_metric("nonsense")
+    with RunStore.resume(copy, 2) as store:
+        known = RunLedger(accuracy=0.75, **{last: 9.0})  # type: ignore[arg-type]
+        store.append(StepRecord(3, 0.0, known, {}))
+    resumed = open_run(copy)
+    assert resumed.run_metric("accuracy").value_T.tolist() == [0.25, 0.5, 0.75]
+    assert np.isnan(resumed.run_metric(last).value_T).all()
+
+
+def test_a_store_with_metrics_that_this_version_does_not_know_is_not_resumed(copy: Path) -> None:
+    directory = copy / "train"
+    document = json.loads((directory / "zarr.json").read_text())
+    metrics = document["consolidated_metadata"]["metadata"]["run"]["attributes"]["metrics"]
+    metrics["from the future"] = metrics.pop([*metrics][-1])
+    (directory / "zarr.json").write_text(json.dumps(document))
+    with pytest.raises(StoreError, match=r"run_metric differs .*'from the future'.*resume with"):
         RunStore.resume(copy, 2)
 
 

@@ -1,25 +1,23 @@
-"""Read the metrics that verl and rLLM print to the console, out of whatever else a log holds."""
+"""Read the metrics that trainers print to the console, out of whatever else a log holds."""
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gradlab.interop.cut import Cut, lost_metrics, told_cuts
+from gradlab.interop.dictionaries import has_dictionaries, read_dictionaries
 from gradlab.interop.history import Part, Row
+from gradlab.interop.numbers import number_at
+from gradlab.interop.texts import ANSI, Line, ends_with_newline, lines
 
-ANSI = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 RAY = re.compile(r"^\s*\([\w.:]+ (?:pid=\d+|ip=[^,)]*|, )+[^)]*\)\s?")
 STEP = re.compile(r"(?<![\w/])step:\s*(\d+)\s+-\s+")
 """verl: one line per step, 'step:12 - actor/grad_norm:0.53 - batch/success:0.41'."""
 HEAD = re.compile(r"^\s*step:\s*(\d+)\s*:?\s*$", re.IGNORECASE)
 ITEM = re.compile(r"^\s*-\s*(\S[^:]*):\s*(\S+)\s*$")
 """The same as a list: 'step: 12', then lines '- actor/grad_norm: 0.53'."""
-NUMBER = r"[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)"
-VALUE = re.compile(rf"^\s*(?:[\w.]+\(\s*)?({NUMBER})(?:\s*,[^)]*)?\)?(?![\w.])", re.IGNORECASE)
-"""A number, maybe as numpy 2 or torch print it: np.float64(0.5), tensor(0.5)."""
 DIGITS = re.compile(r"^[\d.eE+-]+\)?\s*$")
 PLANNED = re.compile(r"Training Progress:.*?\|\s*\d+/(\d+)\s*\[")
 LIST_PATIENCE = 20
@@ -42,27 +40,33 @@ class _Reading:
     """The line before was a metric line: this one may continue it."""
     list_left: int = 0
     """Other lines that the list being read may still skip."""
+    cuts: list[Cut] = field(default_factory=list)
+    """Metric lines that end where lines are cut off."""
 
 
-def read_console(path: Path) -> Part:
-    """The metric lines of one log, in its order."""
+def read_console(path: Path, step: str | None = None) -> Part:
+    """The metric lines of one log, in its order; else the dictionaries that it prints."""
     reading = _Reading()
     number = 0
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(lines(path), start=1):
         _take(reading, line, number)
     notes = []
-    if reading.is_open and _parsed(reading.tail) and not _ends_with_newline(path):
+    if reading.is_open and _parsed(reading.tail) and not ends_with_newline(path):
         name = reading.tail.rpartition(":")[0].strip()
         notes.append(f"{path.name}: ends within a line; its last value ('{name}') was not taken")
     elif reading.is_open:
         _end_line(reading, number + 1)
     notes += _without_strangers(path, reading)
     if not reading.rows:
+        printed = read_dictionaries(path, step)
+        if printed is not None:
+            return printed
         raise ValueError(
             f"{path}: none of its {number} lines is a metric line; expected "
             f"'step:12 - actor/grad_norm:0.53 - …' as verl prints it with 'console' among its "
-            f"loggers, or a line 'step: 12' with lines '- name: value' below; for a table or a "
-            f"wandb export say --kind csv or --kind jsonl"
+            f"loggers, a line 'step: 12' with lines '- name: value' below, or dictionaries such as "
+            f"{{'loss': 0.1, 'grad_norm': 0.5}} as TRL prints them (its trainer_state.json has the "
+            f"same, with steps); for a table or a wandb export say --kind csv or --kind jsonl"
         )
     if reading.passed_over:
         notes.append(
@@ -75,24 +79,21 @@ def read_console(path: Path) -> Part:
             f"{path.name}: {', '.join(rounded)} printed as 0.000 throughout: too few decimals to "
             f"mean zero; not taken"
         )
+    lost = lost_metrics(reading.cuts, reading.rows)
+    notes += told_cuts(path.name, reading.cuts, lost)
     rows = [
         Row(step, {name: value for name, value in values.items() if name not in rounded})
         for step, values in reading.rows
     ]
-    return Part(path.name, rows, notes, reading.planned)
+    return Part(path.name, rows, notes, reading.planned, tuple(lost))
 
 
 def has_metric_lines(text: str) -> bool:
     """Whether the beginning of a file looks like such a log."""
     plain = ANSI.sub("", text).replace("\r", "\n")
-    return bool(STEP.search(plain)) or any(HEAD.match(RAY.sub("", x)) for x in plain.split("\n"))
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Lines without colours; a progress bar's carriage returns end lines, too."""
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        for line in file:
-            yield from ANSI.sub("", line).rstrip("\r\n").split("\r")
+    if STEP.search(plain) or any(HEAD.match(RAY.sub("", x)) for x in plain.split("\n")):
+        return True
+    return has_dictionaries(plain)
 
 
 def _without_strangers(path: Path, reading: _Reading) -> list[str]:
@@ -106,13 +107,8 @@ def _without_strangers(path: Path, reading: _Reading) -> list[str]:
     return [f"{path.name}: {num} lines 'step:N - …' without a name such as 'actor/lr' not taken"]
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) in b"\r\n"
-
-
-def _take(reading: _Reading, line: str, number: int) -> None:
+def _take(reading: _Reading, whole: Line, number: int) -> None:
+    line = whole.text
     planned = PLANNED.search(line)
     if planned:
         reading.planned = int(planned[1])
@@ -135,6 +131,15 @@ def _take(reading: _Reading, line: str, number: int) -> None:
     else:
         _end_line(reading, number, plain)
         reading.list_left = max(reading.list_left - 1, 0)
+    if whole.is_cut and reading.is_open:
+        _cut_off(reading)
+
+
+def _cut_off(reading: _Reading) -> None:
+    """The line was cut where it ends: its last piece is no metric, and nothing continues it."""
+    step, values = reading.rows[-1]
+    reading.cuts.append(Cut(step, frozenset(values), reading.tail))
+    reading.tail, reading.is_open = "", False
 
 
 def _end_line(reading: _Reading, number: int, line: str = "") -> None:
@@ -178,9 +183,11 @@ def _parsed(piece: str) -> tuple[str, str] | None:
     """Name and number of 'name:number'; names may hold colons, values may be followed by noise."""
     parts = piece.split(":")
     for i in range(len(parts) - 1, 0, -1):
-        name, found = ":".join(parts[:i]).strip(), VALUE.match(":".join(parts[i:]))
-        if found and name and " " not in name:
-            return name, found[1]
+        name, found = ":".join(parts[:i]).strip(), number_at(":".join(parts[i:]))
+        # "tensor(1.5,device='cuda:0')" has a colon of its own.
+        is_name = name and " " not in name and "'" not in name
+        if found and is_name and name.count("(") == name.count(")"):
+            return name, found
     return None
 
 

@@ -9,26 +9,32 @@ import math
 from pathlib import Path
 
 from gradlab.interop.history import Part, Row
+from gradlab.interop.stacked import Choice
+from gradlab.interop.steps import short
 
 PATTERN = "*tfevents*"
 
 
-def event_files(path: Path) -> list[Path]:
+def event_files(path: Path, choice: Choice | None = None) -> list[Path]:
     """The event files of one run, in the order in which they were begun."""
     if path.is_file():
         return [path]
     found = [file for file in path.rglob(PATTERN) if file.is_file()]
-    folders = sorted({file.parent for file in found})
+    folders = {str(file.parent.relative_to(path)): file.parent for file in sorted(found)}
     if len(folders) > 1:
-        raise ValueError(
-            f"{path}: event files in {len(folders)} folders "
-            f"({', '.join(str(folder.relative_to(path)) for folder in folders[:6])}); each may be "
-            f"a run of its own: import the folder of one"
-        )
+        run = choice.run if choice else None
+        if choice is None or run not in folders:
+            raise ValueError(
+                f"{path}: event files in {len(folders)} folders ({short(list(folders))}); each may "
+                f"be a run of its own: import the folder of one, or choose it with --run, such as "
+                f"--run {next(iter(folders))}"
+            )
+        choice.used.append(path.name)
+        found = [file for file in found if file.parent == folders[run]]
     return sorted(found, key=lambda file: (_begun(file), file.name))
 
 
-def read_event_files(path: Path) -> list[Part]:
+def read_event_files(path: Path, choice: Choice | None = None) -> list[Part]:
     """One part per file; a file that was cut off gives what it held until then."""
     try:
         from tensorboard.backend.event_processing import event_file_loader
@@ -39,7 +45,7 @@ def read_event_files(path: Path) -> list[Part]:
             f"pip install 'gradlab[import]'"
         ) from error
     parts = []
-    for file in event_files(path):
+    for file in event_files(path, choice):
         rows = []
         for event in event_file_loader.EventFileLoader(str(file)).Load():
             values = {}

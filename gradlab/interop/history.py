@@ -11,7 +11,6 @@ Legend: T steps.
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -41,6 +40,8 @@ class Part:
     notes: Sequence[str] = ()
     planned: int | None = None
     """Steps that the run was meant to make, where the file says so."""
+    lost: Sequence[str] = ()
+    """Metrics that the file had and a cut took, somewhere or everywhere."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,8 @@ class History:
     planned: int | None = None
     is_logged: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """[T] by name: the metric is in the log at the step, be it as NaN."""
+    lost: Sequence[str] = ()
+    """Metrics that a cut took, somewhere or everywhere."""
 
 
 Steps = dict[int, Row]
@@ -95,22 +98,32 @@ def join(parts: Sequence[Part]) -> History:
             metrics[name][at[step]] = value
             is_logged[name][at[step]] = True
     planned = next((part.planned for part in reversed(parts) if part.planned), None)
-    return History(step_T, metrics, wall_time_T, notes, planned, is_logged)
+    lost = tuple(dict.fromkeys(name for part in parts for name in part.lost))
+    return History(step_T, metrics, wall_time_T, notes, planned, is_logged, lost)
 
 
 def stitch(parts: Sequence[Part], notes: list[str]) -> Steps:
     """The steps of files that log the same metrics; `notes` is told what did not fit."""
     kept: Steps = {}
-    repeats: Counter[int] = Counter()
     for part in parts:
         for segment in segments(part.rows):
+            if kept and not _names(segment) & _names(kept):
+                # Evaluations after the whole training: columns of the same run.
+                for step, row in segment.items():
+                    kept[step] = merge(kept[step], row) if step in kept else row
+                continue
             first = min(segment)
             repeated = sorted(step for step in segment if step in kept)
             abandoned = sorted(step for step in kept if step >= first and step not in segment)
             if not repeated and abandoned:
                 notes.append(f"{part.where}: {_steps(sorted(segment))} out of order; sorted")
+            elif repeated and first <= min(kept):
+                notes.append(
+                    f"{part.where}: begins again at step {first}: a start from scratch or another "
+                    f"run; only what comes after was taken, {len(kept)} steps before were dropped"
+                )
+                kept.clear()
             elif repeated:
-                repeats.update(repeated)
                 for step in [step for step in kept if step >= first]:
                     del kept[step]
                 notes.append(
@@ -125,6 +138,10 @@ def stitch(parts: Sequence[Part], notes: list[str]) -> Steps:
             for step, row in segment.items():
                 kept[step] = row
     return kept
+
+
+def _names(steps: Steps) -> set[str]:
+    return {name for row in steps.values() for name in row.values}
 
 
 def segments(rows: Sequence[Row]) -> list[Steps]:

@@ -1,6 +1,6 @@
 """Turn what another trainer logged into a run store that can be diagnosed, and say what it lacks.
 
-Legend: T steps, A agents of a policy (one per role: nobody logs gradients of single agents).
+Legend: T steps.
 """
 
 from __future__ import annotations
@@ -16,26 +16,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.interop.heldout import held_out
 from gradlab.interop.history import History, join
 from gradlab.interop.lacking import Lack, granularity, lacks
 from gradlab.interop.matching import Matched, match
+from gradlab.interop.notfinite import not_finite, told_not_finite
+from gradlab.interop.recorded import records_of, trained_in
 from gradlab.interop.sources import Kind, read
 from gradlab.interop.targets import ColumnMap, Target, read_map
-from gradlab.records import (
-    Agent,
-    PolicyMeta,
-    RateRecord,
-    RoleEvaluation,
-    RoleLedger,
-    RunLedger,
-    RunMeta,
-    StepRecord,
-    UpdateMetrics,
-    UpdateRecord,
-    names,
-)
+from gradlab.interop.trainers import trainer_of
+from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
 from gradlab.store import RUN_ZARR
-from gradlab.writer import Record, RunStore
+from gradlab.writer import RunStore
 
 Floats = NDArray[np.float64]
 
@@ -64,6 +56,7 @@ def import_run(
     column_map: Path | ColumnMap | None = None,
     step: str | None = None,
     run: str | None = None,
+    where: Mapping[str, str] | None = None,
     roles: tuple[str, ...] = (),
     routing: str | Mapping[str, str] | None = None,
     accuracy: str | None = None,
@@ -72,8 +65,9 @@ def import_run(
 ) -> Imported:
     """Write the run that `sources` logged to `out`/run.zarr; arguments overrule the map file.
 
-    `eval_size` is 'PROBLEMS' or 'PROBLEMSxSAMPLES' of one evaluation; `about` may hold workflow,
-    task and model. Nothing is written if anything is wrong.
+    `run` is one of several that the sources hold, `where` chooses the rows of a table by column
+    and value. `eval_size` is 'PROBLEMS' or 'PROBLEMSxSAMPLES' of one evaluation; `about` may hold
+    workflow, task and model. Nothing is written if anything is wrong.
 
     Example:
         >>> import_run(["train.log"], "runs/theirs", eval_size="30x8").lacks
@@ -86,20 +80,22 @@ def import_run(
     given = ColumnMap() if column_map is None else column_map
     if isinstance(given, Path):
         given = read_map(given)
-    read_parts = read([Path(source) for source in sources], kind, step or given.step, run)
+    read_parts = read([Path(source) for source in sources], kind, step or given.step, run, where)
     history = join([part for _, part in read_parts])
     matched = match(
         history, given, roles=roles, routing=routing or given.routing, accuracy=accuracy
     )
+    history = matched.history or history
     if not matched.taken:
         raise ValueError(
             f"{', '.join(map(str, sources))}: none of its metrics is known "
             f"({', '.join(sorted(history.metrics)) or 'there are none'}); say with --map which "
-            f"column is which field"
+            f"column is which field{''.join(f'. {note}' for note in history.notes)}"
         )
-    notes = [*history.notes, *matched.notes]
+    lost = not_finite(history)
+    notes = [*history.notes, *matched.notes, *told_not_finite(lost)]
     answers_T = _answers(history, matched, eval_size or given.eval_size, notes)
-    trained = history.step_T[_trained(history)]
+    trained = history.step_T[trained_in(history, matched.taken)]
     gaps = _gaps(trained, notes)
     history, fields, answers_T = _with_gaps(history, matched.fields, answers_T, gaps)
     evaluated = fields.get(Target("Evaluation", "accuracy"))
@@ -107,9 +103,12 @@ def import_run(
     meta = _meta(
         out, read_parts[0][0], matched, num_evaluations > 0, {**given.about, **(about or {})}
     )
-    found = lacks(meta, fields, answers_T, history)
-    meta = replace(meta, config=_config(sources, matched, notes, found, history.planned))
-    records = _records(meta, history, fields, answers_T, {*trained.tolist(), *gaps})
+    found = lacks(meta, fields, answers_T, history, matched.taken)
+    config = _config(sources, matched, notes, found, history.planned)
+    config["trainer"] = trainer_of(history.metrics, read_parts[0][0])
+    config |= {"not_finite": lost} if lost else {}
+    meta = replace(meta, config=config)
+    records = records_of(meta, history, fields, answers_T, {*trained.tolist(), *gaps})
     with RunStore.create(out / RUN_ZARR, meta) as store:
         for record in records:
             store.append(record)
@@ -160,6 +159,10 @@ def _answers(history: History, matched: Matched, eval_size: str | None, notes: l
             f"eval size is '{eval_size}'; expected the number of held-out problems, such as 30, or "
             f"problems x samples, such as 30x8"
         )
+    cut = held_out(list(history.lost), None).metric if history.lost else None
+    if accuracy_T is None and cut is not None:
+        notes.append(f"there are no evaluations: '{cut}' was cut off wherever it was logged")
+        return np.full(num_steps, math.nan)
     if accuracy_T is None:
         raise ValueError(
             f"eval size {eval_size} was given, and no metric holds a held-out accuracy; name it "
@@ -204,12 +207,19 @@ def _with_gaps(
         wide[at] = value_T
         return wide
 
+    def spread_known(is_T: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        wide = np.zeros(len(wide_T), dtype=np.bool_)
+        wide[at] = is_T
+        return wide
+
     filled = History(
         wide_T,
         {name: spread(value_T) for name, value_T in history.metrics.items()},
         spread(history.wall_time_T),
         history.notes,
         history.planned,
+        {name: spread_known(is_T) for name, is_T in history.is_logged.items()},
+        history.lost,
     )
     return filled, {t: spread(value_T) for t, value_T in fields.items()}, spread(answers_T)
 
@@ -238,69 +248,3 @@ def _meta(
         rates=has_rates,
         versions={"gradlab": importlib.metadata.version("gradlab")},
     )
-
-
-def _records(
-    meta: RunMeta,
-    history: History,
-    fields: Mapping[Target, Floats],
-    answers_T: Floats,
-    trained: set[int],
-) -> list[Record]:
-    """Everything in the order of steps: updates, then the step, then its evaluation."""
-    records: list[Record] = []
-    accuracy_T = fields.get(Target("Evaluation", "accuracy"))
-    for t, step in enumerate(history.step_T.tolist()):
-        row = {target: float(value_T[t]) for target, value_T in fields.items()}
-        if step in trained:
-            records += [
-                update for policy in meta.policies if (update := _update(policy, step, row))
-            ]
-            run = RunLedger(**_of(row, "RunLedger", (), names(RunLedger)))
-            ledgers = {
-                role: RoleLedger(**_of(row, "RoleLedger", (role,), names(RoleLedger)))
-                for role in meta.roles
-            }
-            records.append(StepRecord(step, float(history.wall_time_T[t]), run, ledgers))
-        if accuracy_T is not None and math.isfinite(accuracy_T[t]):
-            judged = {
-                role: RoleEvaluation(**_of(row, "RoleEvaluation", (role,), names(RoleEvaluation)))
-                for role in meta.roles
-            }
-            accuracy = min(max(float(accuracy_T[t]), 0.0), 1.0)
-            records.append(RateRecord(step, accuracy, float(answers_T[t]), judged))
-    return records
-
-
-def _trained(history: History) -> NDArray[np.bool_]:
-    """[T] whether a step trained: evaluations of the base model are logged as steps, too."""
-    trained_T = np.zeros(len(history.step_T), dtype=np.bool_)
-    for name, is_T in history.is_logged.items():
-        if not name.startswith(("val", "eval")):
-            trained_T |= is_T
-    return trained_T
-
-
-def _of(
-    row: Mapping[Target, float], kind: Any, subject: tuple[str, ...], fields: Sequence[str]
-) -> dict[str, float]:
-    """The fields of one record that the step has."""
-    return {name: row[key] for name in fields if (key := Target(kind, name, subject)) in row}
-
-
-def _update(policy: PolicyMeta, step: int, row: Mapping[Target, float]) -> UpdateRecord | None:
-    """The update of a policy, as far as it is known: norms on the diagonal, cosines beside it."""
-    metrics = _of(row, "UpdateMetrics", (policy.name,), names(UpdateMetrics))
-    roles = [agent.role for agent in policy.agents]
-    norm_A = np.array([row.get(Target("Gradient", "norm", (role,)), math.nan) for role in roles])
-    gram_AA = np.full((len(roles), len(roles)), math.nan)
-    for a, first in enumerate(roles):
-        for b, second in enumerate(roles):
-            keys = [
-                Target("Gradient", "cosine", pair) for pair in ((first, second), (second, first))
-            ]
-            cosine = next((row[key] for key in keys if key in row), math.nan)
-            gram_AA[a, b] = norm_A[a] * norm_A[b] * (1.0 if a == b else cosine)
-    if all(math.isnan(value) for value in (*metrics.values(), *norm_A.tolist())):
-        return None
-    return UpdateRecord(policy.name, step, gram_AA[None], UpdateMetrics(**metrics))

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.interop.heldout import is_held_out
 from gradlab.interop.history import History
 from gradlab.interop.targets import Target
 from gradlab.records import RunMeta
@@ -46,13 +47,19 @@ class Lack:
 
 
 def lacks(
-    meta: RunMeta, fields: Mapping[Target, Floats], answers_T: Floats, history: History
+    meta: RunMeta,
+    fields: Mapping[Target, Floats],
+    answers_T: Floats,
+    history: History,
+    taken: Mapping[str, tuple[Target, ...]] | None = None,
 ) -> tuple[Lack, ...]:
     """Everything that will not be judged, and why."""
-    found = _evaluations(fields, answers_T)
+    wrong = _not_finite(history, taken or {})
+    found = _evaluations(fields, answers_T, history)
     for role in meta.roles:
         is_alone = list(meta.routing.values()).count(meta.routing[role]) == 1
-        found += _gradients(role, fields, "norms" if is_alone else "norms, shares and capture")
+        purpose = "norms" if is_alone else "norms, shares and capture"
+        found += _gradients(role, fields, wrong, purpose)
     shared = [
         [agent.role for agent in policy.agents]
         for policy in meta.policies
@@ -77,15 +84,29 @@ def lacks(
         found.append(Lack("the optimizer's step by role", "each role's share of it"))
     found.append(Lack("gradients of single agents", "amplification"))
     for role in meta.roles:
-        found += _ledger(role, fields)
+        found += _ledger(role, fields, wrong)
     return tuple(found)
 
 
-def _evaluations(fields: Mapping[Target, Floats], answers_T: Floats) -> list[Lack]:
+def _not_finite(history: History, taken: Mapping[str, tuple[Target, ...]]) -> dict[Target, int]:
+    """Steps at which a field was logged and is no finite number."""
+    return {
+        target: int(np.sum(history.is_logged[metric] & ~np.isfinite(history.metrics[metric])))
+        for metric, targets in taken.items()
+        if metric in history.is_logged
+        for target in targets
+    }
+
+
+def _evaluations(
+    fields: Mapping[Target, Floats], answers_T: Floats, history: History
+) -> list[Lack]:
     accuracy_T = fields.get(Target("Evaluation", "accuracy"))
     verdict = "whether and when accuracy fell"
     if accuracy_T is None or not np.isfinite(accuracy_T).any():
-        return [Lack("held-out accuracy (name it with --accuracy)", verdict)]
+        cut = [name for name in history.lost if is_held_out(name)]
+        how = f"'{cut[0]}' was cut off in the log" if cut else "name it with --accuracy"
+        return [Lack(f"held-out accuracy ({how})", verdict)]
     known = np.isfinite(accuracy_T)
     if not np.isfinite(answers_T[known]).all():
         size = guessed_size(accuracy_T[known])
@@ -96,31 +117,37 @@ def _evaluations(fields: Mapping[Target, Floats], answers_T: Floats) -> list[Lac
     return [Lack("answers by problem", "which problems were lost, and the noise that they share")]
 
 
-def _gradients(role: str, fields: Mapping[Target, Floats], purpose: str) -> list[Lack]:
-    norm_T = fields.get(Target("Gradient", "norm", (role,)))
+def _gradients(
+    role: str, fields: Mapping[Target, Floats], wrong: Mapping[Target, int], purpose: str
+) -> list[Lack]:
+    target = Target("Gradient", "norm", (role,))
+    norm_T = fields.get(target)
     if norm_T is None:
         return [Lack(f"gradient norm of {role}", purpose)]
-    return _thin(f"gradient norm of {role}", norm_T, purpose)
+    return _thin(f"gradient norm of {role}", norm_T, wrong.get(target, 0), purpose)
 
 
-def _ledger(role: str, fields: Mapping[Target, Floats]) -> list[Lack]:
+def _ledger(role: str, fields: Mapping[Target, Floats], wrong: Mapping[Target, int]) -> list[Lack]:
     found = []
     for names, purpose in ((BREAKDOWN, "role breakdown"), (SIGNALS, "what moved first")):
         absent = [name for name in names if Target("RoleLedger", name, (role,)) not in fields]
         if absent:
             found.append(Lack(f"{role}: {', '.join(absent)}", purpose))
         for name in names:
-            value_T = fields.get(Target("RoleLedger", name, (role,)))
-            if value_T is not None:
-                found += _thin(f"{role}: {name}", value_T, purpose)
+            target = Target("RoleLedger", name, (role,))
+            if target in fields:
+                found += _thin(f"{role}: {name}", fields[target], wrong.get(target, 0), purpose)
     return found
 
 
-def _thin(what: str, value_T: Floats, purpose: str) -> list[Lack]:
+def _thin(what: str, value_T: Floats, num_wrong: int, purpose: str) -> list[Lack]:
+    """A field that too few steps know; `num_wrong` of the others hold what is not finite."""
     known = int(np.isfinite(value_T).sum())
     if known >= ENOUGH * len(value_T):
         return []
-    return [Lack(f"{what} in {len(value_T) - known} of {len(value_T)} steps", purpose)]
+    absent = len(value_T) - known
+    why = f" (logged, but not finite, in {num_wrong})" if num_wrong else ""
+    return [Lack(f"{what} in {absent} of {len(value_T)} steps{why}", purpose)]
 
 
 def granularity(rates: Floats, size: int) -> float:

@@ -1,7 +1,7 @@
-"""Know the metric names of verl, rLLM, the paper's trainer and TRL: which field each belongs to.
+"""Lead the metric names of a run to the fields that mean the same, and say why others have none.
 
-A metric is taken only where its meaning is that of a field. One value for all roles is nobody's
-own: it goes to a role only if there is one.
+One value for all roles is nobody's own: it goes to a role only if there is one. Names are compared
+without regard to case.
 """
 
 from __future__ import annotations
@@ -10,73 +10,39 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from gradlab.interop.aspect import aspect_of, aspect_roles
+from gradlab.interop.heldout import BENCHMARK, HeldOut, held_out, is_held_out
+from gradlab.interop.known import (
+    KL_IN_REWARD,
+    ONE_POLICY,
+    ONE_ROLE,
+    POLICY,
+    ROLE,
+    ROLE_WORD,
+    RUN,
+    SCALED,
+    SCORE,
+    WITH_PENALTY,
+    refusal,
+)
 from gradlab.interop.targets import Target
 
 SOLE = "agent"
 """Name of the one role of a run that tells no roles apart."""
 
-RUN = {
-    "batch/success": "accuracy",
-    "critic/rewards/mean": "reward_mean",
-    "reward": "reward_mean",
-    "perf/total_num_tokens": "tokens",
-    "timing_s/gen": "rollout_seconds",
-    "timing_s/update_actor": "train_seconds",
-    "timing_s/testing": "eval_seconds",
-    "timing_s/step": "step_seconds",
-    "step_time": "step_seconds",
-}
-ROLE = {
-    "training_ppl": "perplexity",
-    "pg_clipfrac": "clip_fraction",
-    "kl_loss": "kl",
-    "entropy": "entropy",
-    "entropy_loss": "entropy",
-    "lr": "learning_rate",
-}
-"""verl, after 'actor/' or 'actor/<role>/'."""
-POLICY = {"grad_norm": "grad_norm", "pg_loss": "loss", "lr": "learning_rate"}
-ONE_ROLE = {
-    "response_length/mean": "length_mean",
-    "response_length/clip_ratio": "truncated",
-    "critic/rewards/mean": "reward_mean",
-    "reward": "reward_mean",
-    "reward_std": "reward_std",
-    "frac_reward_zero_std": "zero_variance_groups",
-    "completions/mean_length": "length_mean",
-    "completions/clipped_ratio": "truncated",
-    "kl": "kl",
-    "entropy": "entropy",
-    "clip_ratio": "clip_fraction",
-    "clip_ratio/region_mean": "clip_fraction",
-    "learning_rate": "learning_rate",
-    "sampling/sampling_logp_difference/mean": "logprob_gap",
-}
-"""Values over all rows: a role's only where there is no other."""
-ONE_POLICY = {"grad_norm": "grad_norm", "loss": "loss", "learning_rate": "learning_rate"}
-"""TRL, which trains one policy."""
-NOT_OURS = {
-    "kl": "KL to the rollout policy; the record keeps KL to the reference",
-    "ppo_kl": "KL to the policy before the step; the record keeps KL to the reference",
-    "ppl_ratio": "no field",
-    "chi2_token": "no field",
-}
-"""verl, after 'actor/' or 'actor/<role>/'."""
-
-ACTOR = re.compile(r"^actor/(?:([^/]+)/)?([^/]+)$")
-ROLE_ACCURACY = re.compile(r"^(?:batch/)?([A-Za-z]\w*?)_acc$")
-NO_ROLES = {"val", "train", "test", "eval", "mean", "batch", "token"}
-PARALLEL = re.compile(r"^(.*?\D)_?(\d+)$")
-VALIDATION = (
-    re.compile(r"^val/(?P<data>.+)/pass@1$"),
-    re.compile(r"^val/(?P<data>)pass@1$"),
-    re.compile(r"^val-core/(?P<data>.+)/acc/mean@(?P<samples>\d+)$"),
-    re.compile(r"^val-core/(?P<data>.+)/reward/mean@(?P<samples>\d+)$"),
-    re.compile(r"^val/test_score/(?P<data>.+)$"),
-    re.compile(r"^(?:eval[_/])(?:rewards/)?(?P<data>)\w*(?:accuracy|correct)\w*(?:/mean)?$"),
+ACTOR = re.compile(r"^actor/(?:([^/]+)/)?([^/]+)$", re.IGNORECASE)
+ROLE_ACCURACY = re.compile(r"^(?:batch/)?([A-Za-z]\w*?)_acc$", re.IGNORECASE)
+NO_ROLE = re.compile(
+    rf"^(?:(?:mean_)?token|train|training|batch|mean|avg|average|overall|total|best|final|top\d*|"
+    rf"format|answer|reward|{BENCHMARK})$",
+    re.IGNORECASE,
 )
-"""Held-out accuracy as rLLM, verl and TRL name it, the surest first."""
-TRAINING_ACCURACY = re.compile(r"^rewards/\w*(?:accuracy|correct)\w*/mean$")
+"""What stands before '_acc' and is no role."""
+PARALLEL = re.compile(r"^(.*?\D)_?(\d+)$")
+TRAINING_ACCURACY = re.compile(r"^rewards/\w*(?:accuracy|correct)\w*(?:/mean)?$", re.IGNORECASE)
+SUCCESS = re.compile(r"^validation/agent_(.+)/success_rate$", re.IGNORECASE)
+"""PettingLLMs: an agent's own rate in an evaluation."""
+ALL_ROLES = "one value for all roles"
 
 
 @dataclass(frozen=True)
@@ -94,6 +60,9 @@ class Named:
     notes: tuple[str, ...] = ()
     average: Mapping[str, str] = field(default_factory=dict)
     """Metrics of parallel agents -> the role that their mean belongs to."""
+    scaled: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Metric -> what is added to it, and by what the sum is multiplied."""
+    held_out: HeldOut = field(default_factory=lambda: HeldOut(None))
 
 
 def named(
@@ -110,69 +79,159 @@ def named(
     """
     metrics = list(metrics)
     trained = _roles_trained(metrics, roles)
+    diagnosed, is_apart = aspect_roles(metrics)
     graded, average, notes = _roles_graded(metrics, (*roles, *trained))
-    found = tuple(dict.fromkeys((*roles, *trained, *graded))) or (SOLE,)
-    routing = policy_of or {role: role if trained else "shared" for role in found}
-    held_out, samples, others = _held_out(metrics, accuracy)
+    mentioned = tuple(role for metric in metrics if (role := split(metric, roles)[0]))
+    found = tuple(dict.fromkeys((*roles, *trained, *diagnosed, *graded, *mentioned))) or (SOLE,)
+    is_isolated = bool(trained) or is_apart
+    routing = policy_of or {role: role if is_isolated else "shared" for role in found}
+    evaluated = held_out(metrics, accuracy)
+    lower = {metric.lower() for metric in metrics}
     targets: dict[str, tuple[Target, ...]] = {}
     refused: dict[str, str] = {}
     for metric in metrics:
-        if metric == held_out:
-            targets[metric] = (Target("Evaluation", "accuracy"),)
-        elif metric in others:
-            refused[metric] = f"held-out accuracy was taken from '{held_out}'"
-        elif metric in average or ROLE_ACCURACY.match(metric):
-            role = average.get(metric) or ROLE_ACCURACY.match(metric)[1]  # type: ignore[index]
-            if role in found:
-                targets[metric] = (Target("RoleLedger", "own_accuracy", (role,)),)
-        else:
-            taken, why = _one(metric, found, routing)
-            if taken:
-                targets[metric] = taken
-            elif why:
-                refused[metric] = why
-    if held_out and "/reward/" in held_out:
-        notes += (f"held-out accuracy is the reward '{held_out}': right if rewards are 0 or 1",)
+        taken, why = _one(metric, found, routing, lower)
+        graded_as = ROLE_ACCURACY.match(metric)
+        own = average.get(metric) or (graded_as[1] if graded_as else None)
+        if metric == evaluated.metric:
+            taken, why = (Target("Evaluation", "accuracy"),), ""
+        elif metric in evaluated.others:
+            taken, why = (), f"held-out accuracy was taken from '{evaluated.metric}'"
+            if evaluated.metric is None:
+                why = "may be the held-out accuracy; choose it with --accuracy"
+        elif own in found:
+            taken, why = (Target("RoleLedger", "own_accuracy", (own,)),), ""
+        if taken:
+            targets[metric] = taken
+        elif why:
+            refused[metric] = why
     targets = _without_second_sources(targets, refused, average)
-    return Named(found, bool(trained), targets, refused, samples, notes, average)
+    return Named(
+        found,
+        is_isolated,
+        targets,
+        refused,
+        evaluated.samples,
+        notes,
+        average,
+        {metric: SCALED[plain(metric)] for metric in targets if plain(metric) in SCALED},
+        evaluated,
+    )
+
+
+def plain(metric: str) -> str:
+    """A name in lower case, without what wandb and OpenRLHF put before those of training."""
+    return metric.lower().removeprefix("train/")
+
+
+def split(metric: str, known: tuple[str, ...] = ()) -> tuple[str | None, str]:
+    """Role and name of 'critic/<role>/score/mean', 'agent_0/kl', 'reward/<role>/mean'."""
+    if is_held_out(metric) or metric.lower().startswith("grad_diag/"):
+        return None, metric
+    actor = ACTOR.match(metric)
+    if actor:
+        return None, metric
+    pieces = metric.split("/")
+    for i, piece in enumerate(pieces):
+        rest = plain("/".join(pieces[:i] + pieces[i + 1 :]))
+        is_name = rest in ONE_ROLE or rest in ONE_POLICY or rest == WITH_PENALTY
+        is_name = is_name or bool(
+            ACTOR.match(rest) and rest.partition("/")[2] in {**ROLE, **POLICY}
+        )
+        if is_name and (piece in known or ROLE_WORD.match(piece)) and rest != plain(metric):
+            return piece, rest
+    return None, metric
 
 
 def _one(
-    metric: str, roles: tuple[str, ...], routing: Mapping[str, str]
+    metric: str, roles: tuple[str, ...], routing: Mapping[str, str], lower: set[str]
 ) -> tuple[tuple[Target, ...], str]:
     """Fields of one metric, or why it has none; '' where there is simply no field for it."""
     policies = tuple(dict.fromkeys(routing.values()))
-    is_alone = len(roles) == 1
+    name = plain(metric)
+    taken = aspect_of(metric, roles)
+    if taken:
+        return taken, ""
+    if why := refusal(name) or refusal(metric.lower()):
+        return (), why
+    success = SUCCESS.match(metric)
+    if success and success[1] in roles:
+        return (Target("RoleEvaluation", "own_accuracy", (success[1],)),), ""
     actor = ACTOR.match(metric)
     if actor and actor[1] is not None:
         if actor[1] not in roles:
             return (), ""
-        return _of_actor(actor[2], (actor[1],), (routing[actor[1]],), routing)
+        return _of_actor(actor[2].lower(), (actor[1],), (routing[actor[1]],), routing)
     if actor:
-        return _of_actor(actor[2], roles, policies, routing)
-    plain = metric.removeprefix("train/")
+        return _of_actor(actor[2].lower(), roles, policies, routing)
+    role, rest = split(metric, roles)
+    if role is not None:
+        return _of_role(rest, role, routing, lower) if role in roles else ((), "")
+    if name == WITH_PENALTY:
+        return _with_penalty(roles, lower)
+    return _of_run(name, roles, policies)
+
+
+def _of_run(
+    name: str, roles: tuple[str, ...], policies: tuple[str, ...]
+) -> tuple[tuple[Target, ...], str]:
+    """Fields of a value over all rows."""
+    is_alone = len(roles) == 1
     targets = []
-    if plain in RUN:
-        targets.append(Target("RunLedger", RUN[plain]))
-    if TRAINING_ACCURACY.match(plain):
+    if name in RUN:
+        targets.append(Target("RunLedger", RUN[name]))
+    if TRAINING_ACCURACY.match(name):
         targets.append(Target("RunLedger", "accuracy"))
-    if plain in ONE_POLICY and len(policies) == 1:
-        targets.append(Target("UpdateMetrics", ONE_POLICY[plain], policies))
-        if plain == "grad_norm" and is_alone:
+    if name in ONE_POLICY and len(policies) == 1:
+        targets.append(Target("UpdateMetrics", ONE_POLICY[name], policies))
+        if ONE_POLICY[name] == "grad_norm" and is_alone:
             targets.append(Target("Gradient", "norm", roles))
-    if plain in ONE_ROLE and is_alone:
-        targets.append(Target("RoleLedger", ONE_ROLE[plain], roles))
+    if name in ONE_ROLE and is_alone:
+        targets.append(Target("RoleLedger", ONE_ROLE[name], roles))
     if targets:
         return tuple(targets), ""
-    return (), "one value for all roles" if plain in ONE_ROLE or plain in ONE_POLICY else ""
+    return (), ALL_ROLES if name in ONE_ROLE or name in ONE_POLICY else ""
+
+
+def _with_penalty(roles: tuple[str, ...], lower: set[str]) -> tuple[tuple[Target, ...], str]:
+    """verl's reward is the score with a KL penalty inside, if any: kept apart beside a score."""
+    if SCORE in lower or KL_IN_REWARD in lower:
+        return (Target("RunLedger", "penalized_reward"),), ""
+    targets = [Target("RunLedger", "reward_mean")]
+    if len(roles) == 1:
+        targets.append(Target("RoleLedger", "reward_mean", roles))
+    return tuple(targets), ""
+
+
+def _of_role(
+    name: str, role: str, routing: Mapping[str, str], lower: set[str]
+) -> tuple[tuple[Target, ...], str]:
+    """Fields of a value that is a role's own: `name` is what is left without the role."""
+    policy = routing[role]
+    is_alone = list(routing.values()).count(policy) == 1
+    actor = ACTOR.match(name)
+    if actor:
+        return _of_actor(actor[2], (role,), (policy,), routing)
+    targets = []
+    if name in ONE_POLICY:
+        if is_alone:
+            targets.append(Target("UpdateMetrics", ONE_POLICY[name], (policy,)))
+        if ONE_POLICY[name] == "grad_norm":
+            targets.append(Target("Gradient", "norm", (role,)))
+    if name in ONE_ROLE:
+        targets.append(Target("RoleLedger", ONE_ROLE[name], (role,)))
+    if name == WITH_PENALTY:
+        beside = f"critic/{role.lower()}/score/mean"
+        if beside in lower:
+            return (), f"it may have the KL penalty inside; '{beside}' is the reward"
+        targets.append(Target("RoleLedger", "reward_mean", (role,)))
+    return tuple(targets), ""
 
 
 def _of_actor(
     name: str, roles: tuple[str, ...], policies: tuple[str, ...], routing: Mapping[str, str]
 ) -> tuple[tuple[Target, ...], str]:
     """'actor/<name>' of these roles: a setting holds for each, a measurement over all for none."""
-    if name in NOT_OURS:
-        return (), NOT_OURS[name]
     targets: list[Target] = []
     if name == "lr":
         targets += [Target("RoleLedger", "learning_rate", (role,)) for role in roles]
@@ -189,15 +248,20 @@ def _of_actor(
         targets.append(Target("RoleLedger", ROLE[name], roles))
     if targets:
         return tuple(targets), ""
-    return (), "one value for all roles" if name in ROLE or name in POLICY else ""
+    return (), ALL_ROLES if name in ROLE or name in POLICY else ""
 
 
 def _roles_trained(metrics: list[str], roles: tuple[str, ...]) -> tuple[str, ...]:
     """Roles that log a gradient norm or a loss of their own."""
-    found = (ACTOR.match(metric) for metric in metrics)
-    names = dict.fromkeys(
-        match[1] for match in found if match and match[1] and match[2] in ("grad_norm", "pg_loss")
-    )
+    names: dict[str, None] = {}
+    for metric in metrics:
+        actor = ACTOR.match(metric)
+        if actor and actor[1] and actor[2].lower() in ("grad_norm", "pg_loss"):
+            names[actor[1]] = None
+        role, rest = split(metric, roles)
+        own = ONE_POLICY.get(rest) or POLICY.get(rest.removeprefix("actor/"))
+        if role is not None and own in ("grad_norm", "loss"):
+            names[role] = None
     return tuple(name for name in names if not roles or name in roles)
 
 
@@ -208,7 +272,9 @@ def _roles_graded(
     by_name = {
         match[1]: metric
         for metric in metrics
-        if (match := ROLE_ACCURACY.match(metric)) and match[1] not in NO_ROLES
+        if (match := ROLE_ACCURACY.match(metric))
+        and not is_held_out(match[1])
+        and not NO_ROLE.match(match[1])
     }
     stems: dict[str, list[str]] = {}
     for name in by_name:
@@ -225,33 +291,6 @@ def _roles_graded(
             notes.append(f"{', '.join(names)} are agents of role '{stem}': their mean was taken")
     names = [average.get(metric, name) for name, metric in by_name.items()]
     return tuple(dict.fromkeys(names)), average, tuple(notes)
-
-
-def _held_out(metrics: list[str], accuracy: str | None) -> tuple[str | None, int, set[str]]:
-    """The metric with the held-out accuracy, answers per problem, and the other candidates."""
-    if accuracy is not None and accuracy not in metrics:
-        raise ValueError(
-            f"no metric '{accuracy}' to take as held-out accuracy; the run logged "
-            f"{', '.join(sorted(metrics))}"
-        )
-    for pattern in VALIDATION:
-        found = {metric: match for metric in metrics if (match := pattern.match(metric))}
-        if accuracy is not None:
-            found = {metric: match for metric, match in found.items() if metric == accuracy}
-        if len(found) > 1:
-            raise ValueError(
-                f"{len(found)} metrics could be the held-out accuracy: {', '.join(sorted(found))}; "
-                f"choose one with --accuracy NAME"
-            )
-        if found:
-            metric, match = next(iter(found.items()))
-            samples = int(match.groupdict().get("samples") or 1)
-            return metric, samples, _candidates(metrics) - {metric}
-    return accuracy, 1, _candidates(metrics) - {accuracy or ""}
-
-
-def _candidates(metrics: list[str]) -> set[str]:
-    return {metric for metric in metrics if any(p.match(metric) for p in VALIDATION)}
 
 
 def _without_second_sources(

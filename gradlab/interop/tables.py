@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -12,27 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.interop.history import Part, Row
+from gradlab.interop.numbers import number
+from gradlab.interop.stacked import Choice, one_run
+from gradlab.interop.steps import STEP_COLUMNS, Located, Record, missing, short, stepped
+from gradlab.interop.texts import whole
 
-STEP_COLUMNS = (
-    "training/global_step",
-    "train/global_step",
-    "trainer/global_step",
-    "global_step",
-    "step",
-    "checkpoint_step",
-    "_step",
-)
-"""Names under which loggers keep the training step, the surest first; compared in lower case."""
 BOOKKEEPING = {"epoch", "train/epoch", "training/epoch", "total_flos", "train/total_flos"}
+ROW_COUNTERS = {"index", "unnamed: 0", "row_index"}
+"""What pandas calls the column of its row numbers."""
+LONG = ({"tag", "metric", "name", "key", "variable", "metric_name"}, {"value", "metric_value"})
+"""Columns of a table with one row per value."""
 RANGE = re.compile(r"__(?:MIN|MAX)$")
 """What wandb's page adds to the columns of a panel: the ends of its smoothing."""
 
-Record = Mapping[str, Any]
 
-
-def read_csv(path: Path, step: str | None = None, run: str | None = None) -> Part:
+def read_csv(path: Path, step: str | None = None, choice: Choice | None = None) -> Part:
     """A table with a header, one row per step; or what wandb's page exports of a panel."""
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with io.StringIO(whole(path), newline="") as file:
         head = file.readline()
         delimiter = max(",;\t", key=head.count)
         file.seek(0)
@@ -49,64 +46,75 @@ def read_csv(path: Path, step: str | None = None, run: str | None = None) -> Par
                 f"{path}: the header names {', '.join(map(repr, twice))} more than once; "
                 f"rename the columns"
             )
-        records = []
-        for number, cells in enumerate(table, start=2):
+        records: list[Located] = []
+        for line, cells in enumerate(table, start=2):
             if not any(cell.strip() for cell in cells):
                 continue
             if len(cells) > len(columns):
                 raise ValueError(
-                    f"{path}, row {number}: {len(cells)} cells under {len(columns)} columns; "
+                    f"{path}, row {line}: {len(cells)} cells under {len(columns)} columns; "
                     f"quote cells that hold a '{delimiter}'"
                 )
-            records.append((f"row {number}", dict(zip(columns, cells, strict=False))))
-    names, notes = _panel_names(path, columns, run)
-    renamed = [
+            records.append((f"row {line}", dict(zip(columns, cells, strict=False))))
+    choice = choice or Choice()
+    records = _widened(records)
+    columns = [*dict.fromkeys(name for _, record in records for name in record)]
+    is_panel = any(RANGE.search(name) for name in columns)
+    names, notes = _panel_names(path, columns, choice.run if is_panel else None)
+    choice.used.extend([path.name] * is_panel)
+    renamed: list[Located] = [
         (where, {names[name]: cell for name, cell in cells.items() if name in names})
         for where, cells in records
     ]
-    return _part(path, renamed, step, notes)
+    if not is_panel:
+        renamed, chosen = one_run(path, renamed, step, choice)
+        notes += chosen
+    return part_of(path, renamed, step, notes, has_decimal_comma=delimiter == ";")
 
 
-def read_jsonl(path: Path, step: str | None = None) -> Part:
+def read_jsonl(path: Path, step: str | None = None, choice: Choice | None = None) -> Part:
     """One JSON object per line: `run.scan_history()` of wandb, its wandb-history.jsonl, verl's file
     logger ({"step": 1, "data": {…}}), or any other with a step in each."""
     records: list[tuple[str, Record]] = []
     notes = []
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    for number, line in enumerate(lines, start=1):
+    lines = whole(path).splitlines()
+    for at, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines) and records:
+            if at == len(lines) and records:
                 notes.append(f"{path.name}: the last line is cut off; not taken")
                 break
             raise ValueError(
-                f"{path}, line {number}: not JSON ({error.msg} at column {error.colno}); expected "
+                f"{path}, line {at}: not JSON ({error.msg} at column {error.colno}); expected "
                 f"one object per line, such as run.scan_history() of wandb gives"
             ) from error
         if not isinstance(record, dict):
             raise ValueError(
-                f"{path}, line {number}: a {type(record).__name__}, expected an object such as "
+                f"{path}, line {at}: a {type(record).__name__}, expected an object such as "
                 f'{{"_step": 12, "actor/grad_norm": 0.53}}'
             )
         if set(record) == {"step", "data"} and isinstance(record["data"], dict):
             record = {**record["data"], "step": record["step"]}
-        records.append((f"line {number}", record))
-    return _part(path, records, step, notes)
+        records.append((f"line {at}", record))
+    records, chosen = one_run(path, records, step, choice or Choice())
+    return part_of(path, records, step, [*notes, *chosen])
 
 
-def read_trainer_state(path: Path, step: str | None = None) -> Part:
+def read_trainer_state(path: Path, step: str | None = None, choice: Choice | None = None) -> Part:
     """The log of a Hugging Face trainer: trainer_state.json, or its `log_history` on its own."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(whole(path))
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path}: not JSON ({error.msg} in line {error.lineno}): was it cut off while it was "
             f"written? Take the one of an earlier checkpoint"
         ) from error
     history = document.get("log_history") if isinstance(document, dict) else document
+    if isinstance(document, dict) and history is None:
+        history = _by_column(path, document)
     if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
         raise ValueError(
             f"{path}: expected an object with the list 'log_history' as trainers save it, or that "
@@ -114,9 +122,34 @@ def read_trainer_state(path: Path, step: str | None = None) -> Part:
         )
     records = [(f"log_history[{i}]", entry) for i, entry in enumerate(history)]
     planned = document.get("max_steps") if isinstance(document, dict) else None
-    part = _part(path, records, step, [])
+    records, notes = one_run(path, records, step, choice or Choice())
     is_known = isinstance(planned, int) and planned > 0
-    return Part(part.where, part.rows, part.notes, planned if is_known else None)
+    return part_of(path, records, step, notes, planned if is_known else None)
+
+
+def _by_column(path: Path, document: Mapping[str, Any]) -> list[Record] | None:
+    """Rows of {"loss": {"1": 0.5, …}} or {"step": [1, …], "loss": [0.5, …]}; None of others."""
+    columns = {name: value for name, value in document.items() if isinstance(value, dict | list)}
+    by_step = {
+        name: column
+        for name, column in columns.items()
+        if isinstance(column, dict) and column and all(step.isdecimal() for step in column)
+    }
+    if by_step:
+        steps = sorted({int(step) for column in by_step.values() for step in column})
+        return [
+            {"step": at} | {n: c[str(at)] for n, c in by_step.items() if str(at) in c}
+            for at in steps
+        ]
+    lists = {name: value for name, value in columns.items() if isinstance(value, list)}
+    if len(lists) > 1 and len({len(value) for value in lists.values()}) == 1:
+        return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    if document and not columns and sum(number(v) is not None for v in document.values()) > 1:
+        raise ValueError(
+            f"{path}: one value of each metric, as in a wandb-summary.json: the last ones, and no "
+            f"history; write one JSON line per row of run.scan_history() and import that file"
+        )
+    return None
 
 
 def _sort_of(document: Any) -> str:
@@ -125,18 +158,32 @@ def _sort_of(document: Any) -> str:
     return f"a {type(document).__name__}"
 
 
+def _widened(records: list[Located]) -> list[Located]:
+    """A table with one row per value (step, tag, value) as one with a row per step."""
+    names = {name.lower(): name for _, record in records for name in record if name}
+    tag, value = (next((names[n] for n in names if n in known), None) for known in LONG)
+    others = [n for n in names if names[n] not in (tag, value)]
+    kept = {"wall_time", "timestamp", "time", "run", "run_id"}
+    steps = [n for n in others if n in STEP_COLUMNS]
+    if tag is None or value is None or not steps or set(others) - {*steps, *kept}:
+        return records
+    wide: dict[tuple[Any, ...], tuple[str, dict[str, Any]]] = {}
+    for where, record in records:
+        fixed = {
+            names[n]: record.get(names[n]) for n in others if not n.endswith(("time", "stamp"))
+        }
+        row = wide.setdefault(tuple(fixed.values()), (where, fixed))[1]
+        row[str(record.get(tag)).strip()] = record.get(value)
+    return [*wide.values()]
+
+
 def _panel_names(
     path: Path, columns: Sequence[str], run: str | None
 ) -> tuple[dict[str, str], list[str]]:
     """Column -> metric of one run; 'my-run - actor/lr' is how wandb's page names them."""
     named = [name for name in columns if name and not RANGE.search(name)]
     if not any(RANGE.search(name) for name in columns):
-        if run is not None:
-            raise ValueError(
-                f"{path}: --run {run} chooses among the runs of a wandb export, which has columns "
-                f"'RUN - metric' and 'RUN - metric__MIN'; got {_short(columns)}"
-            )
-        return {name: name.strip() for name in named}, []
+        return {name: name.strip() for name in named if name.strip()}, []
     by_run: dict[str, dict[str, str]] = {}
     shared = {}
     for name in named:
@@ -160,115 +207,90 @@ def _panel_names(
     return {**shared, **by_run[chosen]}, [note]
 
 
-def _part(
-    path: Path, records: Sequence[tuple[str, Record]], step: str | None, notes: list[str]
+def part_of(
+    path: Path,
+    records: Sequence[Located],
+    step: str | None,
+    notes: Sequence[str],
+    planned: int | None = None,
+    has_decimal_comma: bool = False,
 ) -> Part:
+    """The rows of a table, each with its step and the numbers in it."""
     if not records:
         raise ValueError(f"{path}: holds no rows; expected one per logged step")
-    names = dict.fromkeys(name for _, record in records for name in record)
-    columns = _step_columns(path, [*names], step)
-    fallback = _agrees([record for _, record in records], columns)
+    found = stepped(path, records, step)
+    text: dict[str, list[tuple[str, str]]] = {}
     rows: list[Row] = []
-    without = []
-    text: dict[str, list[str]] = {}
-    for where, record in records:
-        number = None
-        for column in columns[: 2 if fallback else 1]:
-            if _is_missing(record.get(column)):
-                continue
-            number = _whole(path, where, column, record[column])
-            break
-        if number is None:
-            without.append(where)
-            continue
-        values = {}
+    for where, at, record in found.rows:
+        values: dict[str, float] = {}
         for name, value in record.items():
-            if name in columns or name in BOOKKEEPING or name.startswith("_"):
+            plain = name.lower()
+            if plain in BOOKKEEPING | ROW_COUNTERS or name in found.columns or name[0] == "_":
                 continue
-            if _is_missing(value):
+            if missing(value):
                 continue
-            parsed = _number(value)
+            parsed = number(value, has_decimal_comma)
             if parsed is None:
-                text.setdefault(name, []).append(f"{where}: {str(value)[:30]!r}")
+                text.setdefault(name, []).append((where, str(value)))
             else:
                 values[name] = parsed
-        rows.append(Row(number, values, _time(record)))
-    if not rows:
-        raise ValueError(
-            f"{path}: no row has a number in its step column '{columns[0]}'; name the column with "
-            f"--step"
-        )
-    if without:
-        notes.append(
-            f"{path.name}: {len(without)} rows without '{columns[0]}' were not taken "
-            f"(the first: {without[0]})"
+        rows.append(Row(at, values, _time(record)))
+    rows, filled = _without_filling(rows)
+    said = [*notes, *found.notes]
+    if filled:
+        said.append(
+            f"{path.name}: NaN between the numbers of {short(filled)} was taken for empty cells: "
+            f"the table has no others, as one that pandas wrote"
         )
     if text:
-        said = [
-            f"{name} ({len(found)} value{'s' * (len(found) > 1)}, the first in {found[0]})"
-            for name, found in sorted(text.items())
-        ]
-        notes.append(f"{path.name}: not numbers, not taken: {', '.join(said)}")
-    return Part(path.name, rows, notes)
+        said.append(f"{path.name}: not numbers, not taken: {', '.join(_texts(text, len(rows)))}")
+    return Part(path.name, rows, said, planned or found.planned)
 
 
-def _step_columns(path: Path, names: Sequence[str], step: str | None) -> list[str]:
-    """The column with the training step, then one that may stand in for it."""
-    if step is not None:
-        if step not in names:
-            raise ValueError(f"{path}: no column '{step}' for the step; it has {_short(names)}")
-        return [step]
-    by_lower = {name.lower(): name for name in reversed(names)}
-    found = [by_lower[known] for known in STEP_COLUMNS if known in by_lower]
-    if not found:
-        raise ValueError(
-            f"{path}: no column for the training step; expected one of {', '.join(STEP_COLUMNS)}, "
-            f"got {_short(names)}; name it with --step"
+def _texts(text: Mapping[str, Sequence[tuple[str, str]]], num_rows: int) -> list[str]:
+    """Columns of text: 'algorithm ('grpo' throughout)', 'note (2 values, the first in …)'."""
+    said = []
+    for name, found in sorted(text.items()):
+        (where, first), num = found[0], len(found)
+        if num == num_rows and len({value for _, value in found}) == 1:
+            said.append(f"{name} ({first[:30]!r} throughout)")
+        else:
+            plural = "s" * (num > 1)
+            said.append(f"{name} ({num} value{plural}, the first in {where}: {first[:30]!r})")
+    return said
+
+
+def _without_filling(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """Without the NaN that pandas fills the empty cells of a table with.
+
+    A NaN that was logged is information. It is a filling where every cell of the table is filled,
+    most of the metric's are NaN, and numbers come again after them.
+    """
+    names = dict.fromkeys(name for row in rows for name in row.values)
+    if any(len(row.values) < len(names) for row in rows):
+        return rows, []
+    filled = []
+    for name in names:
+        is_nan = [math.isnan(row.values[name]) for row in rows]
+        if (
+            True in is_nan
+            and 2 * sum(is_nan) >= len(rows)
+            and False in is_nan[is_nan.index(True) :]
+        ):
+            filled.append(name)
+    if not filled:
+        return rows, []
+    kept = [
+        Row(
+            row.step,
+            {n: v for n, v in row.values.items() if n not in filled or not math.isnan(v)},
+            row.wall_time,
         )
-    return found
-
-
-def _agrees(records: Sequence[Record], columns: Sequence[str]) -> bool:
-    """Whether the second step column says the same wherever both speak: then it may stand in."""
-    if len(columns) < 2:
-        return False
-    both = [r for r in records if not any(_is_missing(r.get(c)) for c in columns[:2])]
-    return bool(both) and all(_number(r[columns[0]]) == _number(r[columns[1]]) for r in both)
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
-
-
-def _number(value: Any) -> float | None:
-    """A number, also one that JSON or CSV can only spell ('NaN'); None for anything else."""
-    if isinstance(value, bool):
-        return float(value)
-    if isinstance(value, int | float):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return None
-
-
-def _whole(path: Path, where: str, column: str, value: Any) -> int:
-    number = _number(value)
-    if number is None or not math.isfinite(number) or number != int(number) or number < 0:
-        raise ValueError(
-            f"{path}, {where}: '{column}' is {value!r}, expected a whole step number from 0 up; "
-            f"name another column with --step"
-        )
-    return int(number)
+        for row in rows
+    ]
+    return kept, filled
 
 
 def _time(record: Record) -> float:
     stamp = record.get("_timestamp")
     return float(stamp) if isinstance(stamp, int | float) else math.nan
-
-
-def _short(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:12])
-    return shown if len(names) <= 12 else f"{shown} and {len(names) - 12} more"

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gradlab.records import (
     RoleEvaluation,
     RoleLedger,
@@ -114,13 +117,27 @@ class Target:
     def wrong(self, value: float) -> str:
         """What is wrong with a value of this field; '' if nothing is, or it is NaN."""
         if self.name in SHARES and not -1e-9 <= value <= 1 + 1e-9 and value == value:
-            hint = "; if it is a percentage, add times: 0.01 in the map" if value <= 100 else ""
-            return f"{value:g}, expected a share between 0 and 1{hint}"
+            return f"{value:g}, expected 0 to 1"
         if self.name in POSITIVE and value < 0:
             return f"{value:g}, expected 0 or more"
         if self.name == "cosine" and abs(value) > 1 + 1e-6:
             return f"{value:g}, expected a cosine between -1 and 1"
         return ""
+
+
+def scale_hint(value_T: NDArray[np.float64]) -> str:
+    """How values that are no shares may become shares: by what a map adds and multiplies by."""
+    known = value_T[np.isfinite(value_T)]
+    lowest, highest = float(known.min()), float(known.max())
+    if lowest < 0:
+        if lowest >= -1 and highest <= 1:
+            return "; with rewards of -1 and 1 say plus: 1, times: 0.5 in a map"
+        return "; rewards are no accuracies unless a map makes them so with plus and times"
+    if highest <= 2:
+        return "; with rewards of 0 and 2 say times: 0.5 in a map"
+    if highest <= 100:
+        return "; if it is a percentage, say times: 0.01 in a map"
+    return "; a map's plus and times may make it a share"
 
 
 @dataclass(frozen=True)
@@ -130,6 +147,8 @@ class ColumnMap:
     columns: Mapping[str, tuple[Target, ...]] = field(default_factory=dict)
     times: Mapping[str, float] = field(default_factory=dict)
     """Factors for columns in other units."""
+    plus: Mapping[str, float] = field(default_factory=dict)
+    """What is added to a column, before the factor."""
     step: str | None = None
     routing: str | Mapping[str, str] | None = None
     eval_size: str | None = None
@@ -153,15 +172,20 @@ def read_map(path: Path) -> ColumnMap:
         raise ValueError(f"{path}: unknown {', '.join(unknown)}; it may hold {', '.join(KEYS)}")
     columns: dict[str, tuple[Target, ...]] = {}
     times: dict[str, float] = {}
+    plus: dict[str, float] = {}
     for column, entry in document["columns"].items():
         where = f"{path}, column '{column}'"
-        factor: Any = 1.0
+        scale: dict[str, Any] = {"plus": 0.0, "times": 1.0}
         if isinstance(entry, dict):
-            if not {"to"} <= set(entry) <= {"to", "times"}:
-                raise ValueError(f"{where}: expected 'to' and maybe 'times', got {sorted(entry)}")
-            factor, entry = entry.get("times", 1.0), entry["to"]
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
-            raise ValueError(f"{where}: times is {factor!r}, expected a number")
+            if not {"to"} <= set(entry) <= {"to", *scale}:
+                raise ValueError(
+                    f"{where}: expected 'to' and maybe 'times' and 'plus', got {sorted(entry)}"
+                )
+            scale |= {key: value for key, value in entry.items() if key != "to"}
+            entry = entry["to"]
+        for key, value in scale.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{where}: {key} is {value!r}, expected a number")
         texts = entry if isinstance(entry, list) else [entry]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(f"{where}: is {entry!r}, expected a field such as {EXAMPLES}")
@@ -169,7 +193,8 @@ def read_map(path: Path) -> ColumnMap:
             columns[str(column)] = tuple(Target.parse(text) for text in texts)
         except ValueError as error:
             raise ValueError(f"{where}: {error}") from None
-        times[str(column)] = float(factor)
+        times[str(column)] = float(scale["times"])
+        plus[str(column)] = float(scale["plus"])
     twice = [target for targets in columns.values() for target in targets]
     for target in twice:
         if twice.count(target) > 1:
@@ -179,6 +204,7 @@ def read_map(path: Path) -> ColumnMap:
     return ColumnMap(
         columns,
         times,
+        plus,
         document.get("step"),
         _routing(path, document.get("routing")),
         None if size is None else str(size),

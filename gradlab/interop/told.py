@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from textwrap import wrap
 
@@ -10,6 +9,8 @@ from gradlab.interop.importing import Imported
 from gradlab.interop.matching import NO_FIELD
 
 WIDTH = 100
+IN_FULL = 3
+"""Metrics of one group that are given by name."""
 
 
 def told(imported: Imported) -> Iterator[str]:
@@ -30,8 +31,13 @@ def told(imported: Imported) -> Iterator[str]:
         yield from _wrapped(f"Not taken: {metric} ({why})")
     without = [m for m, why in matched.refused.items() if why == NO_FIELD]
     if without:
-        groups = Counter(name.rpartition("/")[0] or name for name in without)
-        shown = [f"{group}/… ({n})" if n > 1 else group for group, n in groups.items()]
+        groups: dict[str, list[str]] = {}
+        for name in without:
+            groups.setdefault(name.partition("/")[0] if "/" in name else name, []).append(name)
+        shown = [
+            f"{group}/… ({len(names)})" if len(names) > IN_FULL else ", ".join(names)
+            for group, names in groups.items()
+        ]
         yield from _wrapped(
             f"Not taken, {len(without)} metrics without a field here: {', '.join(shown)}"
         )
