@@ -490,7 +490,7 @@ def test_an_unwritable_out_is_told(small_config: SmallConfig, tmp_path: Path) ->
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.json; there is no run to continue"):
+    with pytest.raises(ValueError, match=r"holds no config\.json; expected the directory"):
         train(TrainConfig(out=tmp_path / "nowhere", resume=True))
 
 
