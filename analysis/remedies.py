@@ -15,13 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.commands import checkpoint_before, command, flags, options_for, run_directory
-from analysis.findings import DROPS, Cause, Finding, Remedy, SignalVerdict
+from analysis.findings import Cause, Finding, Remedy, SignalVerdict
+from analysis.showing import FALLS
 from analysis.signals import aligned
 from analysis.vocabulary import GRADLAB, PLAIN, Action, phrase, trainer_of
 from gradlab.store import Run
-
-FALLS = (*DROPS, "cliff", "fall", "decay", "small loss", "slow decay", "unresolved drop")
-"""Kinds of finding that say that accuracy fell."""
 
 TITLES: dict[Action, str] = {
     "lower rate": "Halve the learning rate",
@@ -130,6 +128,8 @@ BY_SIGNAL: dict[str, tuple[Action, str]] = {
 }
 """For a signal that rose before the drop, or fell if it is one of `BAD_WHEN_LOWER`."""
 
+DESCRIBES = ("amplification", "path amplification", "dominance")
+"""Findings that describe a run, not what went wrong in it: their remedies come last."""
 BAD_WHEN_LOWER = frozenset({"entropy"})
 FOLLOWS_FROM_FAILING: frozenset[Action] = frozenset({"more samples", "check sync"})
 """No first remedy of a fall: groups without spread are what a fall looks like, and more answers per
@@ -161,7 +161,8 @@ def remedies(
         # Nothing else may come first: what cannot be pasted, or repeats the fall.
         wanted.sort(key=lambda w: w.action in FOLLOWS_FROM_FAILING)
     suspects = [(cause.kind, cause.subject) for cause in causes]
-    for finding in sorted(findings, key=lambda f: _rank((f.kind, f.subject), suspects)):
+    ranks = {id(f): (_rank((f.kind, f.subject), suspects), f.kind in DESCRIBES) for f in findings}
+    for finding in sorted(findings, key=lambda f: ranks[id(f)]):
         # More steps for a parallel role are the usual set-up while nothing fails.
         if failed or finding.kind != "path amplification":
             wanted += _by_finding(run, finding)

@@ -249,16 +249,17 @@ def _first_step(diagnosis: Diagnosis, start: str) -> int:
 
 def _confirm(path: Path, run: Run, diagnosis: Diagnosis) -> None:
     """Run the replay that the diagnosis asks for."""
-    from analysis.confirm import propose
-    from gradlab.checkpoints import continuable
+    from analysis.commands import run_directory
+    from analysis.confirm import SEEDS, announced, propose, start_of
     from trainers.replay import make_plan, starting_step
 
     found = propose(run, diagnosis)
-    _note(f"to test: {found.why}")
-    early, late = found.at_most
-    at_most = early if min(continuable(path), default=late) <= early else late
-    steps = found.until - starting_step(path, at_most)
-    plan = make_plan(path, (found.change,), at_most=at_most, steps=steps)
+    path = run_directory(run) or path
+    start = start_of(run, found) or starting_step(path, found.at_most[1])
+    _note(announced(run, found))
+    plan = make_plan(
+        path, (found.change,), at_most=start, steps=found.until - start, num_seeds=SEEDS
+    )
     _run_replay(plan, {"kind": found.kind, "subject": found.subject})
 
 
