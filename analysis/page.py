@@ -39,11 +39,11 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
     chosen = _plotted(diagnosis)
     moved_plot = ""
     if chosen:
-        caption = "Dashed: when the signal left its level. " + (
-            "Shaded: when accuracy began to fall."
-            if fall_of(diagnosis)
-            else "Accuracy did not fall, so nothing leads to a drop."
-        )
+        caption = "Dashed: when the signal left its level."
+        if fall_of(diagnosis):
+            caption += " Shaded: when accuracy began to fall."
+        elif diagnosis.status in ("healthy", "unfinished"):
+            caption += " Accuracy did not fall, so nothing leads to a drop."
         moved_plot = _figure(plots.moved_svg(diagnosis, run, collect(run), chosen), caption)
     roles_plot = ""
     if len(run.steps) > 1:
@@ -53,11 +53,13 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
         if diagnosis.of_kind("capture"):
             captions.append("Dashed vertical: when the capture began.")
         roles_plot = _figure(plots.roles_svg(diagnosis, run), " ".join(captions))
+    shown_levels = tiles(diagnosis, run)
     body = "\n".join(
         (
             header(diagnosis, run),
-            tiles(diagnosis, run),
+            shown_levels,
             accuracy_plot,
+            glossary(diagnosis.verdict + diagnosis.confidence + shown_levels),
             _section("What moved", (moved_plot or _NOTHING_MOVED) + _candidate_list(diagnosis)),
             _section("The roles", roles_plot),
             _section("What was said", _said(transcripts(run, diagnosis))),
@@ -251,7 +253,7 @@ def _all_signals(diagnosis: Diagnosis) -> str:
 def _details(diagnosis: Diagnosis, run: Run) -> str:
     def folded(title: str, content: object) -> str:
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>"
+        return _folded(title, f"<pre>{escape(text)}</pre>")
 
     return (
         folded("Configuration", dict(run.meta.config))

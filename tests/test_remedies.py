@@ -282,3 +282,28 @@ def test_every_action_has_a_title_and_words() -> None:
     assert TITLES.keys() - PLAIN.keys() == {"mask cut"}
     assert PLAIN.keys() >= OF_ROLES
     assert all("{value}" not in PLAIN[a] or a in UNKNOWN_VALUE for a in PLAIN)
+
+
+def test_a_log_of_trl_whose_responses_reach_the_limit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the log to what is told: imported, diagnosed, printed."""
+    from gradlab.cli import main
+
+    rows = [
+        {
+            "step": step, "loss": 0.0, "grad_norm": 0.3, "learning_rate": 8e-6, "reward": 0.5,
+            "reward_std": 0.5, "kl": 0.01, "completions/clipped_ratio": 0.1 if step <= 60 else 1.0,
+            "completions/mean_length": 300 if step <= 60 else 512,
+        }
+        for step in range(1, 121)
+    ]  # fmt: skip
+    log = tmp_path / "trainer_state.json"
+    log.write_text(json.dumps({"global_step": 120, "max_steps": 120, "log_history": rows}))
+    assert main(["import", str(log), "--out", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert main(["diagnose", str(tmp_path / "run"), "--no-page"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "max_completion_length=1024" in told
+    assert "beta: 0.05" in told
+    assert "--" not in told[told.index("To try next") :].partition("Not judged")[0]
