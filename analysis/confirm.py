@@ -7,16 +7,27 @@ which would hold the role in every respect.
 
 from __future__ import annotations
 
+import math
 import re
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
 
-from analysis.cliff import FallTest
+from analysis.commands import checkpoint_before, run_directory
 from analysis.findings import Cause, Diagnosis
+from analysis.showing import fall_of
 from gradlab.store import Run
 
 STILL_OPEN = ("preceded by", "consistent with")
+
+
+SEEDS = 3
+"""Per arm: fewer give no verdict."""
+AFTER = 2
+"""Evaluations after the one at which most of the fall has happened."""
+MOST = 0.75
+"""Share of the fall."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +44,27 @@ class Proposal:
     """Latest step of the checkpoint to begin with: before the suspect, if there is one; else before
     the drop."""
     until: int
-    """Step at which the drop is complete and was evaluated a few times."""
+    """Step at which most of the drop has happened and was evaluated a few times."""
 
 
-def propose(run: Run, diagnosis: Diagnosis, cliff: FallTest | None = None) -> Proposal:
+def propose(run: Run, diagnosis: Diagnosis) -> Proposal:
     """The cheapest decisive replay: of the first suspect that can be tested by one change.
 
     Raises ValueError for a run without a drop, or with nothing left to test.
     """
-    drop = (cliff or FallTest()).measure_run(run)
-    if drop.onset is None:
+    fall = fall_of(diagnosis)
+    if fall is None or fall.onset is None:
         raise ValueError(
             f"{diagnosis.name}: there is no drop to explain ({diagnosis.status}); replay what you "
             "like with: gradlab replay RUN --from STEP --with …"
         )
-    late = run.evaluations().step_E
-    late = late[late >= drop.end_step]
-    until = int(late[min(2, len(late) - 1)])
+    onset, until = fall.onset, settled(run, diagnosis)
     tested = []
     for cause in diagnosis.causes:
         change = change_for(cause, run)
         if change and cause.words in STILL_OPEN:
             why = f"accuracy fell after {cause.name} (step {cause.onset.step}): {cause.words}"
-            at_most = min(cause.onset.lower, drop.onset.lower), drop.onset.lower
+            at_most = min(cause.onset.lower, onset.lower), onset.lower
             return Proposal(cause.kind, subject_of(cause, change), change, why, at_most, until)
         if cause.words not in STILL_OPEN:
             tested.append(cause)
@@ -64,14 +73,69 @@ def propose(run: Run, diagnosis: Diagnosis, cliff: FallTest | None = None) -> Pr
             f"{diagnosis.name}: {tested[0].name} is {tested[0].words}; the other suspects have no "
             "single change that would test them. Repeat with more seeds: gradlab replay"
         )
-    return Proposal(
-        "step length",
-        "",
-        "lr:0.5",
-        "no suspect was found; steps that are too long leave the fewest traces",
-        (drop.onset.lower, drop.onset.lower),
-        until,
+    why = "no suspect was found; steps that are too long leave the fewest traces"
+    if diagnosis.causes:
+        why = (
+            f"no single change takes away {diagnosis.causes[0].name}; steps that are too long "
+            "leave the fewest traces"
+        )
+    return Proposal("step length", "", "lr:0.5", why, (onset.lower, onset.lower), until)
+
+
+def settled(run: Run, diagnosis: Diagnosis) -> int:
+    """Step of the second evaluation after most of the fall, or the last one."""
+    fall, accuracy = fall_of(diagnosis), diagnosis.accuracy
+    steps = run.evaluations().step_E
+    assert fall is not None
+    assert fall.onset is not None
+    low = accuracy.peak - MOST * (accuracy.peak - accuracy.terminal)
+    rates = run.evaluations().accuracy().value_T
+    late = np.flatnonzero((steps > fall.onset.step) & (rates <= low))
+    first = int(late[0]) if len(late) else len(steps) - 1
+    return int(steps[min(first + AFTER, len(steps) - 1)])
+
+
+def start_of(run: Run, found: Proposal) -> int | None:
+    """Step of the checkpoint that the replay begins with; None where no early one is left."""
+    folder = run_directory(run)
+    return (checkpoint_before(folder, *found.at_most) or None) if folder else None
+
+
+def announced(run: Run, found: Proposal) -> str:
+    """What `gradlab diagnose RUN --confirm` does, in a sentence; '' where it cannot."""
+    start, config = start_of(run, found), run.meta.config
+    if start is None or start >= found.until:
+        return ""
+    own = config.get("replay_seed")
+    first = int(config.get("seed", 0) if own is None else own)
+    seeds = ", ".join(str(first + i) for i in range(SEEDS))
+    folder = run_directory(run)
+    step = np.nanmedian(run.run_metric("step_seconds").value_T)
+    spent = run.run_metric("eval_seconds").value_T
+    seconds = float(step + np.nansum(spent) / max(len(spent), 1))
+    total = 2 * SEEDS * (found.until - start) * seconds
+    how_long = f"{max(total, 1):.0f} s" if total < 120 else f"{total / 60:.0f} min"
+    pace = f", about {how_long} at the run's own pace" if math.isfinite(total) else ""
+    return (
+        f"gradlab diagnose {shlex.quote(str(folder))} --confirm trains steps {start + 1} to "
+        f"{found.until} {2 * SEEDS} times, from the checkpoint of step {start}: with seeds {seeds} "
+        f"as the run was, and with each of them once more with {meaning(found.change)}{pace}. "
+        f"Why that: {found.why}. It then compares where accuracy ends, and diagnoses again."
     )
+
+
+def meaning(change: str) -> str:
+    """A change in words."""
+    name, role = without_value(change).partition(":")[::2]
+    value = re.split(r"[:=]", change)[-1]
+    words = {
+        "lr": f"{value} times the learning rate, at every step",
+        "entropy": f"an entropy bonus of {value}",
+        "clip": f"gradients clipped at {value}",
+        "max-share": f"{role}'s share of the gradient capped at {value}",
+        "kl-anchor": f"a KL anchor of {value} on {role}",
+    }
+    return f"{words[name]} (--with {change})" if name in words else f"--with {change}"
 
 
 def suspect_of(run: Run, diagnosis: Diagnosis, changes: tuple[str, ...]) -> dict[str, str]:

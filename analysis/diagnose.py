@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import cast
 
 import numpy as np
 
 from analysis.accuracy import AccuracySeries, outcome_of
-from analysis.detect import Detected, Detectors, detect
+from analysis.commands import checkpoint_before, run_directory
+from analysis.detect import Detectors, detect
 from analysis.fall import MOVED, Fall
-from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Remedy, SignalVerdict, Status
-from analysis.remedies import remedies_for
+from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Status
+from analysis.remedies import remedies
 from analysis.replayed import read_replays
 from analysis.scan import FEW
 from analysis.signals import collect
@@ -59,7 +59,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         candidates(drop, causes),
         causes,
         _explanation(run, drop, causes),
-        _remedies(run, found, verdicts, causes),
+        remedies(run, findings, verdicts, causes),
         (
             *unjudged(run, drop, signals, detectors),
             *found.not_judged,
@@ -72,7 +72,8 @@ def _explanation(run: Run, drop: Fall, causes: tuple[Cause, ...]) -> str:
     """How far the evidence on suspects goes."""
     if drop.onset is None:
         return ""
-    can_replay = _checkpoint(run.path.resolve().parent, drop.onset.lower) is not None
+    folder = run_directory(run)
+    can_replay = folder is not None and checkpoint_before(folder, drop.onset.lower) > 0
     return separation(causes, can_replay=can_replay)
 
 
@@ -88,27 +89,6 @@ def _settings(detectors: Detectors) -> dict[str, float | int | str]:
         "order: probability": detectors.order.min_probability,
         "order: longest lead (steps)": detectors.order.max_lead,
     }
-
-
-def _remedies(
-    run: Run, found: Detected, verdicts: tuple[SignalVerdict, ...], causes: tuple[Cause, ...]
-) -> tuple[Remedy, ...]:
-    """What to change, the first suspect first; more steps for the parallel role are the usual
-    set-up while nothing fails."""
-    failed = (*found.drops, *found.of_kind("role breakdown"))
-    to_remedy = tuple(f for f in found.findings if failed or f.kind != "path amplification")
-    suspects = [(cause.kind, cause.subject) for cause in causes]
-    to_remedy = tuple(sorted(to_remedy, key=lambda f: _rank((f.kind, f.subject), suspects)))
-    onsets = [f.onset.step for f in (*failed, *found.of_kind("capture")) if f.onset]
-    when = onsets[0] if onsets else None
-    checkpoint = None if when is None else _checkpoint(run.path.resolve().parent, when)
-    roles = [{agent.role for agent in policy.agents} for policy in run.policies]
-    shares = {role: f"{1 / len(together):.2g}" for together in roles for role in together}
-    return remedies_for(to_remedy, verdicts, _learning_rate(run, when), checkpoint, shares)
-
-
-def _rank(one: tuple[str, str], suspects: list[tuple[str, str]]) -> int:
-    return suspects.index(one) if one in suspects else len(suspects)
 
 
 def _status(drop: Fall, broken: list[Finding], *, is_finished: bool) -> Status:
@@ -175,31 +155,3 @@ def _name(run: Run) -> str:
     """Of the run's directory, or of a store on its own."""
     path = run.path.resolve()
     return path.parent.name if path.name == RUN_ZARR else path.stem
-
-
-def _learning_rate(run: Run, when: int | None) -> float:
-    """In force after step `when` (None: at the end), the highest of the policies; NaN if unknown.
-
-    The highest of the whole run would not do: with a schedule, or a rise after the fall, half of it
-    may be more than what the run fell at.
-    """
-    rates = []
-    for policy in run.policies:
-        signal = run.update_metric("learning_rate", policy.name)
-        value = np.asarray(signal.value_T, dtype=np.float64)
-        used = np.isfinite(value) & (value > 0)
-        if when is not None:
-            used &= signal.step_T <= when
-        if used.any():
-            rates.append(float(value[used][-1]))
-    return max(rates, default=math.nan)
-
-
-def _checkpoint(run: Path, step: int) -> str | None:
-    """Name of the newest whole checkpoint from step `step` or before; None if the run has none."""
-    steps = {
-        int(path.parent.name.removeprefix("step-")): path.parent.name
-        for path in (run / "checkpoints").glob("step-*/checkpoint.json")
-        if path.parent.name.removeprefix("step-").isdecimal()
-    }
-    return steps[max(early)] if (early := [at for at in steps if at <= step]) else None

@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.findings import Diagnosis, Finding, SignalVerdict, percent
-from analysis.showing import color_of, moved, number
+from analysis.confirm import announced, propose
+from analysis.findings import Diagnosis, Finding, SignalVerdict
+from analysis.glossary import glossary
+from analysis.page_head import header, tiles
+from analysis.showing import HELD_OUT, color_of, fall_of, moved, number
 from analysis.signals import collect
 from analysis.transcripts import Lost, Said, Transcripts, transcripts
+from gradlab.disk import put
 from gradlab.palette import role_color
 from gradlab.store import Run
 
@@ -29,17 +33,17 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
     accuracy_plot = ""
     if diagnosis.accuracy.num_evaluations > 1:
         caption = _accuracy_caption(diagnosis)
-        if diagnosis.drops:
+        if fall_of(diagnosis):
             caption += " Shaded: when the fall began."
         accuracy_plot = _figure(plots.accuracy_svg(diagnosis, run), caption)
     chosen = _plotted(diagnosis)
     moved_plot = ""
     if chosen:
-        caption = "Dashed: when the signal left its level. " + (
-            "Shaded: when accuracy began to fall."
-            if diagnosis.drops
-            else "Accuracy did not fall, so nothing leads to a drop."
-        )
+        caption = "Dashed: when the signal left its level."
+        if fall_of(diagnosis):
+            caption += " Shaded: when accuracy began to fall."
+        elif diagnosis.status in ("healthy", "unfinished"):
+            caption += " Accuracy did not fall, so nothing leads to a drop."
         moved_plot = _figure(plots.moved_svg(diagnosis, run, collect(run), chosen), caption)
     roles_plot = ""
     if len(run.steps) > 1:
@@ -49,16 +53,18 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
         if diagnosis.of_kind("capture"):
             captions.append("Dashed vertical: when the capture began.")
         roles_plot = _figure(plots.roles_svg(diagnosis, run), " ".join(captions))
+    shown_levels = tiles(diagnosis, run)
     body = "\n".join(
         (
-            _header(diagnosis, run),
-            _tiles(diagnosis),
+            header(diagnosis, run),
+            shown_levels,
             accuracy_plot,
+            glossary(diagnosis.verdict + diagnosis.confidence + shown_levels),
             _section("What moved", (moved_plot or _NOTHING_MOVED) + _candidate_list(diagnosis)),
             _section("The roles", roles_plot),
             _section("What was said", _said(transcripts(run, diagnosis))),
             _section("Findings", "".join(_finding_card(f) for f in diagnosis.findings)),
-            _section("To try next", _remedy_table(diagnosis)),
+            _section("To try next", _remedy_table(diagnosis) + _replay_card(run, diagnosis)),
             _folded(f"Not judged ({len(diagnosis.not_judged)})", _open_questions(diagnosis)),
             _folded(f"Every signal ({len(diagnosis.signals)})", _all_signals(diagnosis)),
             _details(diagnosis, run),
@@ -72,7 +78,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
         f"<style>{style}</style></head><body><main>\n{body}\n</main></body></html>\n"
     )
     path = Path(path)
-    path.write_text(page, encoding="utf-8")
+    put(path, page.encode(), durable=True)  # a page that is there is a whole one
     return path
 
 
@@ -82,12 +88,15 @@ def _knows_loss(run: Run) -> bool:
 
 def _accuracy_caption(diagnosis: Diagnosis) -> str:
     accuracy = diagnosis.accuracy
+    outcome = accuracy.outcome.capitalize()
+    if accuracy.outcome != HELD_OUT:
+        return f"{outcome}, in place of held-out accuracy, which was not recorded."
     if not accuracy.num_samples:
-        return "Held-out accuracy; the number of answers is unknown, so there is no interval."
+        return f"{outcome}; the number of answers is unknown, so there is no interval."
     of = f"{accuracy.num_problems} problems"
     if not accuracy.num_problems:
         of = f"{accuracy.num_samples} answers"
-    return f"Held-out accuracy on {of}; band: 95 % sampling interval of each evaluation."
+    return f"{outcome} on {of}; band: 95 % sampling interval of each evaluation."
 
 
 def _plotted(diagnosis: Diagnosis) -> list[SignalVerdict]:
@@ -98,69 +107,31 @@ def _plotted(diagnosis: Diagnosis) -> list[SignalVerdict]:
     return list(first.values())[:PLOTTED]
 
 
-def _header(diagnosis: Diagnosis, run: Run) -> str:
-    meta = run.meta
-    steps = f"{len(run.steps)} steps" + (
-        "" if run.closed else ", not finished" if run.until is None else ", later ones left out"
-    )
-    routing = ", ".join(f"{role} → {policy}" for role, policy in meta.routing.items())
-    kind = diagnosis.status.split()[0]
-    return (
-        f"<header><h1>{escape(diagnosis.name)}</h1>"
-        f"<p>{escape(meta.workflow)} on {escape(meta.task)} with {escape(meta.model)} · {steps} "
-        f"· {escape(routing)}</p></header>"
-        f'<section class="card verdict {kind}"><p class="say">{escape(diagnosis.verdict)}</p>'
-        f'<p class="sure">Confidence: {escape(diagnosis.confidence)}.</p></section>'
-    )
-
-
-def _tiles(diagnosis: Diagnosis) -> str:
-    accuracy = diagnosis.accuracy
-    if not accuracy.num_evaluations:
-        return ""
-    tiles = [
-        (percent(accuracy.base), "base model"),
-        (percent(accuracy.peak), f"best level, around step {accuracy.peak_step}"),
-        (percent(accuracy.terminal), "at the end"),
-    ]
-    drops = diagnosis.drops
-    if drops:
-        tiles.append(
-            (f"−{100 * drops[0].strength:.0f} points", "drop as fitted, from just before it")
-        )
-    if math.isfinite(accuracy.detectable_drop):
-        tiles.append(
-            (f"{100 * accuracy.detectable_drop:.0f} points", "smallest drop this run would show")
-        )
-    cells = "".join(
-        f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
-        for value, name in tiles
-    )
-    return f'<div class="tiles">{cells}</div>'
-
-
 def _figure(svg: str, caption: str) -> str:
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
     return f"<figure>{svg}{text}</figure>"
 
 
 def _section(title: str, content: str) -> str:
-    return f"<h2>{escape(title)}</h2>{content}" if content else ""
+    return f"<h2>{escape(title)}</h2>{content}{glossary(content)}" if content else ""
 
 
 def _folded(title: str, content: str) -> str:
     if not content:
         return ""
-    return f"<details><summary>{escape(title)}</summary>{content}</details>"
+    return f"<details><summary>{escape(title)}</summary>{content}{glossary(content)}</details>"
 
 
 def _said(found: Transcripts | None) -> str:
     """Lost problems, each with what every agent said before and after, side by side."""
     if found is None or not found.lost:
         return ""
+    num = found.num_lost
+    lost = "1 held-out episode is solved" if num == 1 else f"{num} held-out episodes are solved"
     intro = (
-        f"<p>{found.num_lost} held-out episodes were solved at step {found.before_step} and are "
-        f"not at step {found.after_step}. Who speaks last comes first.</p>"
+        f"<p>Step {found.before_step} is the last evaluation before the fall, step "
+        f"{found.after_step} the first at which half of it had happened. {lost} at the one and not "
+        "at the other. Who speaks last comes first.</p>"
     )
     return intro + "".join(_lost_card(lost, found) for lost in found.lost)
 
@@ -218,10 +189,23 @@ def _finding_card(finding: Finding) -> str:
 
 
 def _remedy_table(diagnosis: Diagnosis) -> str:
-    return _plain_table(
-        (remedy.title, escape(remedy.reason), f"<code>{escape(remedy.option)}</code>")
+    items = "".join(
+        f"<li><b>{escape(remedy.title)}</b>: {escape(remedy.reason)}."
+        f"<pre>{escape(remedy.option)}</pre></li>"
         for remedy in diagnosis.remedies
     )
+    return f'<div class="card"><ol class="remedies">{items}</ol></div>' if items else ""
+
+
+def _replay_card(run: Run, diagnosis: Diagnosis) -> str:
+    """What --confirm would do; nothing where there is nothing to confirm."""
+    if run.until is not None or fall_of(diagnosis) is None:
+        return ""
+    try:
+        text = announced(run, propose(run, diagnosis))
+    except ValueError:  # everything is tested already
+        return ""
+    return f'<div class="card"><b>To test it</b>: {escape(text)}</div>' if text else ""
 
 
 def _open_questions(diagnosis: Diagnosis) -> str:
@@ -269,7 +253,7 @@ def _all_signals(diagnosis: Diagnosis) -> str:
 def _details(diagnosis: Diagnosis, run: Run) -> str:
     def folded(title: str, content: object) -> str:
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        return f"<details><summary>{title}</summary><pre>{escape(text)}</pre></details>"
+        return _folded(title, f"<pre>{escape(text)}</pre>")
 
     return (
         folded("Configuration", dict(run.meta.config))

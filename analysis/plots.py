@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.accuracy import AccuracySeries, rates_alone, wilson
 from analysis.findings import Diagnosis, Onset, SignalVerdict
+from analysis.showing import HELD_OUT, fall_of
 from analysis.signals import Measured, aligned, learners
 from gradlab.palette import role_color
 from gradlab.store import Run
@@ -31,6 +32,7 @@ MAX_POINTS = 800
 """Points of a line; longer series are averaged, a page has to stay small."""
 
 INK, SOFT, GRID, FALL = "#1d2433", "#5b6475", "#e8ebf1", "#c2410c"
+BLUE = "#0072B2"
 STYLE: dict[str, Any] = {
     "font.size": 11,
     "font.family": "DejaVu Sans",
@@ -56,36 +58,61 @@ STYLE: dict[str, Any] = {
 
 
 def accuracy_svg(diagnosis: Diagnosis, run: Run) -> str:
-    """Held-out accuracy with its sampling interval, base, peak, levels and the onset.
+    """The outcome that was judged: base, best level, level at the end and the onset.
 
-    Rates whose number of answers is unknown have no interval.
+    Evaluations have their sampling interval, where the number of answers is known.
     """
-    series = AccuracySeries.of(run)
+    accuracy, outcome = diagnosis.accuracy, diagnosis.accuracy.outcome
+    scale = 1 if outcome.endswith("reward") else 100
     with _figure(9.6, 3.6) as (figure, svg):
         axes = figure.subplots()
-        alone = rates_alone(run)
-        axes.plot(alone.step_T, 100 * alone.value_T, color="#0072B2", lw=2, marker="o", ms=3.5)
-        step_E, rate_E = series.step_T, series.rate_T
-        low_E, high_E = wilson(series.correct_T, series.trials_T)
-        axes.fill_between(step_E, 100 * low_E, 100 * high_E, color="#0072B2", alpha=0.13, lw=0)
-        axes.plot(step_E, 100 * rate_E, color="#0072B2", lw=2, marker="o", ms=3.5)
-        accuracy = diagnosis.accuracy
-        axes.axhline(100 * accuracy.base, color=SOFT, lw=1, ls=(0, (2, 3)))
-        _label(axes, 100 * accuracy.base, "base", SOFT)
-        axes.axhline(100 * accuracy.peak, color="#0f766e", lw=1, ls=(0, (5, 3)))
-        _label(axes, 100 * accuracy.peak, "best level", "#0f766e")
-        drops = diagnosis.drops
-        if drops and drops[0].onset:
-            _mark(axes, drops[0].onset, "fall begins")
-            axes.axhline(100 * accuracy.terminal, color=FALL, lw=1, ls=(0, (5, 3)))
+        if outcome == HELD_OUT:
+            _evaluations(axes, run)
+            known = run.evaluations().step_E
+        else:
+            known = run.steps
+            _line(axes, known, scale * training_outcome(run, outcome), BLUE)
+        is_base = not len(known) or int(known[0]) == 0
+        axes.axhline(scale * accuracy.base, color=SOFT, lw=1, ls=(0, (2, 3)))
+        _label(axes, scale * accuracy.base, "base" if is_base else "first", SOFT)
+        axes.axhline(scale * accuracy.peak, color="#0f766e", lw=1, ls=(0, (5, 3)))
+        _label(axes, scale * accuracy.peak, "best level", "#0f766e")
+        fall = fall_of(diagnosis)
+        if fall and fall.onset:
+            _mark(axes, fall.onset, "fall begins")
+            axes.axhline(scale * accuracy.terminal, color=FALL, lw=1, ls=(0, (5, 3)))
             if accuracy.peak - accuracy.terminal > 0.05 < abs(accuracy.base - accuracy.terminal):
-                _label(axes, 100 * accuracy.terminal, "at the end", FALL)
-        axes.set_ylabel("held-out accuracy (%)")
+                _label(axes, scale * accuracy.terminal, "at the end", FALL)
+        axes.set_ylabel(f"{outcome} (%)" if scale == 100 else outcome)
         axes.set_xlabel("training step")
         axes.margins(x=0.015)
-        bottom, top = axes.get_ylim()
-        axes.set_ylim(max(0.0, bottom), min(100.0, top + 4))
+        if scale == 100:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(max(0.0, bottom), min(100.0, top + 4))
     return svg[0]
+
+
+def _evaluations(axes: Axes, run: Run) -> None:
+    """Held-out accuracy in percent, its interval beside it."""
+    series, alone = AccuracySeries.of(run), rates_alone(run)
+    axes.plot(alone.step_T, 100 * alone.value_T, color=BLUE, lw=2, marker="o", ms=3.5)
+    low_E, high_E = wilson(series.correct_T, series.trials_T)
+    axes.fill_between(series.step_T, 100 * low_E, 100 * high_E, color=BLUE, alpha=0.13, lw=0)
+    axes.plot(series.step_T, 100 * series.rate_T, color=BLUE, lw=2, marker="o", ms=3.5)
+
+
+def training_outcome(run: Run, outcome: str) -> Floats:
+    """[T] what stands in for held-out accuracy; the mean over roles where a run has no own."""
+    name = "reward_mean" if outcome.endswith("reward") else "accuracy"
+    of_run = aligned(run.steps, run.run_metric(name))
+    if np.isfinite(of_run).any():
+        return of_run
+    of_role = "reward_mean" if outcome.endswith("reward") else "outcome_accuracy"
+    values = np.array([aligned(run.steps, run.ledger(of_role, role)) for role in run.roles])
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    mean: Floats = np.where(known.any(axis=0), total / np.maximum(known.sum(axis=0), 1), math.nan)
+    return mean
 
 
 def moved_svg(
@@ -93,7 +120,7 @@ def moved_svg(
 ) -> str:
     """The chosen signals above one another, on the steps of the run."""
     by_key = {signal.key: signal for signal in signals}
-    drops = diagnosis.drops
+    fall = fall_of(diagnosis)
     with _figure(9.6, 0.5 + 1.75 * len(chosen)) as (figure, svg):
         all_axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
         for axes, verdict in zip(all_axes, chosen, strict=True):
@@ -102,12 +129,12 @@ def moved_svg(
             _line(axes, run.steps, signal.value_T, color)
             if signal.kind.scale == "log" and np.nanmin(signal.value_T) > 0:
                 _log_axis(axes)
-            if drops and drops[0].onset:
-                _mark(axes, drops[0].onset, "")
+            if fall and fall.onset:
+                _mark(axes, fall.onset, "")
             if verdict.onset:
                 axes.axvline(verdict.onset.step, color=color, lw=1.2, ls=(0, (4, 2)))
             unit = f" ({verdict.unit})" if verdict.unit not in ("1", "") else ""
-            order = f": {verdict.order}" if drops else ""
+            order = f": {verdict.order}" if fall else ""
             axes.set_title(f"{verdict.title}{unit}{order}")
             axes.margins(x=0.015)
         all_axes[-1].set_xlabel("training step")

@@ -1,4 +1,4 @@
-"""What the text and the page of a diagnosis share: which signals are shown, colours, numbers."""
+"""What the text and the page of a diagnosis share: the fall, signals shown, colours, numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,14 @@ import numpy as np
 
 from analysis.findings import DROPS, Diagnosis, Finding, SignalVerdict
 from gradlab.palette import GREY, role_color
+
+
+def fall_of(diagnosis: Diagnosis) -> Finding | None:
+    """The finding that says that accuracy fell, with its onset."""
+    return next((f for f in diagnosis.findings if f.kind in DROPS and f.onset), None)
+
+
+HELD_OUT = "held-out accuracy"
 
 
 def moved(diagnosis: Diagnosis) -> list[SignalVerdict]:

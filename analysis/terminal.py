@@ -39,7 +39,7 @@ WIDE = 100
 
 def print_text(diagnosis: Diagnosis, console: Console) -> None:
     """The diagnosis on one screen, verdict first."""
-    style = STATUS_STYLE[diagnosis.status]
+    style = STATUS_STYLE.get(diagnosis.status, "red")
     say = Text(diagnosis.verdict, style="bold")
     say.append(f"\nConfidence: {diagnosis.confidence}.", style="not bold dim")
     title = f"{diagnosis.name}: {status_in_words(diagnosis)}"
@@ -57,11 +57,14 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
         console.print(_signal_table(changed, is_narrow=console.width < WIDE))
     _print_causes(diagnosis, console)
     if diagnosis.remedies:
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        for remedy in diagnosis.remedies[:3]:
-            table.add_row(Text(remedy.title, style="bold"), Text(remedy.option, style="cyan"))
         console.print(Text("To try next", style="bold"))
-        console.print(Padding(table, (0, 0, 0, 2)))
+        for remedy in diagnosis.remedies[:3]:
+            console.print(Text(f"  {remedy.title}", style="bold"))
+            is_command = remedy.option.startswith("gradlab ")  # to be pasted, however long
+            option = Text(remedy.option, style="cyan")
+            console.print(
+                option if is_command else Padding(option, (0, 0, 0, 4)), soft_wrap=is_command
+            )
     for question in diagnosis.not_judged[:MAX_OPEN]:
         console.print(Text(f"Not judged: {question.what} ({question.why}).", style="yellow"))
     if len(diagnosis.not_judged) > MAX_OPEN:

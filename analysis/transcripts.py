@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analysis.findings import Diagnosis
+from analysis.showing import fall_of
 from gradlab.store import Run
 
 SHOWN = 3
@@ -59,7 +58,7 @@ class Lost:
 
 @dataclass(frozen=True)
 class Transcripts:
-    """Lost problems at two evaluations."""
+    """Lost problems at two evaluations, before and after the fall."""
 
     before_step: int
     after_step: int
@@ -69,20 +68,15 @@ class Transcripts:
 
 
 def transcripts(run: Run, diagnosis: Diagnosis) -> Transcripts | None:
-    """The best evaluation before the drop against the last one; None without drop or episodes."""
-    drops = diagnosis.drops
-    onset = drops[0].onset if drops else None
-    evaluations = run.evaluations()
-    if onset is None or len(evaluations.step_E) < 2:
+    """The last evaluation before the drop against the first after it, on the same problems; None
+    without a drop or episodes."""
+    steps = around(run, diagnosis)
+    if steps is None:
         return None
-    accuracy_E = evaluations.accuracy().value_T
-    early_E = np.where(evaluations.step_E <= onset.step, accuracy_E, -np.inf)
-    steps = int(evaluations.step_E[int(np.nanargmax(early_E))]), int(evaluations.step_E[-1])
     folder = run.path.parent / "episodes"  # beside the store
-    episodes = [read(folder / f"eval-{step:06d}.jsonl.gz") for step in steps]
-    if steps[0] == steps[1] or not all(episodes):
+    before, after = (read(folder / f"eval-{step:06d}.jsonl.gz") for step in steps)
+    if not before or not after:
         return None
-    before, after = episodes
     lost = [
         key
         for key, episode in before.items()
@@ -95,6 +89,26 @@ def transcripts(run: Run, diagnosis: Diagnosis) -> Transcripts | None:
         if len(shown) < SHOWN and key[0] not in shown:
             shown[key[0]] = compared(before[key], after[key])
     return Transcripts(*steps, len(lost), tuple(shown.values()))
+
+
+def around(run: Run, diagnosis: Diagnosis) -> tuple[int, int] | None:
+    """Steps of the last evaluation before the fall and of the first after half of it.
+
+    Half: a fall that takes several evaluations is hardly seen in what is said at the first of them.
+    """
+    fall = fall_of(diagnosis)
+    evaluations = run.evaluations()
+    if fall is None or fall.onset is None or len(evaluations.step_E) < 2:
+        return None
+    accuracy, step_E = diagnosis.accuracy, evaluations.step_E
+    early_E = step_E[step_E <= fall.onset.step]
+    late_E = step_E > fall.onset.step
+    if not len(early_E) or not late_E.any():
+        return None
+    half = (accuracy.peak + accuracy.terminal) / 2
+    fallen_E = step_E[late_E & (evaluations.accuracy().value_T <= half)]
+    after = int(fallen_E[0]) if len(fallen_E) else int(step_E[late_E][0])
+    return int(early_E[-1]), after
 
 
 def read(path: Path) -> dict[tuple[str, int], dict[str, Any]]:

@@ -8,11 +8,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import make_dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import tyro
+from typing import TYPE_CHECKING
 
 from gradlab.options import (
     AuditOptions,
@@ -24,7 +22,7 @@ from gradlab.options import (
     ReplayOptions,
     ShowOptions,
 )
-from gradlab.parsing import check_pairs, explained, parse, take_option
+from gradlab.parsing import check_pairs, parse, parse_training, take_option
 
 if TYPE_CHECKING:
     from analysis.findings import Diagnosis
@@ -41,46 +39,36 @@ def train(arguments: Sequence[str]) -> int:
         _refuse_other_options(arguments)
     check_pairs(TrainConfig, arguments)
     _, name = take_option(arguments, "--preset")
-    name = name or _preset_for(arguments)
-    training = explained(TrainConfig)
-    told = (
-        f"Values that the options below replace: {', '.join(PRESETS)}, or a cell of the paper such "
-        "as Voting-IP-1.7B-Math. Without it clean, or what goes with --model smollm2-135m, "
-        "--model tiny-code or --task programs."
-    )
-    dry = (
-        "Print data, model, policies, tokens, memory, time and disk, and train nothing. Status 2 "
-        "where the problems of the task are not there."
-    )
-    options = make_dataclass(
-        "TrainOptions",
-        [
-            ("preset", Annotated[str, tyro.conf.arg(help=told)]),
-            ("dry_run", Annotated[bool, tyro.conf.arg(help=dry)]),
-            ("training", training),
-        ],
-        frozen=True,
-    )
-    parsed = tyro.cli(
-        options,
-        prog="gradlab train",
-        description=(
-            "Train a multi-agent workflow with reinforcement learning, gradients measured by agent."
-        ),
-        default=options(name, False, training(**vars(preset(name)))),
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-    config = TrainConfig(**vars(parsed.training))
+    _, source = take_option(arguments, "--from")
+    _check_source(arguments, source, name)
+    if source is None:
+        name = name or _preset_for(arguments)
+        default = preset(name)
+    else:
+        from trainers.begin import begin, check_fits, config_of, starting_step
+
+        default = config_of(Path(source))
+    parsed = parse_training(TrainConfig, default, name or "", list(PRESETS), arguments)
+    config = parsed.config
+    if source is not None:
+        check_fits(parsed.source, default, config)
+    config = replace(config, **parsed.kept)
     if parsed.dry_run:
         from trainers.dryrun import dry_run
 
+        if source is not None:
+            first = starting_step(parsed.source, parsed.at, config.steps)
+            print(f"from        {source}, step {first}: what follows is about the steps after it")
+            config = replace(config, steps=config.steps - first)
         dry_run(config)
         return 0
     from analysis.online import Online
     from trainers.train import Interrupted
     from trainers.train import train as run_training
 
+    if source is not None:
+        _note(f"{config.out} {begin(parsed.source, parsed.at, config)}")
+        config = replace(config, resume=True)
     try:
         out = run_training(config, watch=Online())
     except Interrupted as stop:
@@ -88,6 +76,30 @@ def train(arguments: Sequence[str]) -> int:
         return 128 + stop.number
     print(f"done. Next: gradlab diagnose {out}")
     return 0
+
+
+def _check_source(arguments: Sequence[str], source: str | None, preset: str | None) -> None:
+    """Say what --from needs, and what it does not go with."""
+    _, at = take_option(arguments, "--at")
+    if {"-h", "--help"} & set(arguments):
+        return
+    if source is None:
+        if at is not None:
+            raise ValueError(f"--at {at} is a step of a run; expected --from RUN with it")
+        return
+    if preset is not None:
+        raise ValueError(
+            f"--from {source} takes the options of that run, and --preset {preset} would replace "
+            "them all; give one of the two, and single options beside --from"
+        )
+    if at is None:
+        from trainers.begin import there
+
+        raise ValueError(f"--from {source} needs --at STEP: {there(Path(source))}, or 0")
+    if take_option(arguments, "--out")[1] is None:
+        raise ValueError(
+            f"--from {source} begins a new run; expected --out with the directory to write it to"
+        )
 
 
 def diagnose(arguments: Sequence[str]) -> int:
@@ -189,8 +201,9 @@ def replay(arguments: Sequence[str]) -> int:
     from analysis.confirm import suspect_of
     from analysis.diagnose import diagnose as run_diagnosis
     from gradlab.store import open_run
+    from trainers.begin import config_of
     from trainers.changes import listed
-    from trainers.replay import config_of, make_plan
+    from trainers.replay import make_plan
 
     if options.changes == ("help",):
         print(listed())
@@ -236,16 +249,17 @@ def _first_step(diagnosis: Diagnosis, start: str) -> int:
 
 def _confirm(path: Path, run: Run, diagnosis: Diagnosis) -> None:
     """Run the replay that the diagnosis asks for."""
-    from analysis.confirm import propose
-    from trainers.checkpoint import continuable
+    from analysis.commands import run_directory
+    from analysis.confirm import SEEDS, announced, propose, start_of
     from trainers.replay import make_plan, starting_step
 
     found = propose(run, diagnosis)
-    _note(f"to test: {found.why}")
-    early, late = found.at_most
-    at_most = early if min(continuable(path), default=late) <= early else late
-    steps = found.until - starting_step(path, at_most)
-    plan = make_plan(path, (found.change,), at_most=at_most, steps=steps)
+    path = run_directory(run) or path
+    start = start_of(run, found) or starting_step(path, found.at_most[1])
+    _note(announced(run, found))
+    plan = make_plan(
+        path, (found.change,), at_most=start, steps=found.until - start, num_seeds=SEEDS
+    )
     _run_replay(plan, {"kind": found.kind, "subject": found.subject})
 
 
@@ -326,8 +340,6 @@ def import_log(arguments: Sequence[str]) -> int:
 def demo(arguments: Sequence[str]) -> int:
     """Train three small runs, diagnose them and draw the figures."""
     options = parse(DemoOptions, "demo", arguments)
-    from dataclasses import replace
-
     from rich.console import Console
 
     from analysis.diagnose import diagnose as run_diagnosis

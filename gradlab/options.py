@@ -25,8 +25,9 @@ class DiagnoseOptions:
     until: int | None = None
     """Diagnose the run as it was after this training step."""
     confirm: bool = False
-    """Replay the run from before the drop with the first suspect taken away, and say what that
-    shows; takes as long as the steps that are repeated, six times over."""
+    """Train the steps around the fall again, six times: with three seeds as the run was, and with
+    the same three with the first suspect taken away that one change can take away (half the
+    learning rate where there is none). Then compare where accuracy ends, and diagnose again."""
 
 
 @dataclass(frozen=True)

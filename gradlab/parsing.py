@@ -7,9 +7,10 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Sequence
-from dataclasses import make_dataclass
+from dataclasses import dataclass, make_dataclass
 from itertools import pairwise, takewhile
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
@@ -64,6 +65,77 @@ def explained(kind: type[Options]) -> type[Options]:
         for field in dataclasses.fields(kind)  # type: ignore[arg-type]
     ]
     return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True)
+
+
+@dataclass(frozen=True)
+class Training(Generic[Options]):
+    """What `gradlab train` was asked for."""
+
+    config: Options
+    """Without `kept`."""
+    kept: dict[str, Any]
+    """Pairs of the default for options that were not given."""
+    dry_run: bool
+    source: Path
+    """Of --from; where it was not given, without meaning."""
+    at: int
+
+
+def parse_training(
+    kind: type[Options], default: Options, preset: str, presets: list[str], arguments: Sequence[str]
+) -> Training[Options]:
+    """The options of `gradlab train`: `default` but for what is given."""
+    told = (
+        f"Values that the options below replace: {', '.join(presets)}, or a cell of the paper such "
+        "as Voting-IP-1.7B-Math. Without it clean, or what goes with --model smollm2-135m, "
+        "--model tiny-code or --task programs."
+    )
+    dry = (
+        "Print data, model, policies, tokens, memory, time and disk, and train nothing. Status 2 "
+        "where the problems of the task are not there."
+    )
+    origin = (
+        "Begin a new run at a checkpoint of this one (--at), with its options but for those that "
+        "are given. It is not changed."
+    )
+    at = (
+        "With --from: the newest checkpoint up to this step is the beginning, and steps are "
+        "counted on from there; 0 trains from the beginning."
+    )
+    training = explained(kind)
+    options = make_dataclass(
+        "TrainOptions",
+        [
+            ("preset", Annotated[str, tyro.conf.arg(help=told)]),
+            ("dry_run", Annotated[bool, tyro.conf.arg(help=dry)]),
+            ("source", Annotated[Path, tyro.conf.arg(name="from", help=origin)]),
+            ("at", Annotated[int, tyro.conf.arg(help=at)]),
+            ("training", training),
+        ],
+        frozen=True,
+    )
+    values = vars(default)
+    # tyro takes pairs only where there are none yet: those of the default are put back below.
+    pairs = {name: value for name, value in values.items() if isinstance(value, dict)}
+    empty: dict[str, Any] = {name: {} for name in pairs}
+    parsed = tyro.cli(
+        options,
+        prog="gradlab train",
+        description=(
+            "Train a multi-agent workflow with reinforcement learning, gradients measured by agent."
+        ),
+        default=options(preset, False, Path("none"), 0, training(**values | empty)),
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+    )
+    kept = {name: value for name, value in pairs.items() if not _is_given(name, arguments)}
+    return Training(kind(**vars(parsed.training)), kept, parsed.dry_run, parsed.source, parsed.at)
+
+
+def _is_given(name: str, arguments: Sequence[str]) -> bool:
+    """Whether an option is among the arguments, written with - or _."""
+    flags = {f"--{name}", f"--{name.replace('_', '-')}"}
+    return any(argument.partition("=")[0] in flags for argument in arguments)
 
 
 def check_pairs(kind: type[Any], arguments: Sequence[str]) -> None:

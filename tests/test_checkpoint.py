@@ -11,12 +11,8 @@ from conftest import SmallConfig
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainers.checkpoint import (
-    checkpoint_path,
-    last_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from gradlab.checkpoints import checkpoint_path
+from trainers.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from trainers.config import TrainConfig
 from trainers.models import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies

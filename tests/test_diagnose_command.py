@@ -38,6 +38,7 @@ def test_a_replay_is_proposed_only_where_there_is_a_checkpoint(fallen: Path) -> 
     folder = fallen / "checkpoints" / "step-000050"
     folder.mkdir(parents=True)
     (folder / "checkpoint.json").write_text("{}")
+    (fallen / "config.json").write_text("{}")
     assert "(gradlab diagnose RUN --confirm)" in diagnose(open_run(fallen)).separation
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import struct
 import subprocess
@@ -51,3 +52,32 @@ def test_the_page_is_drawn_and_self_contained(tmp_path: Path) -> None:
     )
     assert "fell off a cliff" in done.stdout
     assert done.stdout.count("<svg") >= 3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium to open the page with")
+def test_a_phone_shows_the_page_without_scrolling_sideways(tmp_path: Path) -> None:
+    """390 pixels wide, in a frame: a window of Chromium cannot be that narrow everywhere."""
+    out = tmp_path / ("a-long-name-without-any-place-to-break-it" * 2)
+    path = synthetic_run(
+        out, steps=200, evals=41, cliff=Cliff(130, 0.3), capture=Capture("generator", 100, 8.0)
+    )
+    run = open_run(path)
+    page = write_page(diagnose(run), run, tmp_path / "report.html").read_text(encoding="utf-8")
+    ask = "<script>parent.postMessage(document.documentElement.scrollWidth, '*')</script>"
+    (tmp_path / "asking.html").write_text(page.replace("</body>", ask + "</body>"))
+    frame = tmp_path / "frame.html"
+    frame.write_text(
+        "<body><p id=said></p><script>onmessage = e => said.textContent = 'width ' + e.data"
+        "</script><iframe src=asking.html width=390 height=800 frameborder=0></iframe></body>"
+    )
+    assert BROWSER is not None
+    done = subprocess.run(
+        [
+            BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
+            f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri(),
+        ],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    width = re.search(r"width (\d+)", done.stdout)
+    assert width, done.stdout[:500]
+    assert int(width[1]) <= 390

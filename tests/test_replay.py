@@ -16,17 +16,18 @@ from test_train import adapters, assert_same_states, assert_same_tensors
 
 from analysis.replay import Difference, compare, described
 from analysis.replayed import read_replays
+from gradlab.checkpoints import checkpoint_path, continuable
 from gradlab.cli import main
 from gradlab.records import Agent, EvalRecord, PolicyMeta, RoleEvaluation, RunMeta, StepRecord
 from gradlab.store import Run, open_run
 from gradlab.writer import RunStore
+from trainers.begin import config_of
 from trainers.changes import changed
-from trainers.checkpoint import checkpoint_path, continuable
 from trainers.config import TrainConfig
 from trainers.fork import policy_origins
 from trainers.policies import Policy
 from trainers.progress import Progress
-from trainers.replay import ReplayPlan, arm_config, config_of, make_plan, run_arms
+from trainers.replay import ReplayPlan, arm_config, make_plan, run_arms
 from trainers.train import train
 
 

@@ -19,9 +19,10 @@ from conftest import SmallConfig
 from rich.console import Console
 from safetensors.torch import load_file
 
+from gradlab.checkpoints import checkpoint_path
 from gradlab.store import open_run
 from gradlab.writer import RunStore
-from trainers.checkpoint import checkpoint_path, last_checkpoint
+from trainers.checkpoint import last_checkpoint
 from trainers.config import TrainConfig
 from trainers.episodes import read_episodes
 from trainers.learn import TrainingError, learn
@@ -489,7 +490,7 @@ def test_an_unwritable_out_is_told(small_config: SmallConfig, tmp_path: Path) ->
 
 
 def test_resume_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds no config\.json; there is no run to continue"):
+    with pytest.raises(ValueError, match=r"holds no config\.json; expected the directory"):
         train(TrainConfig(out=tmp_path / "nowhere", resume=True))
 
 
@@ -514,7 +515,7 @@ def test_a_damaged_config_is_refused(finished: TrainConfig) -> None:
 
 def test_a_config_of_another_version_is_refused(finished: TrainConfig) -> None:
     edit_config(finished.out, momentum=0.9)
-    with pytest.raises(ValueError, match="differs in momentum; resume with that version"):
+    with pytest.raises(ValueError, match="does not know: momentum; use that"):
         train(replace(finished, resume=True))
 
 

@@ -13,7 +13,7 @@ from analysis.diagnose import diagnose
 from analysis.findings import Diagnosis
 from analysis.page import write_page
 from analysis.synthetic import Cliff, synthetic_run
-from analysis.transcripts import LONGEST, transcripts
+from analysis.transcripts import LONGEST, around, transcripts
 from gradlab.store import Run, open_run
 
 
@@ -46,16 +46,15 @@ def write(run: Run, step: int, episodes: list[tuple[str, bool, list[Any]]]) -> P
 
 def test_lost_problems_side_by_side(fallen: tuple[Run, Diagnosis], tmp_path: Path) -> None:
     run, diagnosis = fallen
-    onset = diagnosis.findings[0].onset
-    assert onset is not None
     assert transcripts(run, diagnosis) is None  # no episodes yet
     steps = [int(step) for step in run.evaluations().step_E]
+    before, after = 125, 130  # it falls at step 130, and is evaluated every 5
     good = [turn("generator", "[7]", own=True), turn("aggregator", "<b>[1]</b>", own=True)]
-    for step in steps[:-1]:
+    for step in steps:
         write(run, step, [("a", True, good), ("b", False, good), ("c", True, good)])
     last = write(
         run,
-        steps[-1],
+        after,
         [
             ("a", False, [turn("generator", "x" * 2000, own=False, cut=True)]),
             ("b", False, good),
@@ -64,8 +63,7 @@ def test_lost_problems_side_by_side(fallen: tuple[Run, Diagnosis], tmp_path: Pat
     )
     found = transcripts(run, diagnosis)
     assert found is not None
-    assert found.before_step <= onset.step
-    assert found.after_step == steps[-1]
+    assert (found.before_step, found.after_step) == (before, after)
     assert found.num_lost == 2
     assert [lost.problem for lost in found.lost] == ["a", "c"]
     first, second = found.lost
@@ -83,6 +81,8 @@ def test_lost_problems_side_by_side(fallen: tuple[Run, Diagnosis], tmp_path: Pat
 
     page = write_page(diagnosis, run, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "What was said" in page
+    assert "Step 125 is the last evaluation before the fall, step 130 the first" in page
+    assert "2 held-out episodes are solved at the one and not at the other" in page
     assert "&lt;b&gt;[1]&lt;/b&gt;" in page  # what models write is never markup
     assert "<b>[1]</b>" not in page
 
@@ -94,3 +94,21 @@ def test_lost_problems_side_by_side(fallen: tuple[Run, Diagnosis], tmp_path: Pat
 def test_a_run_that_did_not_fall_has_nothing_to_compare(tmp_path: Path) -> None:
     run = open_run(synthetic_run(tmp_path / "run", steps=60, evals=13))
     assert transcripts(run, diagnose(run)) is None
+
+
+def test_a_long_fall_is_shown_where_half_of_it_has_happened(tmp_path: Path) -> None:
+    """60 steps long, evaluated every 5: at the first of them next to nothing has changed."""
+    path = synthetic_run(
+        tmp_path / "run", steps=200, evals=41, cliff=Cliff(100, 0.4, "slow decay", 60)
+    )
+    run = open_run(path)
+    diagnosis = diagnose(run)
+    found = around(run, diagnosis)
+    assert found is not None
+    evaluations = run.evaluations()
+    rate = dict(
+        zip(evaluations.step_E.tolist(), evaluations.accuracy().value_T.tolist(), strict=True)
+    )
+    before, after = found
+    assert rate[before] - rate[after] > 0.15
+    assert after < 165

@@ -22,10 +22,11 @@ from conftest import SmallConfig
 from test_train import adapters, assert_same_runs, assert_same_states, signal_after_step
 from transformers import AutoTokenizer
 
+from gradlab.checkpoints import checkpoint_path
 from gradlab.records import RunLedger, StepRecord
 from gradlab.store import open_run
 from gradlab.writer import RunStore
-from trainers.checkpoint import CheckpointError, checkpoint_path, last_checkpoint
+from trainers.checkpoint import CheckpointError, last_checkpoint
 from trainers.config import TrainConfig
 from trainers.episodes import read_episodes
 from trainers.grading_pool import Worker

@@ -22,20 +22,19 @@ import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 
+from gradlab.checkpoints import (
+    DONE,
+    STATE,
+    checkpoint_path,
+    steps_of_checkpoints,
+    whole_checkpoints,
+)
 from trainers.models import LanguageModel
 from trainers.policies import Policy
-
-STATE = "trainer_state.pt"
-DONE = "checkpoint.json"
-"""Written last inside the directory, before it gets its name."""
 
 
 class CheckpointError(ValueError):
     """A checkpoint cannot be written or read; the message says what to do."""
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    return run / "checkpoints" / f"step-{step:06d}"
 
 
 def save_checkpoint(
@@ -72,7 +71,7 @@ def save_checkpoint(
             + ("there is none yet" if whole is None else f"the last one is of step {whole}")
             + f". Make room in {run}, then continue with: gradlab train --resume --out {run}"
         ) from error
-    for old in _whole(run)[:-keep_states] if keep_states else []:
+    for old in whole_checkpoints(run)[:-keep_states] if keep_states else []:
         if keep_state_every and old % keep_state_every == 0:
             continue
         for state_file in checkpoint_path(run, old).glob(f"*/{STATE}"):
@@ -117,31 +116,7 @@ def seal(directory: Path, step: int, policies: list[str]) -> None:
 
 def last_checkpoint(run: Path) -> int | None:
     """Step of the newest whole checkpoint, or None."""
-    return max(_whole(run), default=None)
-
-
-def continuable(run: Path) -> list[int]:
-    """Steps of the whole checkpoints that still have the optimizer state of every policy."""
-    return [
-        step
-        for step in _whole(run)
-        if all(
-            (path / STATE).is_file()
-            for path in checkpoint_path(run, step).iterdir()
-            if path.is_dir()
-        )
-    ]
-
-
-def _whole(run: Path) -> list[int]:
-    """Steps of the whole checkpoints, in order."""
-    return [step for step in _steps(run) if (checkpoint_path(run, step) / DONE).is_file()]
-
-
-def _steps(run: Path) -> list[int]:
-    """Steps of all checkpoints that got their name, in order."""
-    found = (run / "checkpoints").glob("step-*")
-    return sorted(int(path.name.removeprefix("step-")) for path in found)
+    return max(whole_checkpoints(run), default=None)
 
 
 def restore(run: Path, language: LanguageModel, policies: Mapping[str, Policy]) -> int | None:
@@ -151,7 +126,7 @@ def restore(run: Path, language: LanguageModel, policies: Mapping[str, Policy]) 
     left: starting over would throw the measurements away.
     """
     damaged: list[str] = []
-    for step in reversed(_steps(run)):
+    for step in reversed(steps_of_checkpoints(run)):
         try:
             load_checkpoint(run, step, language, policies)
         except CheckpointError as error:
@@ -182,7 +157,7 @@ def load_checkpoint(
     other policies.
     """
     directory = checkpoint_path(run, step)
-    saved = _checked(directory)
+    saved = checked(directory)
     for name, policy in policies.items():
         if name not in saved:
             raise ValueError(
@@ -205,8 +180,11 @@ def load_checkpoint(
         torch.set_rng_state(state["torch_rng"].cpu())
 
 
-def _checked(directory: Path) -> list[str]:
-    """The policies of a checkpoint all of whose files are what was written."""
+def checked(directory: Path) -> list[str]:
+    """The policies of a checkpoint all of whose files are what was written.
+
+    Raises CheckpointError for one that a disk has damaged.
+    """
     try:
         about = json.loads((directory / DONE).read_text())
         # Checkpoints of before there were checksums are taken as they are.

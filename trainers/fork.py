@@ -10,29 +10,58 @@ all its agents.
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradlab.disk import put
-from trainers.checkpoint import STATE, checkpoint_path, seal
+from gradlab.checkpoints import STATE, checkpoint_path
+from trainers.checkpoint import checked, seal
 from trainers.config import TrainConfig
-from trainers.rundir import CONFIG, read_run_directory, versions
+from trainers.policies import warmup
+from trainers.problems import Task, write_problem_list
+from trainers.rundir import PROBLEMS, read_run_directory, versions, write_description
+
+WARMING = ("warmup_steps", "scheduler_tick")
+"""Options that say at which step the schedule has which rate."""
 
 
 def fork(
     source: Path, step: int, original: TrainConfig, config: TrainConfig, merge_from: str | None
 ) -> None:
-    """Make `config.out` a run that continues `source` from its checkpoint of `step`.
+    """Make `config.out` an arm of a replay, which continues `source` from its checkpoint of `step`.
 
     The directory gets its name when it is whole. Raises ValueError for policies that have no start.
     """
     origins = policy_origins(original, config, merge_from)
     about = read_run_directory(source)
+    target = config.out
+    about |= {
+        "run_id": f"{about['run_id']}-{target.parent.name}-{target.name}",
+        "config": replace(config, resume=False).to_json(),
+        "versions": versions(),
+        "replay": {"of": about["run_id"], "step": step},
+    }
+    write_fork(source, step, original, config, origins, about)
+
+
+def write_fork(
+    source: Path,
+    step: int,
+    original: TrainConfig,
+    config: TrainConfig,
+    origins: Mapping[str, str],
+    about: Mapping[str, Any],
+    task: Task | None = None,
+) -> None:
+    """Write `config.out` with the checkpoint of another run, changed where the configuration is.
+
+    `origins` as `policy_origins` gives it; `task`: whose problems are listed in the directory.
+    """
+    checked(checkpoint_path(source, step))  # what is sealed below would pass for whole
     target = config.out
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -49,14 +78,9 @@ def fork(
         with open(directory / name / STATE, "wb") as file:
             torch.save(changed_state(state, original, config, agents, (origin, name)), file)
     seal(directory, step, list(origins))
-    replayed = {"of": about["run_id"], "step": step}
-    about |= {
-        "run_id": f"{about['run_id']}-{target.parent.name}-{target.name}",
-        "config": replace(config, resume=False).to_json(),
-        "versions": versions(),
-        "replay": replayed,
-    }
-    put(temporary / CONFIG, (json.dumps(about, indent=1) + "\n").encode())
+    if task is not None:
+        write_problem_list(temporary / PROBLEMS, task)
+    write_description(temporary, about)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(target)
 
@@ -64,7 +88,11 @@ def fork(
 def policy_origins(
     original: TrainConfig, config: TrainConfig, merge_from: str | None
 ) -> dict[str, str]:
-    """New policy -> the old one it starts as a copy of."""
+    """New policy -> the old one it starts as a copy of.
+
+    Raises ValueError for policies that would be joined, unless `merge_from` says whose adapter the
+    joined one begins with.
+    """
     old, new = original.policy_by_role(), config.policy_by_role()
     if merge_from is not None and merge_from not in old:
         raise ValueError(f"--with merge:{merge_from}: no such role; the run has {', '.join(old)}")
@@ -75,7 +103,8 @@ def policy_origins(
         if len(found) > 1 and merge_from not in roles:
             raise ValueError(
                 f"policy '{policy}' would join {', '.join(found)}, which have no common start: "
-                f"say whose adapter it begins with, --with merge:{roles[0]}"
+                f"say whose adapter it begins with in a replay, gradlab replay RUN --with "
+                f"merge:{roles[0]}, or train with that routing from the start"
             )
         origins[policy] = found[0] if len(found) == 1 else old[str(merge_from)]
     return origins
@@ -89,12 +118,9 @@ def changed_state(
     names: tuple[str, str],
 ) -> dict[str, Any]:
     """A policy's trainer state under another configuration, its old and new names given."""
-    faster = config.learning_rate / original.learning_rate
-    if faster != 1:  # than what is there, which --alarm slow may have lowered
-        for group in state["optimizer"]["param_groups"]:
-            group |= {name: faster * group[name] for name in ("lr", "initial_lr")}
-        for name in ("base_lrs", "_last_lr"):
-            state["schedule"][name] = [faster * rate for rate in state["schedule"][name]]
+    _change_rates(state, original, config)
+    for group in state["optimizer"]["param_groups"]:
+        group["weight_decay"] = config.weight_decay
     probe = state["probe"]
     if probe is not None and [tuple(agent) for agent in probe["agents"]] != agents:
         # What the new agents' parts of the moments would be, nobody measured.
@@ -103,6 +129,27 @@ def changed_state(
         slots = [(renamed(slot, *names), shape) for slot, shape in probe["slots"]]
         state["probe"] = {**state["probe"], "slots": slots}
     return state
+
+
+def _change_rates(state: dict[str, Any], original: TrainConfig, config: TrainConfig) -> None:
+    """Scale the rates that are there, which --alarm slow may have lowered, and the schedule's place
+    in a warm-up that is another one."""
+    old, new = original.learning_rate, config.learning_rate
+    schedule, groups = state["schedule"], state["optimizer"]["param_groups"]
+
+    def scaled(rate: float) -> float:
+        return new if rate == old else new / old * rate  # the new one itself, not its rounding
+
+    if new != old:
+        for group in groups:
+            group |= {name: scaled(group[name]) for name in ("lr", "initial_lr")}
+        for name in ("base_lrs", "_last_lr"):
+            schedule[name] = [scaled(rate) for rate in schedule[name]]
+    if any(getattr(config, name) != getattr(original, name) for name in WARMING):
+        factor = warmup(config)(schedule["last_epoch"])
+        schedule["_last_lr"] = [factor * rate for rate in schedule["base_lrs"]]
+        for group, rate in zip(groups, schedule["_last_lr"], strict=True):
+            group["lr"] = rate
 
 
 def renamed(parameter: str, old: str, new: str) -> str:

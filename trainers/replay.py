@@ -17,13 +17,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gradlab.checkpoints import checkpoint_path, continuable
 from gradlab.disk import put
+from trainers.begin import config_of
 from trainers.changes import changed, merged_from
-from trainers.checkpoint import checkpoint_path, continuable
 from trainers.config import TrainConfig
 from trainers.fork import fork, policy_origins
 from trainers.progress import Progress
-from trainers.rundir import STORE, check_trained, read_run_directory, stored_config
+from trainers.rundir import STORE
 from trainers.train import train
 
 PLAN = "plan.json"
@@ -109,18 +110,6 @@ def starting_step(run: Path, at_most: int) -> int:
         "5 keeps all states by default; where they are too large, --keep-states 2 "
         "--keep-state-every 50 keeps the last two and every fiftieth step's"
     )
-
-
-def config_of(run: Path) -> TrainConfig:
-    """The configuration that a run was made with, device and threads included."""
-    check_trained(
-        run, "what was imported or made up holds figures only, and cannot be trained again"
-    )
-    about = read_run_directory(run)
-    where = TrainConfig(
-        out=run, device=about["config"]["device"], threads=about["config"]["threads"]
-    )
-    return replace(stored_config(about, where), resume=False)
 
 
 def begin(plan: ReplayPlan) -> None:

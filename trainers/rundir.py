@@ -13,6 +13,7 @@ import platform
 import subprocess
 import time
 import uuid
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,12 +28,32 @@ PROBLEMS = "problems.jsonl.gz"
 STORE = "run.zarr"
 
 
-def create_run_directory(config: TrainConfig, task: Task) -> dict[str, Any]:
+def create_run_directory(
+    config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Make `config.out` and write config.json; returns what was written.
 
+    `begun`: what a run that begins where another one was remembers of it.
     Raises ValueError when the directory is not empty or cannot be written.
     """
     out = config.out
+    check_free(out)
+    about = description(config, task, begun)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_problem_list(out / PROBLEMS, task)
+        write_description(out, about)  # last: now it is a run
+    except OSError as error:
+        raise unwritable(out, error) from error
+    return about
+
+
+def unwritable(out: Path, error: OSError) -> ValueError:
+    return ValueError(f"--out {out} cannot be written ({error.strerror}); give another")
+
+
+def check_free(out: Path) -> None:
+    """Raise ValueError for a directory that a new run would overwrite."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a directory to create")
     # A kill right at the start leaves these, which nobody can continue or miss.
@@ -42,9 +63,15 @@ def create_run_directory(config: TrainConfig, task: Task) -> dict[str, Any]:
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
             "another --out"
         )
+
+
+def description(
+    config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What config.json of a new run holds."""
     about = {
         "run_id": uuid.uuid4().hex[:12],
-        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "created": now(),
         "config": config.to_json(),
         "versions": versions(),
         "data": {
@@ -55,15 +82,22 @@ def create_run_directory(config: TrainConfig, task: Task) -> dict[str, Any]:
             "files": dict(task.files),
         },
     }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_problem_list(out / PROBLEMS, task)
-        put(out / CONFIG, (json.dumps(about, indent=1) + "\n").encode())  # last: now it is a run
-    except OSError as error:
-        raise ValueError(
-            f"--out {out} cannot be written ({error.strerror}); give another"
-        ) from error
-    return about
+    return about | ({"from": dict(begun)} if begun else {})
+
+
+def write_description(out: Path, about: Mapping[str, Any]) -> None:
+    put(out / CONFIG, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def now() -> str:
+    """The time as config.json has it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def first_step(about: Mapping[str, Any]) -> int:
+    """Step of the checkpoint that a run began with, in a replay or by --from; else 0."""
+    origin = about.get("replay") or about.get("from") or {}
+    return int(origin.get("step", 0))
 
 
 def check_trained(run: Path, otherwise: str) -> None:
@@ -82,13 +116,13 @@ def read_run_directory(out: Path) -> dict[str, Any]:
     """
     path = out / CONFIG
     if not path.is_file():
-        raise ValueError(f"--resume: {out} holds no {CONFIG}; there is no run to continue there")
+        raise ValueError(f"{out} holds no {CONFIG}; expected the directory of a trained run")
     try:
         about: dict[str, Any] = json.loads(path.read_text())
         about["config"]["steps"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"--resume: {path} is damaged ({error}); restore it, or start anew"
+            f"{path} is damaged ({error}); restore it from a copy, or train anew"
         ) from error
     return about
 
@@ -97,21 +131,20 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
     Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
-    far, not what.
+    far, not what. Options that are younger than the run have their defaults, which do what was done
+    before there were options.
 
-    Raises ValueError for a configuration of another version of gradlab, and for an --extend-to that
+    Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
     """
     stored = dict(about["config"])
-    known = {field.name for field in fields(TrainConfig)}
-    if set(stored) != known:
-        different = sorted(set(stored) ^ known)
+    unknown = sorted(set(stored) - {field.name for field in fields(TrainConfig)})
+    if unknown:
         raise ValueError(
-            f"--resume: {given.out / CONFIG} was written by gradlab "
-            f"{about['versions'].get('gradlab')} and differs in {', '.join(different)}; resume "
-            "with that version"
+            f"{given.out / CONFIG} was written by gradlab {about['versions'].get('gradlab')} and "
+            f"has options that this version does not know: {', '.join(unknown)}; use that version"
         )
-    stored["data"] = Path(stored["data"]) if stored["data"] else None
+    stored["data"] = Path(stored["data"]) if stored.get("data") else None
     stored |= {"out": given.out, "device": given.device, "threads": given.threads}
     config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
     if not given.extend_to:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gradlab.checkpoints import beginning
 from trainers.episodes import read_episodes
+from trainers.rundir import CONFIG
 
 
 def show_episodes(
@@ -37,6 +40,8 @@ def show_episodes(
     for episode in read_episodes(path):
         by_problem[episode["problem"]].append(episode)
     if problem is None:
+        if begun := _beginning(run):
+            console.print(escape(begun))
         _list_problems(by_problem, console)
         return
     if problem not in by_problem:
@@ -52,6 +57,13 @@ def show_episodes(
     for episode in by_problem[problem]:
         if sample is None or episode["sample"] == sample:
             _print_episode(episode, console)
+
+
+def _beginning(run: Path) -> str:
+    """Where a run that continues another one began; '' for others."""
+    path = run / CONFIG
+    origin = json.loads(path.read_text()).get("from") if path.is_file() else None
+    return f"{run} {beginning(origin)}" if origin else ""
 
 
 def _available(run: Path, kind: str) -> str:

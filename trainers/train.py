@@ -45,6 +45,7 @@ from trainers.rundir import (
     STORE,
     check_unstarted,
     create_run_directory,
+    first_step,
     last_recorded,
     read_run_directory,
     stored_config,
@@ -82,7 +83,7 @@ class Run:
     done: int
     """Training steps finished."""
     first: int = 0
-    """Training steps finished when it began: more than 0 in a replay of another run."""
+    """Training steps finished when it began: more than 0 where it continues another run."""
     resumed: str = ""
     """What a resumed run continues from, and what it trains again."""
 
@@ -258,7 +259,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         judge = judge_of(config, (*task.train, *task.heldout))
         undo.callback(judge.close)  # also if the directory or the store is refused
         about = about or create_run_directory(config, task)
-        first = int(about.get("replay", {}).get("step", 0))
+        first = first_step(about)
         meta = _meta(config, task, about, policies, judge)
         recorded = last_recorded(config.out)
         step, store = _open_store(config, meta, language, policies, first)
@@ -267,6 +268,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         if policy.probe:
             policy.probe.send_to(store)
     resumed = continuing(config, step, recorded) if config.resume else ""
+    if "from" in about and not recorded:
+        resumed = ""  # it begins; where, was said when it was made
     return Run(
         config, task, workflow, routing, language, policies, store, judge, step, first, resumed
     )
@@ -301,7 +304,7 @@ def _meta(
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
-        config=about["config"],
+        config=about["config"] | {key: about[key] for key in ("from",) if key in about},
         versions=about["versions"] | protection_of(judge),
     )
 
@@ -322,7 +325,7 @@ def _open_store(
 ) -> tuple[int, RunStore]:
     """The run's store, and the step of the checkpoint that both were put back to (0: none).
 
-    `first`: step of the checkpoint that a replay begins with; other runs begin without.
+    `first`: step of the checkpoint that a run begins with, if it continues another one; else 0.
     """
     path = config.out / STORE
     if not path.exists():
