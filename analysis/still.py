@@ -70,11 +70,7 @@ class StillRule:
 
 
 def _metric(run: Run, name: str, policy: str) -> NDArray[np.float64]:
-    """[U] NaN where the store is of a schema that has no such metric (1.0: no weight_norm)."""
-    try:
-        return np.asarray(run.update_metric(name, policy).value_T, dtype=np.float64)
-    except ValueError:
-        return np.full(len(run.update_metric("rows", policy).step_T), math.nan)
+    return np.asarray(run.update_metric(name, policy).value_T, dtype=np.float64)
 
 
 def share_interval(count: int, total: int) -> tuple[float, float]:

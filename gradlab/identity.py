@@ -10,7 +10,7 @@ from typing import Any
 
 from gradlab.disk import DOCUMENT, Document, StoreError, read_document
 from gradlab.records import Agent, PolicyMeta, RunMeta
-from gradlab.schema import SCHEMA, SCHEMA_VERSION, GroupSpec, groups
+from gradlab.schema import METRIC_RECORDS, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
 
 
 def meta_document(meta: RunMeta) -> Document:
@@ -170,8 +170,10 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
 
 
 def check_same_labels(path: Path, stored: GroupSpec, spec: GroupSpec) -> None:
+    """Refuse a store of other labels; one that is too old to have some of the metrics will do."""
     for dim, labels in spec.labels.items():
-        if stored.labels[dim] != labels:
+        is_older = dim in METRIC_RECORDS and set(stored.labels[dim]) <= set(labels)
+        if stored.labels[dim] != labels and not is_older:
             other = sorted(set(labels) ^ set(stored.labels[dim]))
             raise StoreError(
                 f"{path / spec.path}: {dim} differs from this version's in {other or 'order'}; "

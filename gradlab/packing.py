@@ -1,11 +1,14 @@
-"""Fill the row of a group from a record, refusing a record that does not fit the run."""
+"""Fill the row of a group from a record, refusing a record that does not fit the run.
+
+Metrics go where the store's own labels say: an older store that is resumed lacks the newer ones.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from gradlab.disk import Array, StoreError
-from gradlab.records import EvalRecord, RateRecord, StepRecord, UpdateRecord, values
+from gradlab.records import EvalRecord, RateRecord, StepRecord, UpdateRecord, values_of
 from gradlab.schema import GroupSpec
 
 
@@ -27,18 +30,22 @@ def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
     for name, value in optional.items():
         if value is not None:
             _put(row, name, value, spec, where)
-    row["metrics"] = values(record.metrics)
+    row["metrics"] = values_of(record.metrics, spec.labels["update_metric"])
     for role, statistics in record.row_statistics.items():
-        row["rows"][_index(spec, "role", role, where)] = values(statistics)
+        row["rows"][_index(spec, "role", role, where)] = values_of(
+            statistics, spec.labels["row_metric"]
+        )
 
 
 def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
     where = f"step {record.step}"
     row["step"] = record.step
     row["wall_time"] = record.wall_time
-    row["run"] = values(record.run)
+    row["run"] = values_of(record.run, spec.labels["run_metric"])
     for role, ledger in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values(ledger)
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            ledger, spec.labels["role_metric"]
+        )
     for role, signature in record.signatures.items():
         index = _index(spec, "role", role, where)
         expected = row["signature"][index].shape
@@ -61,7 +68,9 @@ def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
     _put(row, "correct", record.correct_PS, spec, where)
     _put(row, "role_correct", record.role_correct_RP, spec, where)
     for role, evaluation in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values(evaluation)
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            evaluation, spec.labels["eval_metric"]
+        )
 
 
 def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
@@ -79,7 +88,9 @@ def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
     row["accuracy"] = record.accuracy
     row["answers"] = record.answers
     for role, evaluation in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values(evaluation)
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            evaluation, spec.labels["eval_metric"]
+        )
 
 
 def _put(row: Array, name: str, value: Array, spec: GroupSpec, where: str) -> None:

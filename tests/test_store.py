@@ -475,7 +475,7 @@ def test_a_store_from_before_an_array_existed_is_read_without_it(copy: Path) -> 
     assert "history" not in run.to_xarray()["updates/solver"]
 
 
-def test_a_store_with_fewer_metrics_than_this_version_is_read_but_not_resumed(copy: Path) -> None:
+def test_a_store_with_fewer_metrics_than_this_version_is_read_and_resumed(copy: Path) -> None:
     directory = copy / "train"
     document = json.loads((directory / "zarr.json").read_text())
     run_array = document["consolidated_metadata"]["metadata"]["run"]
@@ -490,9 +490,19 @@ def test_a_store_with_fewer_metrics_than_this_version_is_read_but_not_resumed(co
 
     run = open_run(copy)
     assert run.run_metric("accuracy").value_T.tolist() == [0.25, 0.5]
-    with pytest.raises(ValueError, match=f"unknown run metric '{last}'"):
-        run.run_metric(last)
-    with pytest.raises(StoreError, match=rf"run_metric differs .*'{last}'.*resume with the grad"):
+    assert np.isnan(run.run_metric(last).value_T).all()
+    with RunStore.resume(copy, 2) as store:
+        store.append(StepRecord(3, 1e9, RunLedger(accuracy=0.75, **{last: 7.0}), {}))
+    run = open_run(copy)
+    assert run.run_metric("accuracy").value_T.tolist() == [0.25, 0.5, 0.75]
+    assert np.isnan(run.run_metric(last).value_T).all()  # the store has no place for it
+
+
+def test_a_store_with_a_metric_of_a_later_version_is_read_but_not_resumed(copy: Path) -> None:
+    file = copy / "train" / "zarr.json"
+    file.write_text(file.read_text().replace('"accuracy"', '"accuracy_of_tomorrow"'))
+    assert open_run(copy).steps.tolist() == [1, 2]
+    with pytest.raises(StoreError, match=r"run_metric differs .*'accuracy_of_tomorrow'"):
         RunStore.resume(copy, 2)
 
 
