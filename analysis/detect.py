@@ -17,6 +17,7 @@ from analysis.located import located
 from analysis.measurement import stale_rollouts, unexplained
 from analysis.signals import learners
 from analysis.spikes import SpikeRule
+from analysis.states import CutRule, NoSpreadRule, NotFiniteRule
 from analysis.still import StillRule
 from gradlab.store import Run
 
@@ -32,6 +33,9 @@ class Detectors:
     levels: tuple[LevelRule, ...] = LEVEL_RULES
     spikes: SpikeRule = field(default_factory=SpikeRule)
     still: StillRule = field(default_factory=StillRule)
+    not_finite: NotFiniteRule = field(default_factory=NotFiniteRule)
+    cut: CutRule = field(default_factory=CutRule)
+    no_spread: NoSpreadRule = field(default_factory=NoSpreadRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -67,12 +71,25 @@ def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detec
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
         for finding in detectors.cliff.findings(drop)
     ]
-    first = [*unexplained(run), *stale_rollouts(run), *detectors.still(run)]
+    first = [
+        *detectors.not_finite(run),
+        *unexplained(run),
+        *stale_rollouts(run),
+        *detectors.still(run),
+        *states(run, detectors),
+    ]
     return Detected(
         drops,
         (*first, *drops, *stand),
         (*unjudged_capture, *unjudged_amplification, *fallen),
     )
+
+
+def states(run: Run, detectors: Detectors) -> list[Finding]:
+    """What is wrong from the first step on; what is all cut has no reward spread either."""
+    cut = detectors.cut(run)
+    told = {finding.subject for finding in cut}
+    return [*cut, *(found for found in detectors.no_spread(run) if found.subject not in told)]
 
 
 def num_sharing(run: Run) -> int:

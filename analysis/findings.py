@@ -23,6 +23,16 @@ FindingKind = Literal[
     "rollout gap",
     "gradient spike",
     "still adapter",
+    "no gradient",
+    "not finite",
+    "all cut",
+    "no spread",
+    "nothing learned",
+    "length collapse",
+    "reward hacking",
+    "form change",
+    "work moved",
+    "changed evaluation set",
     "instrumentation",
 ]
 DROPS: tuple[FindingKind, ...] = ("cliff", "slow decay", "unresolved drop")

@@ -146,6 +146,76 @@ BY_FINDING: dict[str, tuple[Remedy, ...]] = {
             "see the finding, and the probe's warnings in the training log",
         ),
     ),
+    "no gradient": (
+        Remedy(
+            "Find out why the loss does not reach the trained parameters",
+            "rewards differ and the gradient is exactly zero",
+            "which parameters require gradients, and which ones the optimizer holds",
+        ),
+    ),
+    "not finite": (
+        Remedy(
+            "Go back to before the first value that is not finite",
+            "parameters that met one such update are lost",
+            "a checkpoint from before step {step}, with a lower learning rate or harder clipping",
+        ),
+    ),
+    "all cut": (
+        Remedy(
+            "Raise the token limit",
+            "a response that is cut can hardly be right",
+            "--max-response-tokens <more>",
+        ),
+    ),
+    "no spread": (
+        Remedy(
+            "Train on problems that are solved sometimes",
+            "groups that are all right or all wrong have no gradient",
+            "--samples <more>, or easier or harder problems",
+        ),
+    ),
+    "nothing learned": (
+        Remedy(
+            "Ask what the gradient does before training longer",
+            "accuracy stood still while the run trained",
+            "learning rate, reward spread and update length in gradlab show",
+        ),
+    ),
+    "length collapse": (
+        Remedy(
+            "Look at what the reward pays for in short responses",
+            "{role} found something that silence earns",
+            "read the responses before and after step {step}",
+        ),
+    ),
+    "reward hacking": (
+        Remedy(
+            "Read responses that earned the reward and check them by hand",
+            "what is rewarded and what is measured have come apart",
+            "the episodes around step {step}",
+        ),
+    ),
+    "form change": (
+        Remedy(
+            "Anchor {role} to the reference policy",
+            "a KL term on this role alone keeps the form of its responses",
+            "--kl-coefficient {role} 0.05",
+        ),
+    ),
+    "work moved": (
+        Remedy(
+            "Give each role its own adapter, or pay each for its own work",
+            "one role does what another was there for",
+            "--routing isolated",
+        ),
+    ),
+    "changed evaluation set": (
+        Remedy(
+            "Evaluate the checkpoints of both sides on one set",
+            "accuracies on different problems cannot be compared",
+            "the same problems in the same order from the first step to the last",
+        ),
+    ),
 }
 
 BY_SIGNAL: dict[str, Remedy] = {
