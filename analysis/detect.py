@@ -15,6 +15,7 @@ from analysis.findings import Finding, NotJudged
 from analysis.levels import LEVEL_RULES, LevelRule
 from analysis.located import located
 from analysis.measurement import stale_rollouts, unexplained
+from analysis.same_problems import ChangedSetRule
 from analysis.signals import learners
 from analysis.spikes import SpikeRule
 from analysis.states import CutRule, NoSpreadRule, NotFiniteRule
@@ -36,6 +37,7 @@ class Detectors:
     not_finite: NotFiniteRule = field(default_factory=NotFiniteRule)
     cut: CutRule = field(default_factory=CutRule)
     no_spread: NoSpreadRule = field(default_factory=NoSpreadRule)
+    changed_set: ChangedSetRule = field(default_factory=ChangedSetRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -61,11 +63,13 @@ def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detec
         "amplification": sum(len(run.agents(role)) > 1 for role in run.roles),
         "role breakdown": detectors.breakdown.num_tested(run),
         "gradient spike": detectors.spikes.num_tested(run),
+        "changed evaluation set": detectors.changed_set.num_tested(run),
         **{rule.kind: rule.num_tested(run) for rule in detectors.levels},
     }
     found = [*detectors.breakdown(run), *capture, *amplification, *detectors.spikes(run)]
     for rule in detectors.levels:
         found += rule(run)
+    found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
     drops = [
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
