@@ -12,6 +12,9 @@ from analysis.causes import OnsetOrder
 from analysis.cliff import CliffResult, CliffTest
 from analysis.family import correct
 from analysis.findings import Finding, NotJudged
+from analysis.forms import FormRule, WorkRule
+from analysis.hacking import HackingRule
+from analysis.learning import StandstillRule
 from analysis.levels import LEVEL_RULES, LevelRule
 from analysis.located import located
 from analysis.measurement import stale_rollouts, unexplained
@@ -38,6 +41,10 @@ class Detectors:
     cut: CutRule = field(default_factory=CutRule)
     no_spread: NoSpreadRule = field(default_factory=NoSpreadRule)
     changed_set: ChangedSetRule = field(default_factory=ChangedSetRule)
+    hacking: HackingRule = field(default_factory=HackingRule)
+    forms: FormRule = field(default_factory=FormRule)
+    work: WorkRule = field(default_factory=WorkRule)
+    standstill: StandstillRule = field(default_factory=StandstillRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -64,11 +71,15 @@ def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detec
         "role breakdown": detectors.breakdown.num_tested(run),
         "gradient spike": detectors.spikes.num_tested(run),
         "changed evaluation set": detectors.changed_set.num_tested(run),
+        "reward hacking": detectors.hacking.num_tested(run),
+        "form change": detectors.forms.num_tested(run),
+        "work moved": detectors.work.num_tested(run),
         **{rule.kind: rule.num_tested(run) for rule in detectors.levels},
     }
     found = [*detectors.breakdown(run), *capture, *amplification, *detectors.spikes(run)]
     for rule in detectors.levels:
         found += rule(run)
+    found += [*detectors.hacking(run), *detectors.forms(run), *detectors.work(run)]
     found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
     drops = [
@@ -84,7 +95,7 @@ def detect(run: Run, series: AccuracySeries, drop: CliffResult, detectors: Detec
     ]
     return Detected(
         drops,
-        (*first, *drops, *stand),
+        (*first, *drops, *detectors.standstill(run), *stand),
         (*unjudged_capture, *unjudged_amplification, *fallen),
     )
 
