@@ -58,7 +58,7 @@ class StandstillRule:
     largest size, or to its spread over turns if that is more."""
     min_evaluations: int = 8
     min_steps: int = 50
-    num_draws: int = 499
+    num_draws: int = 1999
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
