@@ -14,11 +14,16 @@ from analysis.fall import Fall
 from analysis.fall_words import findings_of
 from analysis.family import correct
 from analysis.findings import Finding, NotJudged
+from analysis.forms import FormRule, WorkRule
+from analysis.hacking import HackingRule
+from analysis.learning import StandstillRule
 from analysis.levels import LEVEL_RULES, LevelRule
 from analysis.located import located
 from analysis.measurement import stale_rollouts, unexplained
+from analysis.same_problems import ChangedSetRule
 from analysis.signals import learners
 from analysis.spikes import SpikeRule
+from analysis.states import CutRule, NoSpreadRule, NotFiniteRule
 from analysis.still import StillRule
 from gradlab.store import Run
 
@@ -34,6 +39,14 @@ class Detectors:
     levels: tuple[LevelRule, ...] = LEVEL_RULES
     spikes: SpikeRule = field(default_factory=SpikeRule)
     still: StillRule = field(default_factory=StillRule)
+    not_finite: NotFiniteRule = field(default_factory=NotFiniteRule)
+    cut: CutRule = field(default_factory=CutRule)
+    no_spread: NoSpreadRule = field(default_factory=NoSpreadRule)
+    changed_set: ChangedSetRule = field(default_factory=ChangedSetRule)
+    hacking: HackingRule = field(default_factory=HackingRule)
+    forms: FormRule = field(default_factory=FormRule)
+    work: WorkRule = field(default_factory=WorkRule)
+    standstill: StandstillRule = field(default_factory=StandstillRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -59,22 +72,41 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
         "amplification": sum(len(run.agents(role)) > 1 for role in run.roles),
         "role breakdown": detectors.breakdown.num_tested(run),
         "gradient spike": detectors.spikes.num_tested(run),
+        "changed evaluation set": detectors.changed_set.num_tested(run),
+        "reward hacking": detectors.hacking.num_tested(run),
+        "form change": detectors.forms.num_tested(run),
+        "work moved": detectors.work.num_tested(run),
         **{rule.kind: rule.num_tested(run) for rule in detectors.levels},
     }
     found = [*detectors.breakdown(run), *capture, *amplification, *detectors.spikes(run)]
     for rule in detectors.levels:
         found += rule(run)
+    found += [*detectors.hacking(run), *detectors.forms(run), *detectors.work(run)]
+    found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
     drops = [
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
         for finding in findings_of(drop)
     ]
-    first = [*unexplained(run), *stale_rollouts(run), *detectors.still(run)]
+    first = [
+        *detectors.not_finite(run),
+        *unexplained(run),
+        *stale_rollouts(run),
+        *detectors.still(run),
+        *states(run, detectors),
+    ]
     return Detected(
         drops,
-        (*first, *drops, *stand),
+        (*first, *drops, *detectors.standstill(run), *stand),
         (*unjudged_capture, *unjudged_amplification, *fallen),
     )
+
+
+def states(run: Run, detectors: Detectors) -> list[Finding]:
+    """What is wrong from the first step on; what is all cut has no reward spread either."""
+    cut = detectors.cut(run)
+    told = {finding.subject for finding in cut}
+    return [*cut, *(found for found in detectors.no_spread(run) if found.subject not in told)]
 
 
 def num_sharing(run: Run) -> int:

@@ -25,6 +25,16 @@ FindingKind = Literal[
     "rollout gap",
     "gradient spike",
     "still adapter",
+    "no gradient",
+    "not finite",
+    "all cut",
+    "no spread",
+    "nothing learned",
+    "length collapse",
+    "reward hacking",
+    "form change",
+    "work moved",
+    "changed evaluation set",
     "instrumentation",
 ]
 DROPS: tuple[FindingKind, ...] = ("cliff", "fall", "decay", "swings")

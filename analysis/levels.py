@@ -9,12 +9,13 @@ Legend: T steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from analysis.bend import bins, bridged, find_bends
 from analysis.findings import Finding, FindingKind, Onset
+from analysis.measurement import gap_limit, is_precise
 from analysis.signals import KIND, MIN_FINITE, aligned
 from analysis.wander import MAX_POINTS, find_change
 from gradlab.store import Run
@@ -46,7 +47,11 @@ class LevelRule:
 
     def __call__(self, run: Run) -> list[Finding]:
         """One finding per role whose signal left its level."""
-        return [found for role in run.roles if (found := self._role(run, role))]
+        rule = self
+        if self.signal == "logprob_gap" and is_precise(run):
+            reason = "rounding in float32 explains 1e-5 nats per token: the sampler no longer has "
+            rule = replace(self, limit=gap_limit(run), reason=f"{reason}the trained weights")
+        return [found for role in run.roles if (found := rule._role(run, role))]
 
     def num_tested(self, run: Run) -> int:
         """Roles with enough of the signal."""
@@ -182,4 +187,19 @@ ROLLOUT_GAP = LevelRule(
     "rounding in bfloat16 explains 0.02 nats per token: the sampler no longer has the trained "
     "weights",
 )
-LEVEL_RULES = (ENTROPY_COLLAPSE, LENGTH_BLOW_UP, KL_DRIFT, ADVANTAGE_STARVATION, ROLLOUT_GAP)
+LENGTH_COLLAPSE = LevelRule(
+    "length collapse",
+    "length_mean",
+    -1,
+    math.log(4),
+    math.inf,
+    "a quarter of what it was: answers that became terse are half as long",
+)
+LEVEL_RULES = (
+    ENTROPY_COLLAPSE,
+    LENGTH_BLOW_UP,
+    LENGTH_COLLAPSE,
+    KL_DRIFT,
+    ADVANTAGE_STARVATION,
+    ROLLOUT_GAP,
+)

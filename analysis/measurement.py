@@ -18,13 +18,25 @@ MAX_UNEXPLAINED = 0.01
 """Share of updates that may exceed it: agents that nearly cancel multiply the rounding."""
 MAX_LOGPROB_GAP = 0.05
 """Nats per token between sampler and trainer; two kernels in bfloat16 differ by 0.01 to 0.02."""
+MAX_LOGPROB_GAP_FLOAT32 = 1e-4
+"""The same where the configuration says float32 or float64: ten times what rounding leaves."""
+
+
+def is_precise(run: Run) -> bool:
+    """Whether the run computed in float32 or better, as far as its configuration says."""
+    dtype = str(run.meta.config.get("dtype", "")).removeprefix("torch.")
+    return dtype in ("float32", "float64", "fp32")
+
+
+def gap_limit(run: Run) -> float:
+    """Nats per token between sampler and trainer that rounding cannot explain."""
+    return MAX_LOGPROB_GAP_FLOAT32 if is_precise(run) else MAX_LOGPROB_GAP
 
 
 def unexplained(run: Run) -> list[Finding]:
     """Updates that the probe could not explain: reported before anything built on them."""
     findings = []
-    is_precise = run.meta.config.get("dtype") in ("float32", "float64")
-    limit = MAX_RESIDUAL_FLOAT32 if is_precise else MAX_RESIDUAL
+    limit = MAX_RESIDUAL_FLOAT32 if is_precise(run) else MAX_RESIDUAL
     for policy in run.policies:
         residual = run.update_metric("residual", policy.name)
         value = np.asarray(residual.value_T, dtype=np.float64)
@@ -68,11 +80,12 @@ def unexplained(run: Run) -> list[Finding]:
 def stale_rollouts(run: Run) -> list[Finding]:
     """Roles whose responses were sampled from other weights than those trained, all along."""
     findings = []
+    limit = gap_limit(run)
     for role in run.roles:
         signal = run.ledger("logprob_gap", role)
         value = np.asarray(signal.value_T, dtype=np.float64)
         known = np.isfinite(value)
-        if not known.any() or not (gap := float(np.median(value[known]))) > MAX_LOGPROB_GAP:
+        if not known.any() or not (gap := float(np.median(value[known]))) > limit:
             continue
         lower, upper = median_interval(value[known])
         findings.append(
@@ -86,7 +99,7 @@ def stale_rollouts(run: Run) -> list[Finding]:
                 "high",
                 evidence=(
                     f"median over {int(known.sum())} steps, before the first update of each; "
-                    f"rounding explains {MAX_LOGPROB_GAP} at most",
+                    f"rounding explains {limit:g} at most{_dtype(run)}",
                     "an adapter that never reached the sampler, or other sampling settings than "
                     "the trainer's (temperature, truncation, template), look like this",
                 ),
@@ -95,6 +108,10 @@ def stale_rollouts(run: Run) -> list[Finding]:
             )
         )
     return findings
+
+
+def _dtype(run: Run) -> str:
+    return f" in {run.meta.config['dtype']}" if is_precise(run) else ""
 
 
 def median_interval(value: NDArray[np.float64]) -> tuple[float, float]:

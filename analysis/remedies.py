@@ -37,6 +37,9 @@ TITLES: dict[Action, str] = {
     "check sync": "Check the adapter sync between sampler and trainer",
     "check updates": "Find out why nothing moves before training on",
     "repair": "Repair the measurement first",
+    "read rewarded": "Look at what the reward pays for",
+    "other problems": "Train on problems that are solved sometimes",
+    "one set": "Evaluate the checkpoints of both sides on one set of problems",
 }
 OF_ROLES: frozenset[Action] = frozenset(
     {"cap share", "own adapter", "pay own work", "fewer agents"}
@@ -82,11 +85,13 @@ BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
     "entropy collapse": (("entropy", "samples that hardly differ carry no advantage"),),
     "length blow-up": (("anchor", "longer text costs steps and runs into the token limit"),),
     "length collapse": (
+        ("read rewarded", "something pays for silence"),
         ("anchor", "a KL term holds the length of the answers of the reference"),
         ("lower rate", "lengths collapse under long steps"),
     ),
     "KL drift": (("anchor", "it has left the reference"),),
     "reward hacking": (
+        ("read rewarded", "what is rewarded and what is measured have come apart"),
         ("anchor", "what only the grader likes lies far from the reference"),
         ("lower rate", "fewer steps find less to exploit"),
     ),
@@ -103,6 +108,22 @@ BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
             "figures of updates that the measurement does not explain mislead",
         ),
     ),
+    "no gradient": (("check updates", "rewards differ and the gradient is exactly zero"),),
+    "all cut": (
+        ("raise limit", "a response that is cut can hardly be right"),
+        ("mask cut", "else a cut response is trained away from, as if it were wrong"),
+    ),
+    "no spread": (
+        ("other problems", "groups that are all right or all wrong have no gradient"),
+        ("more samples", "a larger group is all alike less often"),
+    ),
+    "nothing learned": (("check updates", "the outcome stood still while the run trained"),),
+    "form change": (("anchor", "a KL term keeps the form of the responses"),),
+    "work moved": (
+        ("own adapter", "one role does what another was there for"),
+        ("pay own work", "so that each role earns with what it is there for"),
+    ),
+    "changed evaluation set": (("one set", "accuracies on different problems cannot be compared"),),
 }
 """Kind of finding -> what to do, the first thing first. 'cut off' is a role breakdown of
 responses that are cut at the token limit."""

@@ -94,6 +94,8 @@ class Ledgers:
                 "outcome_accuracy": solved,
                 "advantage_std": 1.0,
                 "singleton_groups": 0.0,
+                "all_right_groups": own["zero_variance_groups"] * solved,
+                "all_wrong_groups": own["zero_variance_groups"] * (1 - solved),
                 "inflation": 1.0,
                 "perplexity": math.exp(own["entropy"]),
                 "length_p95": 1.8 * own["length_mean"],

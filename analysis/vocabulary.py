@@ -32,6 +32,9 @@ Action = Literal[
     "check sync",
     "check updates",
     "repair",
+    "read rewarded",
+    "other problems",
+    "one set",
 ]
 
 GRADLAB = "gradlab"
@@ -118,6 +121,9 @@ PLAIN: dict[Action, str] = {
     "check sync": "compare the log-probs of sampler and trainer right after a sync of the weights",
     "check updates": "look for what is frozen, masked or rounded away: see the finding's evidence",
     "repair": "see the finding, and the warnings in the training log",
+    "read rewarded": "read responses that earned most and check by hand whether they are right",
+    "other problems": "leave out problems that are always solved or never",
+    "one set": "the same problems in the same order from the first step to the last",
 }
 """Where a trainer has no option for an action, or is not known. 'mask cut' has no plain words."""
 UNKNOWN_VALUE: dict[Action, str] = {

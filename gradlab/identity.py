@@ -170,11 +170,10 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
 
 
 def check_same_labels(path: Path, stored: GroupSpec, spec: GroupSpec) -> None:
-    """Metrics that came later than the store are allowed to be missing in it; nothing else is."""
+    """Refuse a store of other labels; one that is too old to have some of the metrics will do."""
     for dim, labels in spec.labels.items():
-        if dim in METRIC_RECORDS and set(stored.labels[dim]) <= set(labels):
-            continue
-        if stored.labels[dim] != labels:
+        is_older = dim in METRIC_RECORDS and set(stored.labels[dim]) <= set(labels)
+        if stored.labels[dim] != labels and not is_older:
             other = sorted(set(labels) ^ set(stored.labels[dim]))
             raise StoreError(
                 f"{path / spec.path}: {dim} differs from this version's in {other or 'order'}; "

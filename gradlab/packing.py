@@ -1,6 +1,6 @@
 """Fill the row of a group from a record, refusing a record that does not fit the run.
 
-Metrics that a store is too old to have are left out of its rows.
+Metrics go where the store's own labels say: an older store that is resumed lacks the newer ones.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from gradlab.disk import Array, StoreError
-from gradlab.records import EvalRecord, RateRecord, StepRecord, UpdateRecord, picked
+from gradlab.records import EvalRecord, RateRecord, StepRecord, UpdateRecord, values_of
 from gradlab.schema import GroupSpec
 
 
@@ -30,20 +30,22 @@ def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
     for name, value in optional.items():
         if value is not None:
             _put(row, name, value, spec, where)
-    row["metrics"] = picked(record.metrics, spec.labels["update_metric"])
+    row["metrics"] = values_of(record.metrics, spec.labels["update_metric"])
     for role, statistics in record.row_statistics.items():
-        kept = picked(statistics, spec.labels["row_metric"])
-        row["rows"][_index(spec, "role", role, where)] = kept
+        row["rows"][_index(spec, "role", role, where)] = values_of(
+            statistics, spec.labels["row_metric"]
+        )
 
 
 def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
     where = f"step {record.step}"
     row["step"] = record.step
     row["wall_time"] = record.wall_time
-    row["run"] = picked(record.run, spec.labels["run_metric"])
+    row["run"] = values_of(record.run, spec.labels["run_metric"])
     for role, ledger in record.roles.items():
-        kept = picked(ledger, spec.labels["role_metric"])
-        row["roles"][_index(spec, "role", role, where)] = kept
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            ledger, spec.labels["role_metric"]
+        )
     for role, signature in record.signatures.items():
         index = _index(spec, "role", role, where)
         expected = row["signature"][index].shape
@@ -66,8 +68,9 @@ def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
     _put(row, "correct", record.correct_PS, spec, where)
     _put(row, "role_correct", record.role_correct_RP, spec, where)
     for role, evaluation in record.roles.items():
-        kept = picked(evaluation, spec.labels["eval_metric"])
-        row["roles"][_index(spec, "role", role, where)] = kept
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            evaluation, spec.labels["eval_metric"]
+        )
 
 
 def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
@@ -85,8 +88,9 @@ def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
     row["accuracy"] = record.accuracy
     row["answers"] = record.answers
     for role, evaluation in record.roles.items():
-        kept = picked(evaluation, spec.labels["eval_metric"])
-        row["roles"][_index(spec, "role", role, where)] = kept
+        row["roles"][_index(spec, "role", role, where)] = values_of(
+            evaluation, spec.labels["eval_metric"]
+        )
 
 
 def _put(row: Array, name: str, value: Array, spec: GroupSpec, where: str) -> None:

@@ -168,6 +168,12 @@ class RoleLedger:
     outcome_accuracy: float = measured("1", "share of the role's turns whose episode was solved")
     advantage_std: float = measured("1", "standard deviation of the advantage over turns")
     zero_variance_groups: float = measured("1", "share of groups whose rewards are all equal")
+    all_right_groups: float = measured(
+        "1", "share of groups of several equal rewards in which every turn's episode was solved"
+    )
+    all_wrong_groups: float = measured(
+        "1", "share of groups of several equal rewards in which no turn's episode was solved"
+    )
     singleton_groups: float = measured("1", "share of groups with one member")
     inflation: float = measured(
         "1", "Dr. MAS kappa = [sigma_k^2 + (mu_k - mu)^2] / sigma^2 under global normalization"
@@ -243,6 +249,16 @@ class RoleEvaluation:
     length_p95: float = measured("tokens", "95th percentile of response length")
     truncated: float = measured("1", "share of responses cut by the token limit")
     parse_failures: float = measured("1", "share of responses whose format was not understood")
+    code_form: float = measured("1", "share of responses with a code fence around 3 lines or more")
+    stamp_form: float = measured(
+        "1", "share of verdicts that are a bare stamp: readable, at most 200 tokens, no code fence"
+    )
+    terse: float = measured("1", "share of responses of at most 30 tokens that were understood")
+    hedging: float = measured("1", "share of responses with a phrase of doubt")
+    echo: float = measured("1", "mean share of a response's word 3-grams that its prompt holds")
+    sibling_jaccard: float = measured(
+        "1", "mean Jaccard index of the word 3-grams of two agents asked at once in an episode"
+    )
 
 
 @dataclass(frozen=True)
@@ -354,11 +370,16 @@ class Signal:
     upper_T: FloatArray | None = None
 
 
+def values_of(record: Any, metrics: Sequence[str]) -> FloatArray:
+    """The measured fields of these names, as a float64 vector in their order."""
+    return np.array([getattr(record, name) for name in metrics], dtype=np.float64)
+
+
 def names(record: type[Any]) -> tuple[str, ...]:
     """Names of the measured fields of a record type, in store order."""
     return tuple(f.name for f in fields(record) if "unit" in f.metadata)
 
 
-def picked(record: Any, wanted: Sequence[str]) -> FloatArray:
-    """Some measured fields of a record as a float64 vector, in the order of `wanted`."""
-    return np.array([getattr(record, name) for name in wanted], dtype=np.float64)
+def values(record: Any) -> FloatArray:
+    """Measured fields of a record as a float64 vector, in the order of `names`."""
+    return values_of(record, names(type(record)))

@@ -48,6 +48,7 @@ from gradlab.records import (
     RunLedger,
     Signal,
     UpdateMetrics,
+    names,
 )
 from gradlab.schema import describe, groups
 from gradlab.stored import StoredGroup
@@ -116,9 +117,13 @@ class Evaluations:
         return Signal("accuracy", "1", "run", self.step_E, accuracy)
 
     def role(self, name: str, role: str) -> Signal:
-        """One field of `RoleEvaluation`, per evaluation."""
-        metric = _index(self.metrics, name, "evaluation metric")
-        value = self.metric_ERM[:, _index(self.roles, role, "role"), metric]
+        """One field of `RoleEvaluation`, per evaluation; NaN where the store is too old for it."""
+        place = _index(self.roles, role, "role")
+        if name not in self.metrics and name in names(RoleEvaluation):
+            value = np.full(len(self.step_E), np.nan)
+        else:
+            metric = _index(self.metrics, name, "evaluation metric")
+            value = self.metric_ERM[:, place, metric]
         unit = describe(RoleEvaluation)[name]["unit"]
         return Signal(name, unit, role, self.step_E, value)
 
@@ -381,18 +386,17 @@ class Run:
         """A field of `UpdateMetrics`, per update."""
         self._policy(policy)
         group = self._groups[f"updates/{policy}"]
-        index = _index(group.labels("update_metric"), name, "update metric")
+        value_U = group.metric("metrics", "update_metric", name)
         unit = describe(UpdateMetrics)[name]["unit"]
-        return Signal(name, unit, policy, group.array("step"), group.column("metrics", index))
+        return Signal(name, unit, policy, group.array("step"), value_U)
 
     def row_statistic(self, name: str, role: str) -> Signal:
         """A field of `RowStatistics`, per step: the value of the step's last update."""
         policy = self.policy_of(role)
         group = self._groups[f"updates/{policy.name}"]
-        metric = _index(group.labels("row_metric"), name, "row statistic")
         place = _index(group.labels("role"), role, "role with agents in its policy")
+        value_U = group.metric("rows", "row_metric", name, place)
         unit = describe(RowStatistics)[name]["unit"]
-        value_U = group.column("rows", place, metric)
         return self._signal(name, unit, role, policy, value_U, "step", last_update)
 
     def noise_scale(self, role: str, *, window: int = 1) -> Signal:
@@ -438,21 +442,15 @@ class Run:
     def ledger(self, name: str, role: str) -> Signal:
         """A field of `RoleLedger`, per step."""
         group = self._groups["train"]
-        metric = _index(group.labels("role_metric"), name, "ledger metric")
-        value_T = group.column("roles", _index(self.roles, role, "role"), metric)
+        value_T = group.metric("roles", "role_metric", name, _index(self.roles, role, "role"))
         return Signal(name, describe(RoleLedger)[name]["unit"], role, self.steps, value_T)
 
     def run_metric(self, name: str) -> Signal:
         """A field of `RunLedger`, per step; NaN where the store is older than the field."""
         group = self._groups["train"]
-        known = group.labels("run_metric")
-        declared = describe(RunLedger)
-        if name in declared and name not in known:
-            unknown_T = np.full(len(self.steps), np.nan)
-            return Signal(name, declared[name]["unit"], "run", self.steps, unknown_T)
-        index = _index(known, name, "run metric")
-        unit = declared[name]["unit"]
-        return Signal(name, unit, "run", self.steps, group.column("run", index))
+        value_T = group.metric("run", "run_metric", name)
+        unit = describe(RunLedger)[name]["unit"]
+        return Signal(name, unit, "run", self.steps, value_T)
 
     def signature(self, role: str) -> NDArray[np.float32]:
         """[T, K] share of the role's response tokens per hash bucket; NaN where not recorded."""

@@ -10,6 +10,16 @@ from numpy.typing import NDArray
 
 from gradlab.disk import Array, StoreError, read_rows
 from gradlab.documents import GroupState, read_group
+from gradlab.records import names
+from gradlab.schema import METRIC_RECORDS
+
+METRIC_WORDS = {
+    "run_metric": "run metric",
+    "role_metric": "ledger metric",
+    "update_metric": "update metric",
+    "row_metric": "row statistic",
+    "eval_metric": "evaluation metric",
+}
 
 
 class StoredGroup:
@@ -58,6 +68,16 @@ class StoredGroup:
         key: tuple[Any, ...] = (slice(None), *index)
         cells: NDArray[np.float64] = self.array(name)[key].astype(np.float64)
         return cells
+
+    def metric(self, array: str, dim: str, name: str, *places: int) -> NDArray[np.float64]:
+        """One metric of every row; NaN where the store is too old to have it."""
+        known = self.labels(dim)
+        if name in known:
+            return self.column(array, *places, known.index(name))
+        if name in names(METRIC_RECORDS[dim]):
+            return np.full(len(self.array("step")), np.nan)
+        what = METRIC_WORDS[dim]
+        raise ValueError(f"unknown {what} '{name}'; this run has {list(known)}")
 
     def _read(self, name: str) -> Array:
         state = self.state

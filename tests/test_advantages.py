@@ -119,9 +119,25 @@ def test_rounds_are_compared_with_their_own_kind(small_config: SmallConfig) -> N
         for turn in range(2)
     ]
     _, counts = with_advantages(rows, small_config(group_by="role_turn"))
-    assert counts == {"generator": GroupCounts(2, 1, 0)}
+    assert counts == {"generator": GroupCounts(2, 1, 0, 0, 1)}  # no episode of them was solved
     _, counts = with_advantages(rows, small_config(group_by="role"))
     assert counts == {"generator": GroupCounts(1, 0, 0)}
+
+
+def test_groups_without_spread_are_all_right_all_wrong_or_neither(
+    small_config: SmallConfig,
+) -> None:
+    """Problem d pays 0.5 whatever the outcome: equal rewards, and neither right nor wrong."""
+    outcomes = {"a": (True, True), "b": (False, False), "c": (True, False), "d": (True, False)}
+    rows = [
+        make_row(problem=p, sample=k, outcome=solved, reward=0.5 if p == "d" else float(solved))
+        for p, both in outcomes.items()
+        for k, solved in enumerate(both)
+    ]
+    rows.append(make_row(problem="alone", outcome=True, reward=1.0))
+    _, counts = with_advantages(rows, small_config())
+    assert counts == {"generator": GroupCounts(5, zero_variance=3, singleton=1, all_right=1,
+                                               all_wrong=1)}  # fmt: skip
 
 
 def test_singletons_and_zero_variance_are_counted_apart(small_config: SmallConfig) -> None:
@@ -134,7 +150,10 @@ def test_singletons_and_zero_variance_are_counted_apart(small_config: SmallConfi
         make_row(make_turn(Agent("aggregator")), problem="mixed", reward=0.0),
     ]
     credited, counts = with_advantages(rows, small_config())
-    assert counts == {"generator": GroupCounts(3, 1, 1), "aggregator": GroupCounts(1, 0, 1)}
+    assert counts == {
+        "generator": GroupCounts(3, 1, 1, all_wrong=1),
+        "aggregator": GroupCounts(1, 0, 1),
+    }
     assert [row.advantage for row in credited[:3]] == [0, 0, 0]
     faithful, _ = with_advantages(rows, small_config(singleton="reward"))
     assert faithful[0].advantage == 1.0

@@ -232,6 +232,11 @@ def test_the_store_tells_of_each_role_what_trl_logs_of_all(make: Make, tmp_path:
         np.testing.assert_allclose(
             np.nansum(values * weights, axis=0) / weights.sum(axis=0), expected, rtol=1e-5
         )
+    flat, right, wrong = (
+        np.array([run.ledger(name, role).value_T for role in run.roles])
+        for name in ("zero_variance_groups", "all_right_groups", "all_wrong_groups")
+    )
+    np.testing.assert_allclose(right + wrong, flat)  # the reward is the grade
     # TRL averages these over micro-batches, whose numbers of tokens differ a little.
     for name, key in (("entropy", "entropy"), ("kl", "kl")):
         values = np.array([run.ledger(name, role).value_T for role in run.roles])

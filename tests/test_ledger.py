@@ -44,7 +44,7 @@ def test_a_roles_ledger_by_hand() -> None:
         tokens=12, entropy=6.0, ratio=12.0, ratio_squared=12.48, clipped=3, weight=2.0, updates=3,
         kl=0.01, logprob_gap=1e-6, learning_rate=1e-3,
     )  # fmt: skip
-    ledger = role_ledger(rows, [*rows, other], GroupCounts(4, 2, 1), sums, 8.0)
+    ledger = role_ledger(rows, [*rows, other], GroupCounts(8, 4, 2, 1, 3), sums, 8.0)
     assert ledger.episodes == 3
     assert ledger.turns == 3
     assert (ledger.prompt_tokens, ledger.response_tokens) == (10, 12)
@@ -56,6 +56,7 @@ def test_a_roles_ledger_by_hand() -> None:
     assert ledger.outcome_accuracy == pytest.approx(2 / 3)
     assert ledger.advantage_std == pytest.approx(math.sqrt(2 * 0.49 / 3))
     assert (ledger.zero_variance_groups, ledger.singleton_groups) == (0.5, 0.25)
+    assert (ledger.all_right_groups, ledger.all_wrong_groups) == (0.125, 0.375)
     # all rewards 1 0 1 0: mean 1/2, variance 1/4; the role's: variance 2/9, mean 2/3
     assert ledger.inflation == pytest.approx((2 / 9 + 1 / 36) / (1 / 4))
     assert ledger.entropy == 0.5

@@ -32,6 +32,10 @@ class GroupCounts:
     zero_variance: int
     """Groups of several equal rewards: their advantage is 0, they stay in the denominator."""
     singleton: int
+    all_right: int = 0
+    """Of those with zero variance: every turn's episode was solved."""
+    all_wrong: int = 0
+    """Of those with zero variance: no turn's episode was solved."""
 
 
 GroupKey = tuple[str, str, int, int]
@@ -70,7 +74,7 @@ def with_advantages(
     for index, row in enumerate(rows):
         members[group_key(row, config.group_by)].append(index)
     advantage_B = np.zeros(len(rows))
-    tally: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
+    tally: dict[str, list[int]] = defaultdict(lambda: [0] * 5)
     for (_, role, *_), indices in members.items():
         reward_K = np.array([rows[i].reward for i in indices])
         advantage_B[indices] = group_advantages(
@@ -78,8 +82,11 @@ def with_advantages(
         )
         is_single = len(indices) == 1
         tally[role][0] += 1
-        tally[role][1] += not is_single and bool(np.ptp(reward_K) == 0)
+        is_flat = not is_single and bool(np.ptp(reward_K) == 0)
+        tally[role][1] += is_flat
         tally[role][2] += is_single
+        tally[role][3] += is_flat and all(rows[i].outcome for i in indices)
+        tally[role][4] += is_flat and not any(rows[i].outcome for i in indices)
     credited = [
         dataclasses.replace(row, advantage=float(advantage))
         for row, advantage in zip(rows, advantage_B, strict=True)

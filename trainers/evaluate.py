@@ -9,6 +9,7 @@ import numpy as np
 from gradlab.records import EvalRecord, RoleEvaluation
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
+from trainers.forms import form_shares, sibling_indices
 from trainers.judging import Judge
 from trainers.ledger import mean
 from trainers.models import LanguageModel
@@ -55,6 +56,7 @@ def evaluation_record(
     own_RP: list[list[list[bool]]] = [[[] for _ in problems] for _ in roles]
     turns: dict[str, list[Turn]] = {role: [] for role in roles}
     any_correct: dict[str, list[bool]] = {role: [] for role in roles}
+    alike: dict[str, list[float]] = {role: [] for role in roles}
     for episode in episodes:
         problem = place[episode.problem.id]
         correct_PS[problem, episode.sample] = episode.outcome
@@ -64,19 +66,26 @@ def evaluation_record(
             mine = [turn for turn in episode.turns if turn.agent.role == role]
             own = [turn.own_correct for turn in mine if turn.own_correct is not None]
             turns[role] += mine
+            alike[role] += sibling_indices(mine)
             own_RP[index][problem] += own
             if own:
                 any_correct[role].append(any(own))
     return EvalRecord(
         step,
         correct_PS,
-        {role: role_evaluation(turns[role], any_correct[role]) for role in roles},
+        {role: role_evaluation(turns[role], any_correct[role], alike[role]) for role in roles},
         np.array([[mean(own) for own in own_P] for own_P in own_RP]),
     )
 
 
-def role_evaluation(turns: Sequence[Turn], any_correct: Sequence[bool]) -> RoleEvaluation:
-    """One role's part in an evaluation; fields that the role does not have stay NaN."""
+def role_evaluation(
+    turns: Sequence[Turn], any_correct: Sequence[bool], sibling_jaccards: Sequence[float] = ()
+) -> RoleEvaluation:
+    """One role's part in an evaluation; fields that the role does not have stay NaN.
+
+    `sibling_jaccards`: of every pair of its agents that were asked at once; those of different
+    episodes are no siblings.
+    """
     own = [turn.own_correct for turn in turns if turn.own_correct is not None]
     offered = [t for t in turns if t.offered_correct is not None and t.kind != "verdict"]
     verdicts = [turn for turn in turns if turn.kind == "verdict"]
@@ -92,4 +101,6 @@ def role_evaluation(turns: Sequence[Turn], any_correct: Sequence[bool]) -> RoleE
         length_p95=float(np.percentile(length_B, 95)) if len(length_B) else float("nan"),
         truncated=mean([turn.truncated for turn in turns]),
         parse_failures=mean([not turn.parse_ok for turn in turns]),
+        sibling_jaccard=mean(sibling_jaccards),
+        **{name: mean(shares) for name, shares in form_shares(turns).items()},
     )

@@ -56,6 +56,8 @@ def role_ledger(
         outcome_accuracy=mean([row.outcome for row in rows]),
         advantage_std=float(np.std([row.advantage for row in rows])),
         zero_variance_groups=counts.zero_variance / counts.groups,
+        all_right_groups=counts.all_right / counts.groups,
+        all_wrong_groups=counts.all_wrong / counts.groups,
         singleton_groups=counts.singleton / counts.groups,
         inflation=inflation(
             np.array([row.reward for row in all_rows]),

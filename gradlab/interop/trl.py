@@ -51,6 +51,8 @@ WRAPPED = (
 """Methods of the trainer that are wrapped; present since TRL 1.0."""
 
 AGENT, PROMPT, FACTS = "gradlab_agent", "gradlab_prompt", "gradlab_facts"
+KEPT = ("reward", "correct", "zero_variance", "truncated", "all_right", "all_wrong")
+"""Columns of FACTS, fields of `gradlab.interop.turns.TURN`: groups are those of the row."""
 """Keys of the tensors that travel with the rows: agent index, prompt id, and what was known when
 the row was generated: (reward, correct, zero variance, truncated)."""
 
@@ -354,11 +356,11 @@ class Watch(TrainerCallback):
             self._answers.append(Graded(key, role, fact[1], length, fact[3] > 0))
 
     def _facts(self, output: Mapping[str, Any]) -> Tensor:
-        """[n, 4] reward, correct, zero variance in the group, truncated; of this process's rows."""
+        """[n, 6] of this process's rows: `KEPT`."""
         trainer = self._trainer
         ids, mask = output["completion_ids"].cpu(), output["completion_mask"].cpu()
         n = len(ids)
-        facts = torch.full((n, 4), math.nan, dtype=torch.float64)
+        facts = torch.full((n, len(KEPT)), math.nan, dtype=torch.float64)
         length = mask.sum(1)
         last = ids.gather(1, (length - 1).clamp(min=0)[:, None].long())[:, 0]
         facts[:, 3] = (~torch.isin(last, self._ends) | (length == 0)).double()
@@ -374,10 +376,19 @@ class Watch(TrainerCallback):
             grade = self._rewards[:, self._settings.graded]
             known = torch.where(grade.isnan(), math.nan, (grade > CORRECT_ABOVE).double())
             facts[:, 1] = known[here][:n]
+        else:
+            known = torch.full_like(total, math.nan)
         if len(total) % size == 0:
             groups = total.view(-1, size)
             same = torch.isclose(groups, groups[:, :1], equal_nan=True).all(1)
-            facts[:, 2] = same.double().repeat_interleave(size)[here][:n]
+            graded = known.view(-1, size)
+            is_graded = ~graded.isnan().any(1)
+            for column, flat in (
+                (2, same.double()),
+                (4, torch.where(is_graded, (same & (graded == 1).all(1)).double(), math.nan)),
+                (5, torch.where(is_graded, (same & (graded == 0).all(1)).double(), math.nan)),
+            ):
+                facts[:, column] = flat.repeat_interleave(size)[here][:n]
         self._rewards = None
         return facts
 
@@ -396,7 +407,7 @@ class Watch(TrainerCallback):
         for name, values in zip(names, on_host, strict=True):
             turns[name] = values
         turns["agent"] = inputs[AGENT].numpy()
-        for i, name in enumerate(("reward", "correct", "zero_variance", "truncated")):
+        for i, name in enumerate(KEPT):
             turns[name] = inputs[FACTS][:, i].numpy()
         turns["weight"] = self._weights(turns["tokens"])
         self._turns.append(turns)

@@ -20,6 +20,8 @@ TURN = np.dtype(
         ("reward", "f8"),  # NaN: no reward function scored it
         ("correct", "f8"),  # 0, 1; NaN: unknown
         ("zero_variance", "f8"),  # 1 if all rewards of its group are equal
+        ("all_right", "f8"),  # 1 if, besides, all of the group are correct; NaN: unknown
+        ("all_wrong", "f8"),  # 1 if, besides, none is
         ("advantage", "f8"),
         ("truncated", "f8"),
         ("prompt_tokens", "f8"),
@@ -93,6 +95,8 @@ def role_ledger(mine: Turns, everybody: Turns, learning_rate: float) -> RoleLedg
         outcome_accuracy=mean(mine["correct"]),
         advantage_std=float(mine["advantage"].std()),
         zero_variance_groups=mean(mine["zero_variance"]),
+        all_right_groups=mean(mine["all_right"]),
+        all_wrong_groups=mean(mine["all_wrong"]),
         inflation=float(((reward - rewards.mean()) ** 2).mean()) / variance
         if variance > 0 and len(reward)
         else math.nan,
