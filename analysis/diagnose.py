@@ -9,6 +9,7 @@ import numpy as np
 
 from analysis.accuracy import AccuracySeries, rates_alone
 from analysis.cliff import CliffResult
+from analysis.constant_rate import too_large
 from analysis.detect import Detected, Detectors, detect
 from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Remedy, SignalVerdict, Status
 from analysis.remedies import remedies_for
@@ -45,6 +46,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         {role: run.policy_of(role).name for role in run.roles},
         replays,
+        () if drop.onset is None else too_large(run, drop.onset.upper),
     )
     accuracy = _accuracy(run, series, drop)
     return Diagnosis(
@@ -58,7 +60,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         candidates(drop, causes),
         causes,
-        _explanation(run, drop, causes),
+        _explanation(run, drop, causes, verdicts),
         _remedies(run, found, verdicts, causes),
         (
             *unjudged(run, series, drop, signals, detectors),
@@ -68,12 +70,17 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     )
 
 
-def _explanation(run: Run, drop: CliffResult, causes: tuple[Cause, ...]) -> str:
+def _explanation(
+    run: Run,
+    drop: CliffResult,
+    causes: tuple[Cause, ...],
+    verdicts: tuple[SignalVerdict, ...],
+) -> str:
     """How far the evidence on suspects goes, on the condition that there was a fall at all."""
     if drop.onset is None:
         return ""
     can_replay = _checkpoint(run.path.resolve().parent, drop.onset.lower) is not None
-    words = separation(causes, can_replay=can_replay)
+    words = separation(causes, verdicts, can_replay=can_replay)
     return ("If it is a fall: " if drop.reason == "wander" else "") + words
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from analysis.findings import Diagnosis, Finding, SignalVerdict, percent
-from analysis.showing import color_of, moved, number
+from analysis.showing import color_of, lead_interval, moved, number
 from analysis.signals import collect
 from analysis.transcripts import Lost, Said, Transcripts, transcripts
 from gradlab.palette import role_color
@@ -245,19 +245,18 @@ def _all_signals(diagnosis: Diagnosis) -> str:
         return ""
     head = "".join(
         f"<th>{name}</th>"
-        for name in ("signal", "to the drop", "moved at", "steps before", "from → to", "note")
+        for name in ("signal", "to the drop", "moved at", "lead in steps", "from → to", "note")
     )
     rows = []
     for verdict in diagnosis.signals:
-        dated = math.isfinite(verdict.lead)
-        lead = f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})"
         mark = ' class="candidate"' if verdict.is_candidate else ""
         rows.append(
-            f"<tr{mark}><td>{escape(verdict.title)}</td><td>{escape(verdict.order)}</td>"
+            f"<tr{mark}><td>{escape(verdict.title)}</td>"
+            f"<td>{escape(verdict.when or verdict.order)}</td>"
             f'<td class="num">{escape(str(verdict.onset)) if verdict.onset else ""}</td>'
-            f'<td class="num">{lead if dated else ""}</td>'
+            f'<td class="num">{lead_interval(verdict)}</td>'
             f'<td class="num">{number(verdict.before)} → {number(verdict.after)}</td>'
-            f"<td>{escape(verdict.note)}</td></tr>"
+            f"<td>{escape('; '.join(s for s in (verdict.told, verdict.note) if s))}</td></tr>"
         )
     return (
         f'<div class="card scroll"><table><tr>{head}</tr>{"".join(rows)}</table>'
