@@ -93,7 +93,7 @@ def find_bends(
                 before,
                 before + float(slope_N[n]),
                 float(noise_N[n]),
-                _memory(residual_NT[n]),
+                memory_of(residual_NT[n]),
                 float(line_sse_N[n] / ramp_sse_N[n]),
                 drawn,
             )
@@ -101,7 +101,7 @@ def find_bends(
     return bends
 
 
-def _memory(residual_T: Floats) -> float:
+def memory_of(residual_T: Floats) -> float:
     """(1 + rho) / (1 - rho) with rho the lag-1 correlation."""
     power = float((residual_T**2).sum())
     lag = float((residual_T[1:] * residual_T[:-1]).sum())

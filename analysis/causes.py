@@ -1,8 +1,10 @@
 """Order the signals of a run against its drop: which moved first, and which others they explain.
 
-The words are fixed: precedes, coincides, follows, no evidence. One run cannot show a cause; with
-the real cause unrecorded, any such rule blames a mediator two times in three. So the answer is a
-set of candidates, always with 'an unrecorded cause' in it.
+The words are fixed: precedes, coincides, follows, no evidence. A signal precedes if its event
+began before the fall by more than both onsets are known to; what begins with the fall, or after it,
+explains nothing. One run cannot show a cause; with the real cause unrecorded, any such rule blames
+a mediator two times in three. So the answer is a set of candidates, always with 'an unrecorded
+cause' in it.
 
 Legend: T steps, N signals, B bootstrap draws.
 """
@@ -10,22 +12,26 @@ Legend: T steps, N signals, B bootstrap draws.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit
 
-from analysis.bend import Bend, bins, bridged, find_bends
+from analysis.bend import bins, bridged, find_bends
 from analysis.fall import Fall
-from analysis.findings import Onset, Order, SignalVerdict
+from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.graph import undominated
-from analysis.signals import Measured
-from analysis.wander import MAX_POINTS, find_change
+from analysis.schedule import Schedule
+from analysis.settings import BATCH_TOLERANCE, Timing, setting_verdict
+from analysis.signals import BY_BATCH, Measured, unscaled
+from analysis.telling import TrendShape, told_event, told_trend
+from analysis.trend import movement
 
 Floats = NDArray[np.float64]
 
 UNRECORDED = "an unrecorded cause"
+FALLS = ("own_accuracy", "reward_mean")
+"""Outcomes of training that fall with accuracy, and are recorded at every step."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +41,18 @@ class OnsetOrder:
     min_effect: float = 2.5
     """Change in residual standard deviations, times the root of their correlation time: a random
     walk changes by many standard deviations without anything having happened."""
-    min_gain: float = 2.0
-    """Squared error of a straight line over that of the ramp."""
+    event_alpha: float = 0.005
+    """Largest p-value of an event beyond every smooth way: those are a few percent off the truth,
+    and at 0.05 a tenth of steep S-shapes pass."""
     min_probability: float = 0.9
     """Of one onset being before the other."""
     max_lead: int = 100
     """Steps; an earlier change is too far away to be named."""
-    min_before: int = 4
-    """Points on the old level; a change at the very beginning is a start-up, not an event."""
+    min_before: int = 2
+    """Points on the old level; a change at the very first is a start-up, not an event."""
     still_moving: float = 0.25
-    """A setting that was never at rest, such as a warm-up, must have moved by this share of its
-    smallest change within this share of `max_lead` before the drop; else it had settled."""
+    """A warm-up must have risen by this share of its smallest change within this share of
+    `max_lead` before the drop; else it had settled."""
     max_bins: int = 100
     """Points that a change is dated on: the search is quadratic."""
     num_draws: int = 200
@@ -63,44 +70,19 @@ class OnsetOrder:
         """Every signal with its order to the drop: candidates first, then by order and effect."""
         if len(step_T) < self.min_steps:
             return []
-        rng = np.random.default_rng(self.seed)
-        start, stop = self._span(step_T, drop)
-        stride = max(1, math.ceil((stop - start) / self.max_bins))
-        bin_step = bins(step_T[start:stop].astype(np.float64), stride)
-        drop_draws = self._drop_draws(drop, rng)
-        verdicts: list[tuple[Measured, SignalVerdict]] = []
-        judged: list[tuple[Measured, Floats]] = []
-        for signal in signals:
-            series = bins(signal.kind.on_scale(signal.value_T[start:stop]), stride)
-            if signal.is_present and np.isfinite(series).mean() >= 0.5:
-                judged.append((signal, bridged(series)))
-        if not judged or len(bin_step) < 8:
-            return []
-        # A slow first pass over everything, then the onset's uncertainty only where it matters.
-        bends = find_bends(np.stack([series for _, series in judged]), rng)
-        near = 0  # a setting that changes all along is compared with itself a while before
-        if drop.onset:
-            near = int(np.searchsorted(bin_step, drop.onset.lower - 0.8 * self.max_lead))
-        for n, (signal, series) in enumerate(judged):
-            if signal.kind.is_set:
-                bends[n] = _scheduled(series, near, self.num_draws)
-        moved = [n for n, bend in enumerate(bends) if self._has_moved(judged[n][0], bend)]
-        for n in moved:
-            if not judged[n][0].kind.is_set:
-                bends[n] = find_bends(judged[n][1][None, :], rng, num_draws=self.num_draws)[0]
-        for n, (signal, series) in enumerate(judged):
-            verdicts.append(
-                (
-                    signal,
-                    self._verdict(signal, series, bends[n], n in moved, bin_step, drop_draws, rng),
-                )
-            )
-            if n in moved:
-                p_value = self._p_value(signal, series, bends[n]) * len(judged)
-                verdicts[-1] = (signal, self._tested(verdicts[-1][1], min(p_value, 1.0)))
-            if signal.kind.is_set and self._had_settled(signal, series, bends[n], bin_step, drop):
-                note = "settled long before the drop: a start-up, not an event"
-                verdicts[-1] = (signal, replace(verdicts[-1][1], is_candidate=False, note=note))
+        present = [signal for signal in signals if signal.is_present]
+        span = self._span(step_T, drop)
+        seen = [(s, self._seen(s, step_T, span)) for s in present if not s.kind.is_set]
+        moves = [(signal, move) for signal, move in seen if move is not None]
+        timing = self._timing(drop, moves)
+        batches = [s for s in present if s.kind.name == "episodes"]
+        jumps = _jump_steps(batches, step_T)
+        verdicts = []
+        for signal, move in moves:
+            verdict = self._verdict(signal, move, timing)
+            verdict = replace(verdict, p_value=min(verdict.p_value * len(moves), 1.0))
+            verdicts.append((signal, self._tested(_with_batch(verdict, jumps, move.pace))))
+        verdicts += [(s, setting_verdict(s, step_T, timing)) for s in present if s.kind.is_set]
         return _ranked(undominated(verdicts))
 
     def _span(self, step_T: NDArray[np.int64], drop: Fall) -> tuple[int, int]:
@@ -114,6 +96,77 @@ class OnsetOrder:
             return 0, len(step_T)
         return start, stop
 
+    def _seen(
+        self, signal: Measured, step_T: NDArray[np.int64], span: tuple[int, int]
+    ) -> _Move | None:
+        """What a signal did near the drop; if that is no event, in the whole run."""
+        near = self._move(signal, step_T, *span)
+        if span == (0, len(step_T)) or (near is not None and near.kind == "event"):
+            return near
+        return self._move(signal, step_T, 0, len(step_T)) or near
+
+    def _move(
+        self, signal: Measured, step_T: NDArray[np.int64], start: int, stop: int
+    ) -> _Move | None:
+        """None: too few values."""
+        stride = max(1, math.ceil((stop - start) / self.max_bins))
+        bin_step = bins(step_T[start:stop].astype(np.float64), stride)
+        series = bins(signal.kind.on_scale(signal.value_T[start:stop]), stride)
+        known = np.flatnonzero(np.isfinite(series))
+        if len(bin_step) < 8 or len(known) < max(8, len(series) // 2):
+            return None
+        first, last = int(known[0]), int(known[-1]) + 1
+        series, bin_step = bridged(series[first:last]), bin_step[first:last]
+        pace = float(np.median(np.diff(bin_step)))
+        did = movement(
+            series,
+            min_change=signal.kind.min_change,
+            min_effect=self.min_effect,
+            alpha=self.event_alpha,
+            seed=self.seed,
+        )
+        if did.change != "event":
+            size = abs(did.size) / max(float(np.std(np.diff(series))) / math.sqrt(2), 1e-12)
+            shape: TrendShape = "settled" if did.settles else "late" if did.is_late else ""
+            return _Move(
+                did.change, did.first, did.last, did.p_value, math.copysign(size, did.size), pace,
+                shape=shape,
+            )  # fmt: skip
+        rng = np.random.default_rng(self.seed)
+        bend = find_bends((series - did.smooth_T)[None, :], rng, num_draws=self.num_draws)[0]
+        if bend.onset < self.min_before - 1 or (bend.after - bend.before) * did.size < 0:
+            return _Move("trend", series[0], float(series[-1]), did.p_value, bend.effect, pace,
+                         shape="start")  # fmt: skip
+        point = np.arange(len(bin_step))
+        fine_B = np.interp(bend.onset_B + rng.random(self.num_draws), point, bin_step)
+        middle = float(np.interp(bend.onset + 0.5, point, bin_step))
+        low, high = np.quantile(fine_B, [0.05, 0.95])
+        blur = pace / 2 if stride > 1 else 0.0  # within a point nothing is dated
+        low, high = min(low, middle) - blur, max(high, middle) + blur
+        onset = Onset(round(middle), max(round(low), int(step_T[start])), round(high))
+        before = bend.before + float(did.smooth_T[int(bend.onset)])
+        after = bend.after + float(did.smooth_T[int(bend.end)])
+        return _Move("event", before, after, did.p_value, bend.effect, pace, onset, fine_B)
+
+    def _timing(self, drop: Fall, moves: list[tuple[Measured, _Move]]) -> Timing:
+        """When the fall began: in the evaluations, or in training if that fell before them.
+
+        Training is looked at in every step. What began after it fell began after the fall, although
+        the next evaluation was still to come.
+        """
+        drawn_B = self._drop_draws(drop, np.random.default_rng(self.seed))
+        if drop.onset is None:
+            return Timing(drop, drawn_B, self.max_lead, self.min_probability, self.still_moving)
+        for signal, move in moves:
+            if (
+                signal.kind.name in FALLS
+                and move.onset is not None
+                and move.after < move.before
+                and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
+            ):
+                drawn_B = np.minimum(drawn_B, move.onset_B)
+        return Timing(drop, drawn_B, self.max_lead, self.min_probability, self.still_moving)
+
     def _drop_draws(self, drop: Fall, rng: np.random.Generator) -> Floats:
         """[B] plausible beginnings of the fall: an evaluation by its weight, then uniformly
         between it and the next one; empty without a drop."""
@@ -125,85 +178,29 @@ class OnsetOrder:
         drawn: Floats = step_T[pick] + rng.random(self.num_draws) * (step_T[after] - step_T[pick])
         return drawn
 
-    def _has_moved(self, signal: Measured, bend: Bend) -> bool:
-        if abs(bend.after - bend.before) < signal.kind.min_change:
-            return False
-        return signal.kind.is_set or (
-            abs(bend.effect) >= self.min_effect * math.sqrt(bend.memory)
-            and bend.gain >= self.min_gain
-            and bend.onset >= self.min_before - 1
-        )
-
-    def _p_value(self, signal: Measured, series: Floats, bend: Bend) -> float:
-        """Of the change against wander around a level; 0 for a setting."""
-        if signal.kind.is_set:
-            return 0.0
-        coarse = bins(series, math.ceil(len(series) / MAX_POINTS))
-        sign = 1 if bend.after > bend.before else -1
-        return find_change(coarse, np.random.default_rng(self.seed), sign=sign).p_value
-
-    def _tested(self, verdict: SignalVerdict, p_value: float) -> SignalVerdict:
+    def _tested(self, verdict: SignalVerdict) -> SignalVerdict:
         """No candidate if wander may have moved it."""
-        verdict = replace(verdict, p_value=p_value)
-        if verdict.is_candidate and p_value > self.alpha:
-            note = f"precedes, but may be chance (p = {p_value:.2g}, corrected)"
+        if verdict.is_candidate and verdict.p_value > self.alpha:
+            note = f"precedes, but may be chance (p = {verdict.p_value:.2g}, corrected)"
             verdict = replace(verdict, is_candidate=False, note=note)
         return verdict
 
-    def _had_settled(
-        self, signal: Measured, series: Floats, bend: Bend, bin_step: Floats, drop: Fall
-    ) -> bool:
-        """Was the setting moving from the start (no rest before its change), and at rest near the
-        drop?"""
-        if drop.onset is None:
-            return False
-        onset, rest = int(bend.onset), self.min_before
-        at_rest = series[max(onset - rest + 1, 0) : onset + 1]
-        small = 0.05 * abs(bend.after - bend.before)
-        if len(at_rest) == rest and np.ptp(at_rest) <= small:
-            return False
-        start = drop.onset.lower - self.still_moving * self.max_lead
-        near = series[(bin_step >= start) & (bin_step <= drop.onset.upper)]
-        return len(near) == 0 or bool(np.ptp(near) < self.still_moving * signal.kind.min_change)
-
-    def _verdict(
-        self,
-        signal: Measured,
-        series: Floats,
-        bend: Bend,
-        has_moved: bool,
-        bin_step: Floats,
-        drop_draws: Floats,
-        rng: np.random.Generator,
-    ) -> SignalVerdict:
+    def _verdict(self, signal: Measured, move: _Move, timing: Timing) -> SignalVerdict:
         order: Order = "no evidence"
-        onset: Onset | None = None
         lead = lower = upper = math.nan
-        if not has_moved:
-            note = "did not change" if abs(bend.effect) < self.min_effect else "no clear change"
-        else:
-            index_B = bend.onset_B
-            point = np.arange(len(bin_step))
-            fine_B = np.interp(index_B + rng.random(len(index_B)), point, bin_step)
-            middle = float(np.interp(bend.onset + 0.5, point, bin_step))
-            first, last = np.quantile(fine_B, [0.05, 0.95])
-            onset = Onset(round(middle), round(min(first, middle)), round(max(last, middle)))
-            note = "changed"
-            if len(drop_draws):
-                lead_B = drop_draws - fine_B
-                lower, lead, upper = (float(q) for q in np.quantile(lead_B, [0.05, 0.5, 0.95]))
-                chance = float(np.mean(lead_B > 0))
-                if lead > self.max_lead:
-                    note = f"changed {lead:.0f} steps before: too early to be named"
-                elif chance > self.min_probability:
-                    order, note = "precedes", f"in {100 * chance:.0f} % of the draws"
-                elif chance < 1 - self.min_probability:
-                    order, note = "follows", f"in {100 * (1 - chance):.0f} % of the draws"
-                else:
-                    order, note = "coincides", "order not resolved"
-        before, after = _levels(signal, bend)
-        is_suspect = not signal.kind.is_outcome and not (signal.kind.is_set and after < before)
-        is_candidate = order == "precedes" and is_suspect
+        before, after = (unscaled(signal, level) for level in (move.before, move.after))
+        told, note = "", "did not change"
+        if move.onset is not None:
+            told, note = told_event(before, after, signal.unit, move.onset), "changed"
+            order, (lower, lead, upper), note = timing.order(move.onset_B)
+        elif move.kind == "trend":
+            told = told_trend(before, after, signal.unit, move.shape)
+            note = "a steady change without a date"
+        elif math.isfinite(move.p_value):
+            note = "no clear change"
+        is_suspect = not signal.kind.is_outcome and (
+            signal.kind.suspect == "both" or (signal.kind.suspect == "up" and after > before)
+        )
         return SignalVerdict(
             signal.key,
             signal.title,
@@ -212,56 +209,72 @@ class OnsetOrder:
             order,
             before,
             after,
-            bend.effect,
-            onset,
+            move.effect,
+            move.onset,
             lead,
             lower,
             upper,
-            is_candidate,
+            order == "precedes" and is_suspect,
             signal.kind.is_outcome,
             note,
+            move.p_value,
+            move.kind,
+            told,
         )
 
 
-def _scheduled(series: Floats, first: int, num_draws: int) -> Bend:
-    """The change of a setting from point `first` to its furthest value, dated exactly."""
-    distance = np.abs(series - series[first])
-    distance[:first] = 0.0
-    end = int(np.argmax(distance))
-    onset = first
-    if distance[end] > 0:
-        onset = max(int(np.argmax(distance > 0.05 * distance[end])) - 1, first)
-    return Bend(
-        float(onset),
-        float(end),
-        float(series[first]),
-        float(series[end]),
-        1.0,
-        1.0,
-        math.inf,
-        np.full(num_draws, float(onset)),
+@dataclass(frozen=True)
+class _Move:
+    """What a signal did, on its scale."""
+
+    kind: ChangeKind
+    before: float
+    after: float
+    p_value: float
+    effect: float
+    pace: float
+    """Steps between the points looked at."""
+    onset: Onset | None = None
+    onset_B: Floats = field(default_factory=lambda: np.zeros(0))
+    shape: TrendShape = ""
+
+
+def _jump_steps(batches: list[Measured], step_T: NDArray[np.int64]) -> list[int]:
+    """Where the size of the batch changed."""
+    steps: list[int] = []
+    for signal in batches:
+        steps += Schedule.of(step_T, signal.value_T, BATCH_TOLERANCE).jump_steps
+    return steps
+
+
+def _with_batch(verdict: SignalVerdict, jumps: list[int], pace: float) -> SignalVerdict:
+    """A change that follows from another batch size is no event of its own."""
+    at = verdict.onset
+    follows = (
+        at is not None
+        and verdict.kind in BY_BATCH
+        and any(at.lower - pace <= step <= at.upper + pace for step in jumps)
     )
-
-
-def _levels(signal: Measured, bend: Bend) -> tuple[float, float]:
-    """Levels before and after in the signal's own unit, within what was ever recorded."""
-    levels = np.array([bend.before, bend.after])
-    if signal.kind.scale == "log":
-        levels = np.exp(levels)
-    elif signal.kind.scale == "logit":
-        levels = expit(levels)
-    before, after = np.clip(levels, np.nanmin(signal.value_T), np.nanmax(signal.value_T))
-    return float(before), float(after)
+    if not follows:
+        return verdict
+    note = "moved with the size of the batch, which it depends on"
+    return replace(
+        verdict, order="no evidence", onset=None, is_candidate=False, change="schedule", note=note,
+        told=f"{verdict.told}, with the size of the batch", lead=math.nan, lead_lower=math.nan,
+        lead_upper=math.nan,
+    )  # fmt: skip
 
 
 def _ranked(verdicts: list[SignalVerdict]) -> list[SignalVerdict]:
     order = {"precedes": 0, "coincides": 1, "follows": 2, "no evidence": 3}
+    change = {"event": 0, "schedule": 1, "trend": 2, "none": 3}
     return sorted(
         verdicts,
         key=lambda v: (
             not v.is_candidate,
             order[v.order],
             v.onset is None,
+            change[v.change],
             v.is_outcome,
             -abs(v.effect),
         ),

@@ -9,9 +9,10 @@ import numpy as np
 
 from analysis.accuracy import AccuracySeries, outcome_of
 from analysis.commands import checkpoint_before, run_directory
+from analysis.constant_rate import too_large
 from analysis.detect import Detectors, detect
 from analysis.fall import MOVED, Fall
-from analysis.findings import Accuracy, Cause, Diagnosis, Finding, Status
+from analysis.findings import Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
 from analysis.remedies import remedies
 from analysis.replayed import read_replays
 from analysis.scan import FEW
@@ -46,6 +47,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         {role: run.policy_of(role).name for role in run.roles},
         replays,
+        () if drop.onset is None else too_large(run, drop.onset.upper),
     )
     return Diagnosis(
         run.meta.run_id,
@@ -58,7 +60,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         candidates(drop, causes),
         causes,
-        _explanation(run, drop, causes),
+        _explanation(run, drop, causes, verdicts),
         remedies(run, findings, verdicts, causes),
         (
             *unjudged(run, drop, signals, detectors),
@@ -68,13 +70,15 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     )
 
 
-def _explanation(run: Run, drop: Fall, causes: tuple[Cause, ...]) -> str:
+def _explanation(
+    run: Run, drop: Fall, causes: tuple[Cause, ...], verdicts: tuple[SignalVerdict, ...]
+) -> str:
     """How far the evidence on suspects goes."""
     if drop.onset is None:
         return ""
     folder = run_directory(run)
     can_replay = folder is not None and checkpoint_before(folder, drop.onset.lower) > 0
-    return separation(causes, can_replay=can_replay)
+    return separation(causes, verdicts, can_replay=can_replay)
 
 
 def _settings(detectors: Detectors) -> dict[str, float | int | str]:

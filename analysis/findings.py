@@ -43,6 +43,10 @@ Confidence = Literal["high", "moderate", "low"]
 Order = Literal["precedes", "coincides", "follows", "no evidence"]
 """The only words a diagnosis uses for a signal beside a drop. A cause needs a replayed run."""
 
+ChangeKind = Literal["none", "event", "trend", "schedule"]
+"""What a signal did: nothing worth a word, an event with a date, a smooth way without one, or, for
+a setting, what its schedule says."""
+
 Strength = Literal[
     "confirmed by replay", "preceded by", "consistent with", "contradicted by replay"
 ]
@@ -73,6 +77,13 @@ class Onset:
     step: int
     lower: int
     upper: int
+
+    def __post_init__(self) -> None:
+        if not self.lower <= self.step <= self.upper:
+            raise ValueError(
+                f"Onset: got step {self.step} in the interval {self.lower} to {self.upper}, "
+                "expected lower <= step <= upper; widen the interval where it is made"
+            )
 
     def __str__(self) -> str:
         if self.lower == self.upper:
@@ -135,11 +146,24 @@ class SignalVerdict:
     p_value: float = math.nan
     """Of the change against wander, times the number of signals judged; NaN where none was seen, 0
     for a setting, which has no noise."""
+    change: ChangeKind = "none"
+    told: str = ""
+    """What it did, in a few words that need no column beside them; '' for nothing."""
 
     @property
     def kind(self) -> str:
         """Of signal, as in `analysis.signals.KIND`."""
         return self.key.split(":")[0]
+
+    @property
+    def when(self) -> str:
+        """Its place beside the fall, in words: no negative number is ever before anything."""
+        words = {"coincides": "with the fall", "no evidence": ""}
+        if self.order == "precedes":
+            return f"{max(self.lead, 0.0):.0f} steps before"
+        if self.order == "follows":
+            return f"{max(-self.lead, 0.0):.0f} steps after it began"
+        return words[self.order]
 
 
 @dataclass(frozen=True)
@@ -159,6 +183,20 @@ class Cause:
     evidence: tuple[str, ...] = ()
     against: tuple[str, ...] = ()
     """What does not fit; empty: nothing seen."""
+    place: Literal["before", "with", "throughout"] = "before"
+    """Where it stands: a suspect leads; a setting may have changed with the fall, or have been what
+    it was all along."""
+
+    @property
+    def when(self) -> str:
+        """Its place beside the fall, in words."""
+        words = {"with": "with the fall", "throughout": "throughout"}
+        return words.get(self.place, f"{max(self.lead, 0.0):.0f} steps before")
+
+    @property
+    def where(self) -> str:
+        """The same with its step, where it has one."""
+        return self.when if self.place == "throughout" else f"step {self.onset.step}, {self.when}"
 
 
 @dataclass(frozen=True)

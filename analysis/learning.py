@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.accuracy import (
-    AccuracySeries,
-    dispersion_of_differences,
-    dispersion_of_problems,
-)
+from analysis.accuracy import AccuracySeries
 from analysis.bend import bins
 from analysis.findings import Finding, percent
+from analysis.noise import dispersion_of_differences, dispersion_of_problems
 from analysis.wander import MAX_POINTS, tail_probability
 from gradlab.store import Run
 

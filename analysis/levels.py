@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.bend import bins, bridged, find_bends
-from analysis.findings import Finding, FindingKind, Onset
+from analysis.findings import Confidence, Finding, FindingKind, Onset
 from analysis.measurement import gap_limit, is_precise
 from analysis.signals import KIND, MIN_FINITE, aligned
+from analysis.trend import movement
 from analysis.wander import MAX_POINTS, find_change
 from gradlab.store import Run
 
@@ -36,8 +37,17 @@ class LevelRule:
     """Level, in the signal's unit, that has to be reached."""
     reason: str
     """Why this size and this level."""
+    trend_change: float = 0.0
+    """The same for a smooth way from the start on: training that works passes the limits of an
+    event on it. 0: this signal has no such way, and every change counts."""
+    trend_limit: float = 0.0
+    trend_reason: str = ""
+    is_outcome: bool = False
+    """Follows from rewards: no finding where accuracy fell in the same steps."""
     alpha: float = 0.05
     """Largest p-value against wander, before the correction for everything tested in the run."""
+    event_alpha: float = 0.005
+    """Largest p-value of an event against every smooth way (`analysis.trend`)."""
     min_steps: int = 30
     """Below, wander and a change cannot be told apart."""
     num_draws: int = 299
@@ -61,7 +71,7 @@ class LevelRule:
         )
 
     def measure(self, value_T: np.ndarray) -> LevelChange | None:
-        """Judge one series; None: it kept its level, or is too short."""
+        """Judge one series; None: it kept its level, went a healthy way, or is too short."""
         if len(value_T) < self.min_steps or np.isfinite(value_T).mean() < MIN_FINITE:
             return None
         kind = KIND[self.signal]
@@ -69,20 +79,33 @@ class LevelRule:
         series = bridged(bins(kind.on_scale(value_T), stride))
         rng = np.random.default_rng(self.seed)
         bend = find_bends(series[None, :], rng)[0]
-        level = bend.after if bend.end < len(series) - 1 else float(series[-1])
-        still = float(np.median(series[-max(3, len(series) // 10) :]))  # at the end of the run
-        reached = min(self.sign * level, self.sign * still)
-        limit = float(kind.on_scale(np.array([self.limit]))[0])
-        if reached - self.sign * bend.before < self.min_change or reached < self.sign * limit:
+        if not self._reached(
+            series, bend.before, bend.after, bend.end, self.min_change, self.limit
+        ):
             return None
         change = find_change(series, rng, sign=self.sign, num_draws=self.num_draws)
         if change.p_value > self.alpha:
             return None
-        drawn = find_bends(series[None, :], rng, num_draws=200)[0].onset_B
+        did = movement(series, min_change=0.5 * self.min_change, alpha=self.event_alpha)
+        is_trend = did.change != "event" or self.sign * did.size < 0.5 * self.min_change
+        if is_trend and self.trend_change:
+            ends = did.first, did.last
+            if not self._reached(
+                series, *ends, len(series) - 1, self.trend_change, self.trend_limit
+            ):
+                return None
+        if not is_trend:
+            bend = find_bends((series - did.smooth_T)[None, :], rng)[0]
+        before = bend.before + (0.0 if is_trend else float(did.smooth_T[int(bend.onset)]))
+        after = bend.after + (0.0 if is_trend else float(did.smooth_T[int(bend.end)]))
+        if bend.end >= len(series) - 1:
+            after = float(series[-1])
+        taken = 0.0 if is_trend else did.smooth_T
+        drawn = find_bends((series - taken)[None, :], rng, num_draws=200)[0].onset_B
         first, last = np.quantile(drawn, [0.05, 0.95])
         # A point is the mean of `stride` steps, and the first one that moved may have begun before.
         onset, low, high = (
-            min(round((at + 1) * stride) - 1, len(value_T) - 1)
+            min(max(round((at + 1) * stride) - 1, 0), len(value_T) - 1)
             for at in (bend.onset, min(first, bend.onset) - (stride > 1), max(last, bend.onset) + 1)
         )
         return LevelChange(
@@ -90,37 +113,60 @@ class LevelRule:
             onset,
             low,
             high,
-            bend.before,
-            level,
-            level - bend.before - 1.96 * change.error,
-            level - bend.before + 1.96 * change.error,
+            before,
+            after,
+            after - before - 1.96 * change.error,
+            after - before + 1.96 * change.error,
+            is_trend,
         )
+
+    def _reached(
+        self,
+        series: np.ndarray,
+        before: float,
+        after: float,
+        end: float,
+        change: float,
+        limit: float,
+    ) -> bool:
+        """Is the level far enough away, and is it still there when the run ends?"""
+        level = after if end < len(series) - 1 else float(series[-1])
+        still = float(np.median(series[-max(3, len(series) // 10) :]))
+        reached = min(self.sign * level, self.sign * still)
+        on_scale = float(KIND[self.signal].on_scale(np.array([limit]))[0])
+        return reached - self.sign * before >= change and reached >= self.sign * on_scale
 
     def _role(self, run: Run, role: str) -> Finding | None:
         value_T = aligned(run.steps, run.ledger(self.signal, role))
         change = self.measure(value_T)
-        if change is None:
+        if change is None or (self.is_outcome and _fell_with_it(run, role, change)):
             return None
         kind = KIND[self.signal]
         at = Onset(*(int(run.steps[index]) for index in (change.onset, change.lower, change.upper)))
         unit = run.ledger(self.signal, role).unit
         unit = "" if unit == "1" else f" {unit}"
         before, after = change.before, change.after
-        if kind.scale == "log":
-            before, after = math.exp(before), math.exp(after)
         sizes = [change.size, change.size_lower, change.size_upper]
         if kind.scale == "log":
+            before, after = math.exp(before), math.exp(after)
             sizes = [math.exp(size) for size in sizes]
+        confidence: Confidence = "high" if change.p_value <= 0.01 else "moderate"
+        reason, how = self.reason, ""
+        if change.is_trend:
+            how = " steadily,"
+            if self.trend_change:  # how fast is healthy is a matter of degree
+                confidence, reason = "low", self.trend_reason
         return Finding(
             self.kind,
             role,
-            f"{self.kind} of {role} from {at}: {kind.title} {before:.3g} to {after:.3g}{unit}.",
+            f"{self.kind} of {role} from {at}:{how} {kind.title} {before:.3g} to "
+            f"{after:.3g}{unit}.",
             sizes[0],
             "times" if kind.scale == "log" else "change",
-            "high" if change.p_value <= 0.01 else "moderate",
+            confidence,
             at,
             change.p_value,
-            (f"p = {change.p_value:.2g} against wander; {self.reason}",),
+            (f"p = {change.p_value:.2g} against wander; {reason}",),
             sizes[1],
             sizes[2],
         )
@@ -139,11 +185,30 @@ class LevelChange:
     size_lower: float
     """Approximate 95 % interval of the change, given onset and end."""
     size_upper: float
+    is_trend: bool = False
+    """Smooth from the start on: the onset is that of the best ramp through it."""
 
     @property
     def size(self) -> float:
         return self.after - self.before
 
+
+def _fell_with_it(run: Run, role: str, change: LevelChange) -> bool:
+    """Did the role's accuracy in training, or its reward, fall in the steps in which this rose?"""
+    for name in ("own_accuracy", "reward_mean"):
+        value_T = aligned(run.steps, run.ledger(name, role))
+        before = value_T[: max(change.lower, 1)][-SIDE:]
+        after = value_T[change.upper + 1 :][: 2 * SIDE]
+        before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+        if min(len(before), len(after)) < 3:
+            continue
+        noise = math.sqrt(float(np.var(before)) / len(before) + float(np.var(after)) / len(after))
+        return float(before.mean() - after.mean()) > max(KIND[name].min_change, 3 * noise)
+    return False
+
+
+SIDE = 20
+"""Steps before a change, and half of those after it, in which accuracy is compared."""
 
 ENTROPY_COLLAPSE = LevelRule(
     "entropy collapse",
@@ -152,6 +217,9 @@ ENTROPY_COLLAPSE = LevelRule(
     math.log(2),
     0.3,
     "below 0.3 nats per token, samples of a group hardly differ and carry little to learn from",
+    math.log(10),
+    0.03,
+    "it falls in any training, but not to a tenth, and to 0.03 nats: nothing is sampled any more",
 )
 LENGTH_BLOW_UP = LevelRule(
     "length blow-up",
@@ -160,6 +228,9 @@ LENGTH_BLOW_UP = LevelRule(
     math.log(1.5),
     1.0,
     "half as long again: the token limit and the time per step are next",
+    math.log(2.5),
+    1.0,
+    "answers grow while training works; two and a half times is more than usual: look at the limit",
 )
 KL_DRIFT = LevelRule(
     "KL drift",
@@ -169,6 +240,9 @@ KL_DRIFT = LevelRule(
     0.1,
     "a tenth of a nat per token is ten times what short runs drift, and e times less likely text "
     "every ten tokens",
+    math.log(10),
+    1.0,
+    "KL grows in any training, but a nat per token is another model",
 )
 ADVANTAGE_STARVATION = LevelRule(
     "advantage starvation",
@@ -177,6 +251,10 @@ ADVANTAGE_STARVATION = LevelRule(
     0.2,
     0.6,
     "groups whose rewards are all equal have no gradient: fewer than 4 in 10 teach",
+    0.4,
+    0.8,
+    "they become more as accuracy nears 0 or 1, but above 80 % there is nothing left to learn from",
+    is_outcome=True,
 )
 ROLLOUT_GAP = LevelRule(
     "rollout gap",

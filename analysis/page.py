@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from html import escape
 from pathlib import Path
@@ -14,7 +13,7 @@ from analysis.confirm import announced, propose
 from analysis.findings import Diagnosis, Finding, SignalVerdict
 from analysis.glossary import glossary
 from analysis.page_head import header, tiles
-from analysis.showing import HELD_OUT, color_of, fall_of, moved, number
+from analysis.showing import HELD_OUT, color_of, fall_of, lead_interval, moved, number
 from analysis.signals import collect
 from analysis.transcripts import Lost, Said, Transcripts, transcripts
 from gradlab.disk import put
@@ -229,19 +228,18 @@ def _all_signals(diagnosis: Diagnosis) -> str:
         return ""
     head = "".join(
         f"<th>{name}</th>"
-        for name in ("signal", "to the drop", "moved at", "steps before", "from → to", "note")
+        for name in ("signal", "to the drop", "moved at", "lead in steps", "from → to", "note")
     )
     rows = []
     for verdict in diagnosis.signals:
-        dated = math.isfinite(verdict.lead)
-        lead = f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})"
         mark = ' class="candidate"' if verdict.is_candidate else ""
         rows.append(
-            f"<tr{mark}><td>{escape(verdict.title)}</td><td>{escape(verdict.order)}</td>"
+            f"<tr{mark}><td>{escape(verdict.title)}</td>"
+            f"<td>{escape(verdict.when or verdict.order)}</td>"
             f'<td class="num">{escape(str(verdict.onset)) if verdict.onset else ""}</td>'
-            f'<td class="num">{lead if dated else ""}</td>'
+            f'<td class="num">{lead_interval(verdict)}</td>'
             f'<td class="num">{number(verdict.before)} → {number(verdict.after)}</td>'
-            f"<td>{escape(verdict.note)}</td></tr>"
+            f"<td>{escape('; '.join(s for s in (verdict.told, verdict.note) if s))}</td></tr>"
         )
     return (
         f'<div class="card scroll"><table><tr>{head}</tr>{"".join(rows)}</table>'

@@ -41,6 +41,10 @@ TITLES: dict[Action, str] = {
     "other problems": "Train on problems that are solved sometimes",
     "one set": "Evaluate the checkpoints of both sides on one set of problems",
 }
+NOT_OPTIONS: frozenset[Action] = frozenset(
+    {"check sync", "check updates", "repair", "read rewarded", "other problems", "one set"}
+)
+"""Something to look at, in plain words: no option changes it."""
 OF_ROLES: frozenset[Action] = frozenset(
     {"cap share", "own adapter", "pay own work", "fewer agents"}
 )
@@ -228,7 +232,7 @@ class _Advisor:
         run = self._run
         if trainer_of(run) != GRADLAB:
             return phrase(run, action, role, self._rate)
-        if action in ("check sync", "check updates", "repair"):
+        if action in NOT_OPTIONS:
             return PLAIN[action]
         options = options_for(run, action, roles, self._rate)
         if not options:

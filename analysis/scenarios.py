@@ -122,9 +122,8 @@ SCENARIOS: dict[str, Scenario] = {
     "broken format, then a cliff": Scenario(
         "cliff", ("role breakdown of aggregator",), _caused("format")
     ),
-    "advantage starvation, then a cliff": Scenario(
-        "cliff", ("advantage starvation of generator",), _caused("starvation")
-    ),
+    # Groups without spread follow from rewards: told as a finding, and no suspect.
+    "advantage starvation, then a cliff": Scenario("cliff", (), _caused("starvation")),
     "rollout gap, then a cliff": Scenario("cliff", ("rollout gap of generator",), _caused("gap")),
     "learning rate up, then a cliff": Scenario(
         "cliff", ("shared learning rate up",), _caused("rate")

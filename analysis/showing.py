@@ -19,8 +19,30 @@ HELD_OUT = "held-out accuracy"
 
 
 def moved(diagnosis: Diagnosis) -> list[SignalVerdict]:
-    """Signals that changed, without accuracy in other words."""
-    return [v for v in diagnosis.signals if v.onset and not v.is_outcome]
+    """Signals that changed, at a moment or all along, without accuracy in other words."""
+    return [v for v in diagnosis.signals if v.change != "none" and not v.is_outcome]
+
+
+def at_step(verdict: SignalVerdict) -> str:
+    """When it moved: a step, or that it has none."""
+    if verdict.onset is not None:
+        return f"{verdict.onset.step}"
+    return "schedule" if verdict.change == "schedule" else "steadily"
+
+
+def from_to(verdict: SignalVerdict) -> str:
+    """The levels; of a setting without an event, its schedule."""
+    if verdict.change == "schedule" and verdict.onset is None and verdict.told:
+        return verdict.told
+    return f"{number(verdict.before)} → {number(verdict.after)}"
+
+
+def lead_interval(verdict: SignalVerdict) -> str:
+    """90 % interval of the steps by which it leads, where it does; '' else: what begins with the
+    fall or after it leads by nothing."""
+    if verdict.order != "precedes":
+        return ""
+    return f"{max(verdict.lead_lower, 0):.0f} to {verdict.lead_upper:.0f}"
 
 
 def color_of(finding: Finding) -> str:

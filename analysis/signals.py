@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logit, xlogy
+from scipy.special import expit, logit, xlogy
 
 from gradlab.records import Signal
 from gradlab.store import Run
@@ -42,9 +42,11 @@ class SignalKind:
     floor: float = 1e-8
     """Smallest value a logarithm sees: below it, the instrument is silent."""
     is_outcome: bool = False
-    """Moves with accuracy by definition, so it explains nothing."""
+    """Moves with accuracy by definition or by arithmetic, so it explains nothing."""
     is_set: bool = False
     """Set by the configuration, without noise: its changes need no test."""
+    suspect: Literal["both", "up", "never"] = "both"
+    """The way that can fell a run. Short gradients, little KL and no cuts cannot."""
 
     def on_scale(self, value_T: Floats) -> Floats:
         """The series where its noise is even."""
@@ -58,29 +60,64 @@ class SignalKind:
 
 KINDS: tuple[SignalKind, ...] = (
     SignalKind(
-        "learning_rate", "learning rate", "policy", "log", math.log(1.5), 1e-12, is_set=True
+        "learning_rate",
+        "learning rate",
+        "policy",
+        "log",
+        math.log(1.5),
+        1e-12,
+        is_set=True,
+        suspect="up",
     ),
-    SignalKind("logprob_gap", "rollout-trainer log-prob gap", "ledger", "log", math.log(3), 1e-4),
-    SignalKind("grad_norm", "gradient norm", "norm", "log", math.log(1.5)),
+    SignalKind(
+        "episodes",
+        "episodes per step",
+        "ledger",
+        "log",
+        math.log(1.5),
+        1.0,
+        is_set=True,
+        suspect="never",
+    ),
+    SignalKind(
+        "logprob_gap",
+        "rollout-trainer log-prob gap",
+        "ledger",
+        "log",
+        math.log(3),
+        1e-4,
+        suspect="up",
+    ),
+    SignalKind("grad_norm", "gradient norm", "norm", "log", math.log(1.5), suspect="up"),
     SignalKind("share", "step mass share", "mass", "logit", math.log(2.0)),
     SignalKind("pull", "pull on the policy", "mass", "linear", 0.2),
     SignalKind("update", "share of the optimizer step", "mass", "linear", 0.15),
     SignalKind("conflict", "gradient cosine between roles", "pair", "linear", 0.2),
-    SignalKind("update_norm", "optimizer step length", "policy", "log", math.log(1.5)),
-    SignalKind("kl", "KL to the reference", "ledger", "log", math.log(2), 1e-4),
-    SignalKind("ratio_std", "importance ratio spread", "ledger", "log", math.log(1.5), 1e-4),
-    SignalKind("clip_fraction", "PPO clip fraction", "ledger", "linear", 0.02),
+    SignalKind(
+        "update_norm", "optimizer step length", "policy", "log", math.log(1.5), suspect="up"
+    ),
+    SignalKind("kl", "KL to the reference", "ledger", "log", math.log(2), 1e-4, suspect="up"),
+    SignalKind(
+        "ratio_std", "importance ratio spread", "ledger", "log", math.log(1.5), 1e-4, suspect="up"
+    ),
+    SignalKind("clip_fraction", "PPO clip fraction", "ledger", "linear", 0.02, suspect="up"),
     SignalKind("entropy", "token entropy", "ledger", "log", math.log(1.3), 1e-3),
-    SignalKind("drift", "output drift from the start", "signature", "linear", 0.05),
+    # Distance from a start only grows: what else moves the output says when.
+    SignalKind("drift", "output drift", "signature", "linear", 0.05, suspect="never"),
     SignalKind("length_mean", "response length", "ledger", "log", math.log(1.2), 1.0),
-    SignalKind("truncated", "truncated responses", "ledger", "linear", 0.05),
-    SignalKind("parse_failures", "parse failures", "ledger", "linear", 0.05),
-    SignalKind("reward_std", "reward spread", "ledger", "linear", 0.1),
-    SignalKind("zero_variance_groups", "groups without signal", "ledger", "linear", 0.15),
+    SignalKind("truncated", "truncated responses", "ledger", "linear", 0.05, suspect="up"),
+    SignalKind("parse_failures", "parse failures", "ledger", "linear", 0.05, suspect="up"),
+    SignalKind("reward_std", "reward spread", "ledger", "linear", 0.1, 0, True),
+    SignalKind("zero_variance_groups", "groups without signal", "ledger", "linear", 0.15, 0, True),
     SignalKind("own_accuracy", "own accuracy in training", "ledger", "linear", 0.05, 0, True),
     SignalKind("reward_mean", "mean reward", "ledger", "linear", 0.05, 0, True),
 )
 KIND = {kind.name: kind for kind in KINDS}
+BY_BATCH = frozenset(
+    {"grad_norm", "update_norm", "share", "pull", "update", "conflict", "ratio_std"}
+    | {"clip_fraction", "zero_variance_groups", "reward_std"}
+)
+"""Kinds whose level follows from how many responses a step has."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +174,11 @@ def _all(run: Run) -> Iterator[Measured]:
             if role not in policy_of and kind.source in ("mass", "norm"):
                 continue
             is_shared = list(policy_of.values()).count(name) > 1
+            if (
+                kind.name == "episodes"
+                and not np.isfinite(run.ledger("episodes", role).value_T).any()
+            ):
+                continue  # other trainers do not log it, and nothing is missed
             if kind.source == "signature":
                 yield Measured(kind, role, name, "nats", drift(run.signature(role)))
             elif kind.source != "mass" or is_shared:  # alone in its policy, a role has all of it
@@ -208,13 +250,27 @@ def divergence(p_TK: Floats, q_TK: Floats) -> Floats:
     return value
 
 
+def unscaled(signal: Measured, level: float) -> float:
+    """A level on the signal's scale in its own unit, within what was ever recorded."""
+    value = level
+    if signal.kind.scale == "log":
+        value = math.exp(level)
+    elif signal.kind.scale == "logit":
+        value = float(expit(level))
+    return float(np.clip(value, np.nanmin(signal.value_T), np.nanmax(signal.value_T)))
+
+
 def drift(signature_TK: NDArray[np.float32]) -> Floats:
-    """[T] divergence of a role's output from its own in the first tenth of the run."""
+    """[T] divergence of a role's output from its own in the first tenth of the run; NaN in that
+    tenth, from which it can be no distance away."""
     num_steps = len(signature_TK)
     window = max(3, num_steps // 50)
     smooth_TK = smoothed(signature_TK, window)
-    start = smooth_TK[: max(window, num_steps // 10)]
+    num_start = max(window, num_steps // 10)
+    start = smooth_TK[:num_start]
     start = start[np.isfinite(start).all(axis=1)]
     if not len(start):
         return np.full(num_steps, math.nan)
-    return divergence(smooth_TK, np.broadcast_to(start.mean(axis=0), smooth_TK.shape))
+    distance_T = divergence(smooth_TK, np.broadcast_to(start.mean(axis=0), smooth_TK.shape))
+    distance_T[:num_start] = math.nan
+    return distance_T

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
@@ -11,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.findings import Diagnosis, Finding, SignalVerdict, percent
-from analysis.showing import color_of, moved, number
+from analysis.showing import at_step, color_of, from_to, lead_interval, moved
 
 STATUS_STYLE = {
     "healthy": "green",
@@ -121,24 +119,20 @@ def _signal_table(changed: list[SignalVerdict], *, is_narrow: bool) -> Table:
     """One line per signal; a narrow one leaves out the interval of the lead."""
     table = Table(box=None, padding=(0, 1 if is_narrow else 2, 0, 0), header_style="dim")
     columns = ["signal that moved", "at step", "from → to"]
-    if any(math.isfinite(verdict.lead) for verdict in changed):
-        columns += ["to the drop"] if is_narrow else ["to the drop", "steps before"]
+    if any(verdict.when for verdict in changed):
+        columns += ["to the drop"] if is_narrow else ["to the drop", "lead in steps"]
     for column in columns:
         table.add_column(column, no_wrap=True)
     for verdict in changed[:MAX_SIGNALS]:
         cells: list[str | Text] = [
             Text(verdict.title, style="bold" if verdict.is_candidate else ""),
-            f"{verdict.onset.step}" if verdict.onset else "",
-            f"{number(verdict.before)} → {number(verdict.after)}",
+            at_step(verdict),
+            from_to(verdict),
         ]
-        if math.isfinite(verdict.lead) and is_narrow:
-            by = "" if verdict.order == "coincides" else f" by {abs(verdict.lead):.0f}"
-            cells.append(verdict.order if verdict.order == "no evidence" else verdict.order + by)
-        elif math.isfinite(verdict.lead):
-            cells += [
-                verdict.order,
-                f"{verdict.lead:.0f} ({verdict.lead_lower:.0f} to {verdict.lead_upper:.0f})",
-            ]
+        if len(columns) > 3:
+            cells.append(verdict.order if is_narrow or not verdict.when else verdict.when)
+        if len(columns) > 4:
+            cells.append(lead_interval(verdict))
         table.add_row(*cells)
     if len(changed) > MAX_SIGNALS:
         table.add_row(Text(f"… {len(changed) - MAX_SIGNALS} more", style="dim"))

@@ -128,8 +128,5 @@ def candidates(drop: Fall, causes: tuple[Cause, ...]) -> tuple[str, ...]:
     """Suspects with the words that their evidence allows, and always the unrecorded."""
     if drop.onset is None:
         return ()
-    found = [
-        f"{cause.words} {cause.name} (step {cause.onset.step}, {cause.lead:.0f} steps before)"
-        for cause in causes
-    ]
+    found = [f"{cause.words} {cause.name} ({cause.where})" for cause in causes]
     return (*found, UNRECORDED)

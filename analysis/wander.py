@@ -72,6 +72,8 @@ class _Design:
     """[C, T] unit ramps, whitened and orthogonal to the basis."""
     scale_JM: tuple[tuple[Floats, ...], ...]
     """[C] their lengths."""
+    is_signed: bool
+    """Means beyond the level may only rise."""
 
 
 def find_change(
@@ -80,17 +82,20 @@ def find_change(
     *,
     sign: int,
     rises: bool = False,
+    smooth: bool = False,
     floor: float = 0.0,
     settle: int = 1,
     num_draws: int = 299,
 ) -> Change:
     """Is there a ramp up (sign 1) or down (-1) that wander does not explain?
 
-    `rises`: the mean may rise under the null, linearly or saturating (learning curves). `floor`:
+    `rises`: the mean may rise under the null, linearly or saturating (learning curves). `smooth`:
+    it may take any smooth way up or down, with or without the ramp (`smooth_means`). `floor`:
     known smallest variance of one point's independent noise. `settle`: points that the new level
     must have kept until the end. The p-value is continued beyond the draws by an exponential tail.
     """
-    design = _design(len(value_T), rises, settle)
+    points = len(value_T)
+    design = _smooth_design(points, settle) if smooth else _design(points, rises, settle)
     null, full = _fit(value_T[None, :], design, sign, floor)
     cov, shape, variance = _cautious(value_T, design, floor, float(null.loglik_B[0]))
     root = design.root_JTT[cov]
@@ -127,7 +132,7 @@ def _cautious(
         white_T = design.white_JTT[j] @ value_T
         for m, basis in enumerate(design.basis_JM[j]):
             fitted = basis.T @ white_T
-            if m and fitted[-1] < 0:
+            if m and design.is_signed and fitted[-1] < 0:
                 continue
             square_B = np.array([float(((white_T - basis @ fitted) ** 2).sum())])
             lowest = max(floor / max(1.0 - share, 0.05), 1e-300)
@@ -179,7 +184,9 @@ def _fit(value_BT: Floats, design: _Design, sign: int, floor: float) -> tuple[_B
             fitted_TB = basis.T @ white_TB
             left_TB = white_TB - basis @ fitted_TB
             square_B = (left_TB**2).sum(axis=0)
-            allowed_B = fitted_TB[-1] >= 0 if m else np.ones(num, dtype=bool)  # a mean that rises
+            allowed_B = np.ones(num, dtype=bool)
+            if m and design.is_signed:
+                allowed_B = fitted_TB[-1] >= 0  # a mean that rises
             score_CB = sign * (design.ramp_JM[j][m] @ left_TB)
             ramp_B = np.argmax(score_CB, axis=0)
             score_B = np.maximum(score_CB[ramp_B, np.arange(num)], 0.0)
@@ -233,15 +240,45 @@ def _better(
     )
 
 
+def smooth_means(points: int) -> list[Floats]:
+    """[T, 1 to 3] bases of the ways that a signal of healthy training takes: level, line, quick or
+    slow saturation, acceleration, and an S over a third of the run or more.
+
+    Logarithms, powers and other saturations are within 2 % of their size of one of these, S-shapes
+    within 4 %.
+    """
+    share_T = np.arange(points, dtype=np.float64) / max(points - 1, 1)
+    decay = {speed: np.exp(-speed * share_T) for speed in (3, 8, 20, 50)}
+    ways = [[share_T], [share_T, np.exp(3 * share_T)], [share_T, decay[8]]]
+    ways += [[decay[3], decay[20]], [decay[8], decay[50]]]
+    ways += [
+        [share_T, 1 / (1 + np.exp((middle - share_T) / 0.1))]
+        for middle in (0.2, 0.35, 0.5, 0.65, 0.8)
+    ]
+    level_T = np.ones(points)
+    return [np.stack([level_T, *way], axis=1) for way in ([], *ways)]
+
+
 @lru_cache(maxsize=16)
 def _design(points: int, rises: bool, settle: int) -> _Design:
-    onset_C, end_C = _ramps(points, settle)
     time_T = np.arange(points, dtype=np.float64)
-    ramp_CT = np.clip((time_T - onset_C[:, None]) / (end_C - onset_C)[:, None], 0.0, 1.0)
     means = [np.ones((points, 1))]
     if rises:
         rises_MT = (time_T, *(1 - np.exp(-speed * time_T / points) for speed in (5, 15)))
         means += [np.stack([np.ones(points), rise_T], axis=1) for rise_T in rises_MT]
+    return _design_of(means, points, settle, is_signed=True)
+
+
+@lru_cache(maxsize=2)
+def _smooth_design(points: int, settle: int) -> _Design:
+    """Some 50 MB for 64 points: few are kept."""
+    return _design_of(smooth_means(points), points, settle, is_signed=False)
+
+
+def _design_of(means: list[Floats], points: int, settle: int, *, is_signed: bool) -> _Design:
+    onset_C, end_C = _ramps(points, settle)
+    time_T = np.arange(points, dtype=np.float64)
+    ramp_CT = np.clip((time_T - onset_C[:, None]) / (end_C - onset_C)[:, None], 0.0, 1.0)
     distance = np.abs(time_T[:, None] - time_T[None, :])
     roots, logdets, whites, bases, ramps, scales = [], [], [], [], [], []
     for share, rho in GRID:
@@ -273,7 +310,15 @@ def _design(points: int, rises: bool, settle: int) -> _Design:
         tuple(bases),
         tuple(ramps),
         tuple(scales),
+        is_signed,
     )
+
+
+def unit_ramps(points: int) -> tuple[NDArray[np.int64], Floats]:
+    """Onsets [C] and ramps from 0 to 1 [C, T] that are tried."""
+    onset_C, end_C = _ramps(points, settle=1)
+    time_T = np.arange(points, dtype=np.float64)
+    return onset_C, np.clip((time_T - onset_C[:, None]) / (end_C - onset_C)[:, None], 0.0, 1.0)
 
 
 def _ramps(points: int, settle: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -488,6 +488,7 @@ def run_table(runs: int) -> Iterator[tuple[str, ...]]:
 
 INNOCENT: dict[str, tuple[str, ...]] = {
     "capture without harm": ("capture by generator",),
+    "advantage starvation, then a cliff": ("advantage starvation of generator",),
 }
 
 
