@@ -38,6 +38,8 @@ class Truth:
     and end (mean of the last three): an interval that reaches between them is right."""
     onset: float
     """Training step at which the true level begins to go down; NaN without a planted fall."""
+    second_onset: float
+    """Where the second of two falls begins; NaN with one or none."""
     onset_evaluation: float
     """The same in evaluations."""
     width_evaluations: float
@@ -183,6 +185,7 @@ def truth_of(
         drop_least=min(best) - max(end),
         drop_most=max(best) - min(end),
         onset=float(onset_evaluation * (step_T[1] - step_T[0])),
+        second_onset=float(path.second_start * step_T[-1]),
         onset_evaluation=onset_evaluation,
         width_evaluations=width * last,
         width_share=width,

@@ -27,6 +27,8 @@ class TruePath:
     progress: str = ""
     outlier: float = 0.0
     """By how many standard deviations of the noise the last evaluation comes out too low."""
+    second_start: float = np.nan
+    """Where the second of two falls begins."""
     start_level: float = np.nan
     """Best level where it was held for too short to be seen in `level_T`: early collapses."""
 
@@ -179,7 +181,8 @@ def _twice(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:
     path_T = _climb(rng, np.minimum(time_T / start, 1.0), climb, size + 0.06)
     done_T = first * falls[0].done(time_T) + (1.0 - first) * falls[1].done(time_T)
     path_T = _less(path_T, done_T, size) + wander(num, rng.uniform(0.0, 0.009), rng)
-    return TruePath(np.maximum(path_T, 0.01), start, later + widths[1] - start, "settled")
+    width = later + widths[1] - start
+    return TruePath(np.maximum(path_T, 0.01), start, width, "settled", second_start=later)
 
 
 def _coming_back(rng: Rng, num: int, size: float, climb: str | None) -> TruePath:

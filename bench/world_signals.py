@@ -262,7 +262,8 @@ CAUSES: dict[str, tuple[str, ...]] = {
     "length": ("length", "truncat", "cut", "limit", "token"),
     "entropy": ("entropy", "perplexity"),
     "KL": ("kl",),
-    "truncation": ("truncat", "cut", "limit", "length", "token"),
+    # Answers that are cut cannot be read: a breakdown is the same thing under another name.
+    "truncation": ("truncat", "cut", "limit", "length", "token", "breakdown"),
     "share": ("share", "mass", "capture", "norm", "spike", "gradient", "pull", "takeover"),
     "norm": ("norm", "spike", "gradient", "mass", "clip", "explo"),
 }

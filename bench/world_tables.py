@@ -214,7 +214,8 @@ SECTIONS: tuple[tuple[str, str, str, Row, Callable[[Settings], Iterator[Row]]], 
         "Numbers of a fall",
         "Of those called fallen. Drop: mean error in points, and whether its interval holds the "
         "true drop under any usual name of best and end level. Onset: error in evaluations, "
-        "median / 90 %; its interval may miss by one evaluation. Width: told / true, median.",
+        "median / 90 %, to the nearer of two falls; its interval may miss by one evaluation. "
+        "Width: told / true, median.",
         (
             "family",
             "answers",
