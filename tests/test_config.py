@@ -121,7 +121,7 @@ def test_the_faithful_preset_takes_the_fixes_back() -> None:
     }
     assert different == {
         "temperature", "history", "singleton", "scheduler_tick", "warmup_steps", "minibatches",
-        "partial_minibatch", "old_logprobs",
+        "partial_minibatch", "old_logprobs", "coherence_start",
     }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from trainers.judging import Judge
 from trainers.learn import TokenSums, accumulate, learn
 from trainers.logprobs import old_logprobs
 from trainers.minibatches import plan_updates
+from trainers.presets import preset
 from trainers.problems import load_task
 from trainers.progress import Progress
 from trainers.rewards import reward_rows
@@ -303,6 +305,52 @@ def test_damping_by_hand() -> None:
     assert other.factor() == damping.factor()
 
 
+def test_damping_that_starts_at_the_first_gradient_by_hand() -> None:
+    """Window 2, strength 0.5: the first gradient is its own mean, so its cosine is 1."""
+    parameter = Parameter(torch.zeros(2, dtype=torch.float64))
+    damping = CoherenceDamping([parameter], 0.5, 2, "first")
+
+    def factor(*gradient: float) -> float:
+        parameter.grad = torch.tensor(gradient, dtype=torch.float64)
+        return damping.factor()
+
+    assert factor(2, 0) == 0.5
+    assert damping.mean_P is not None
+    assert damping.mean_P.tolist() == [1.5, 0]  # 2/2 + half of the 1 that was left
+    assert factor(0, 3) == 1.0  # across it
+    assert damping.mean_P.tolist() == [0.75, 1.5]
+
+
+@pytest.mark.parametrize(("start", "weight"), [("first", 0.925), ("zero", 0.091)])
+def test_how_long_the_first_gradient_weighs(start: Literal["first", "zero"], weight: float) -> None:
+    """Gradients e_0 to e_10 are orthogonal, so only the first is damped, by its own copy. Share of
+    e_0 in the sum of the mean's weights after ten more: (127/128)^10 = .925, or about 1 of 11."""
+    parameter = Parameter(torch.zeros(11, dtype=torch.float64))
+    damping = CoherenceDamping([parameter], 0.3, 128, start)
+    for place in range(11):
+        parameter.grad = torch.eye(11, dtype=torch.float64)[place]
+        damping.factor()
+    assert damping.mean_P is not None
+    share = damping.mean_P[0] / damping.mean_P.sum()
+    assert float(share) == pytest.approx(weight, abs=0.005)
+
+
+def test_each_policy_is_damped_by_its_own_roles_weight(
+    small_config: SmallConfig, quiet: Progress
+) -> None:
+    """At the first update of a mean that is its copy, s = 1 - strength, to the letter."""
+    config = small_config(
+        coherence_damping=0.2, role_damping={"generator": 0.5}, coherence_start="first", steps=1
+    )
+    run = open_run(train(config, quiet))
+    assert run.factors("generator")[0] == pytest.approx(0.5)
+    assert run.factors("aggregator")[0] == pytest.approx(0.8)
+    assert not preset("clean").role_damping
+    assert (preset("clean").coherence_start, preset("faithful").coherence_start) == (
+        "zero", "first",
+    )  # fmt: skip
+
+
 def test_damping_without_a_probe_is_the_same(
     small_config: SmallConfig, quiet: Progress, tmp_path: Path
 ) -> None:
@@ -349,6 +397,8 @@ def test_a_resumed_run_continues_its_interventions(
         ({"role_clip": {"generator": 0.0}}, "is 0.0; expected more than 0"),
         ({"role_weight": {"generator": math.nan}}, "is nan; expected 0 or more"),
         ({"coherence_damping": 1.5}, "expected 0 to 1"),
+        ({"role_damping": {"generator": 1.5}}, "is 1.5; expected 0 or more, at most 1"),
+        ({"routing": "shared", "role_damping": {"generator": 0.3}}, "damped as a whole"),
     ],
 )  # fmt: skip
 def test_interventions_that_would_do_nothing_are_refused(

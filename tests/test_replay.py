@@ -190,6 +190,8 @@ def test_changes_change_one_thing(small_config: SmallConfig) -> None:
     for text, fields in expected.items():
         assert changed(config, [text]) == replace(config, **fields), text  # type: ignore[arg-type]
     isolated = small_config()
+    damped = changed(isolated, ["role-damping:generator=0.3"])
+    assert damped == replace(isolated, role_damping={"generator": 0.3})
     assert changed(isolated, ["merge:generator"]) == replace(isolated, routing="shared")
 
 

@@ -363,6 +363,39 @@ def test_the_paper_holds_a_thousand_problems_of_deepcoder_out(tmp_path: Path) ->
     assert (len(task.train), len(task.heldout)) == (10, 20)
 
 
+def test_the_filtered_copy_of_deepcoder_gives_the_same_problems_and_the_papers_shuffle(
+    tmp_path: Path,
+) -> None:
+    """Rows as `primeintellect` and as the copy have them; the package datasets shuffles."""
+    datasets = pytest.importorskip("datasets")
+    kinds = [("stdin_stdout", None), ("stdin_stdout", None), ("function_call", "f")]
+    original = [
+        {"problem": f" Add {i}.\n\nWrite Python code that adds. ",
+         "tests": json.dumps([{"input": [f"{i}"] if name else f"{i}\n", "output": "1\n",
+                               "type": kind, "fn_name": name}])}
+        for i in range(1510) for kind, name in [kinds[i % 3]]
+    ]  # fmt: skip
+    kept = [row for row in original if "function_call" not in row["tests"]]
+    how = "\n\nWrite Python code to solve this problem. Your program should read the input …"
+    copies = [
+        {"messages": [{"role": "user", "content": row["problem"].strip() + how}],
+         "ground_truth": row["tests"], "dataset": "code_stdio"}
+        for row in kept
+    ]  # fmt: skip
+    plain = load("deepcoder", tmp_path / "plain.jsonl", *kept, heldout=1000, split="paper")
+    task = load("deepcoder", tmp_path / "copy.jsonl", *copies, heldout=1000, split="paper")
+    assert task.heldout == plain.heldout
+    assert task.train == plain.train
+    shuffled = datasets.Dataset.from_list(kept).shuffle(seed=42)["problem"]
+    assert [problem.question for problem in task.heldout] == [q.strip() for q in shuffled[:1000]]
+    assert {problem.question for problem in task.train} == {q.strip() for q in shuffled[1000:]}
+    for bad in ([], "text", [{"role": "user"}], [{"content": "a"}, {"content": "b"}]):
+        with pytest.raises(ValueError, match="line 1: messages are"):
+            load("deepcoder", tmp_path / "bad.jsonl", copies[0] | {"messages": bad})
+    with pytest.raises(ValueError, match="line 1: no tests"):
+        load("deepcoder", tmp_path / "bad.jsonl", copies[0] | {"ground_truth": "[]"})
+
+
 def test_livecodebench_unpacks_hidden_tests_and_refuses_other_pickles(tmp_path: Path) -> None:
     def packed(value: Any) -> str:
         return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()

@@ -66,6 +66,9 @@ KINDS = {
     "damping": Kind(
         "damping:0.3 or damping:0.3,32", "damp gradients that repeat themselves", _damping
     ),
+    "role-damping": Kind(
+        "role-damping:ROLE=0.3", "damp those of a role's policy", _by_role("role_damping")
+    ),
     "updates": Kind(
         "updates:1",
         "make this many updates per policy and step",

@@ -209,8 +209,14 @@ class TrainConfig:
     coherence_damping: float = 0.0
     """Shorten a gradient by this share of its cosine with the mean of those before, 0 to 1 (the
     paper's coherence regularizer, which it runs at 0.3 or less); 0 switches it off."""
+    role_damping: dict[str, float] = field(default_factory=dict)
+    """--coherence-damping of the policy of one role, in its place, e.g. generator 0.3; roles of one
+    policy are damped alike."""
     coherence_window: int = 128
     """Updates that this mean remembers."""
+    coherence_start: Literal["zero", "first"] = "zero"
+    """Begin this mean at zero, which leaves the first update as it is, or at a copy of the first
+    gradient, as the paper's code does: that one is damped fully, and weighs for a whole window."""
     alarm: Literal["off", "tell", "checkpoint", "slow", "stop"] = "off"
     """After every evaluation run the detectors of `gradlab diagnose`. What they find twice in a row
     is told and marked in the run; with checkpoint, also saved; with slow, the learning rates are
@@ -261,6 +267,7 @@ class TrainConfig:
         self._check_roles("role_weight", 0, math.inf)
         self._check_roles("role_clip", math.ulp(0), math.inf)
         self._check_roles("max_share", math.ulp(0), 1)
+        self._check_roles("role_damping", 0, 1)
         self._check_interventions(self.policy_by_role())
 
     def _check_packages(self) -> None:
@@ -310,6 +317,22 @@ class TrainConfig:
             )
         if self.equalize and len(set(policies)) == len(policies):
             raise ValueError("--equalize: no policy has two roles; share one with --routing")
+
+        self._check_damping(routing)
+
+    def _check_damping(self, routing: dict[str, str]) -> None:
+        for policy in dict.fromkeys(routing.values()):
+            damped = {role: self.damping_of(role) for role in routing if routing[role] == policy}
+            if len(set(damped.values())) > 1:
+                raise ValueError(
+                    f"--role-damping: the roles of policy '{policy}' have "
+                    f"{', '.join(f'{role} {value:g}' for role, value in damped.items())}; its "
+                    "gradient is damped as a whole: expected one value, or --routing isolated"
+                )
+
+    def damping_of(self, role: str) -> float:
+        """Coherence damping of the role's policy."""
+        return self.role_damping.get(role, self.coherence_damping)
 
     @property
     def training_seed(self) -> int:

@@ -340,9 +340,9 @@ def disk_of(
 def state_bytes(config: TrainConfig, policy: PolicyMeta, tensors: int) -> int:
     """Size of a policy's trainer_state.pt: float32 vectors as long as its adapter.
 
-    Adam keeps two; the probe one and one per agent; --coherence-damping one.
+    Adam keeps two; the probe one and one per agent; coherence damping one.
     """
-    vectors = 2 + (config.coherence_damping > 0)
+    vectors = 2 + (config.damping_of(policy.agents[0].role) > 0)
     if config.probe != "off":
         vectors += 1 + len(policy.agents)
     return 4 * vectors * policy.num_parameters + 800 * tensors + 6000  # names, random state

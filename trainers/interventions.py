@@ -1,7 +1,7 @@
 """Change a policy's gradient between backward and clipping: weights and bounds per role, damping.
 
     g <- sum_r f_r g_r        f from --role-weight, --role-clip, --equalize or --max-share
-    g <- s g                  s from --coherence-damping
+    g <- s g                  s from --coherence-damping, or --role-damping
 
 Roles are told apart by the probe, which records their gradients as captured, and the factors.
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,21 +32,32 @@ class CoherenceDamping:
     """Shorten gradients that repeat the direction of those before.
 
     s = 1 - strength * max(0, cos(g, m)); then m <- t m + (1 - t) s g with t = 1 - 1 / window: the
-    mean is fed what is left of the gradient, and starts at zero, where s is 1 (the coherence
-    regularizer of arXiv 2605.24202's code).
+    mean is fed what is left of the gradient (the coherence regularizer of arXiv 2605.24202's code).
+    Its start: `zero`, where s of the first update is 1 and every later one counts by its age alone,
+    as in a mean without bias; or `first`, as in that code, a copy of the first gradient: the first
+    update has cosine 1, so s = 1 - strength, and with a window of 128 this one noisy gradient still
+    weighs (127/128)^10 = .92 after ten more.
     """
 
-    def __init__(self, parameters: Sequence[Parameter], strength: float, window: int) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        strength: float,
+        window: int,
+        start: Literal["zero", "first"] = "zero",
+    ) -> None:
         self._parameters = tuple(parameters)
         self._strength = strength
         self._keep = 1 - 1 / window
+        self._start = start
         self.mean_P: Tensor | None = None
 
     def factor(self) -> float:
         """s of the gradient in hand, which the mean is fed: call it once per update."""
         gradient_P = torch.cat([_gradient(p).reshape(-1) for p in self._parameters])
         if self.mean_P is None:
-            self.mean_P = torch.zeros_like(gradient_P)
+            is_copy = self._start == "first"
+            self.mean_P = gradient_P.clone() if is_copy else torch.zeros_like(gradient_P)
         norms = torch.linalg.vector_norm(gradient_P) * torch.linalg.vector_norm(self.mean_P)
         cosine = float(gradient_P @ self.mean_P / norms) if norms > 0 else 0.0
         if not math.isfinite(cosine):  # clipping finds and names what is not finite
@@ -63,11 +74,14 @@ class CoherenceDamping:
         self.mean_P = None if mean_P is None else mean_P.to(self._parameters[0].device, copy=True)
 
 
-def damping_of(parameters: Sequence[Parameter], config: TrainConfig) -> CoherenceDamping | None:
-    """What --coherence-damping asks for."""
-    if not config.coherence_damping:
+def damping_of(
+    parameters: Sequence[Parameter], config: TrainConfig, roles: Sequence[str]
+) -> CoherenceDamping | None:
+    """What --coherence-damping and --role-damping ask for in the policy of these roles."""
+    strength = config.damping_of(roles[0])
+    if not strength:
         return None
-    return CoherenceDamping(parameters, config.coherence_damping, config.coherence_window)
+    return CoherenceDamping(parameters, strength, config.coherence_window, config.coherence_start)
 
 
 def intervene(policy: Policy, config: TrainConfig) -> None:

@@ -98,7 +98,7 @@ def _build_policy(
         optimizer,
         torch.optim.lr_scheduler.LambdaLR(optimizer, warmup(config)),
         probe,
-        damping_of(tuple(named.values()), config),
+        damping_of(tuple(named.values()), config, tuple(dict.fromkeys(a.role for a in agents))),
     )
 
 

@@ -22,7 +22,8 @@ def faithful() -> TrainConfig:
     Batch sizes are scaled down to it; see `cell` for the paper's own sizes. Quirks kept: malformed
     evaluator chats (chat models only: the compact prompts of tiny keep no history), raw-reward
     singletons, one schedule for all policies that ticks after each and starts at 0, length-ordered
-    mini-batches, partial mini-batches divided by the full size. The paper pools the workers of
+    mini-batches, partial mini-batches divided by the full size, and, where coherence is damped, a
+    mean that starts at the first gradient. The paper pools the workers of
     orchestrator_workers in one group: add --group-by role there.
     """
     return TrainConfig(
@@ -34,6 +35,7 @@ def faithful() -> TrainConfig:
         minibatches="length",
         partial_minibatch="full",
         old_logprobs="trainer",
+        coherence_start="first",
     )
 
 

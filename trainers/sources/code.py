@@ -10,6 +10,7 @@ import pickle
 import re
 import warnings
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ LIVECODEBENCH = Place(
 UNSOLVABLE = frozenset({"mbpp-367", "mbpp-927"})
 """Their tests build objects of a class that only the reference solution defines: the question never
 mentions it."""
+HOW_TO_ANSWER = "\n\nWrite Python code to solve this problem."
+"""Begins what the filtered copy of DeepCoder says after every problem; our prompts say it."""
 PAPER_HELDOUT = 1000
 """Problems of DeepCoder that arXiv 2605.24202 holds out."""
 
@@ -132,14 +135,17 @@ def check_python(code: str, row: Row, name: str) -> None:
 
 
 def load_deepcoder(wanted: Wanted) -> Pool:
-    """DeepCoder's parts. The paper's split is a shuffle of what a private file of runtimes left."""
+    """DeepCoder's parts, or a filtered copy of one; the paper's split shuffles what is read."""
     files = find_files(DEEPCODER, wanted.data)
     problems = tuple(map(read_deepcoder, read_rows(DEEPCODER, files)))
     return Pool(problems, files=tuple(files), paper_heldout=PAPER_HELDOUT)
 
 
 def read_deepcoder(row: Row) -> Problem:
-    """`problem`, `tests` (JSON, or a list), and maybe `starter_code`."""
+    """`problem`, `tests` (JSON, or a list), and maybe `starter_code`; or a chat and its truth, as
+    mnoukhov/deepcoder_primeintellect keeps them."""
+    if "messages" in row.fields and "problem" not in row.fields:
+        row = as_deepcoder(row)
     expected = (
         'expected {"problem": "…", "tests": [{"input", "output", "fn_name"?}, …] or {"inputs", '
         '"outputs", "fn_name"?}}'
@@ -156,6 +162,22 @@ def read_deepcoder(row: Row) -> Problem:
         "code",
         read_tests(tests, row, expected),
     )
+
+
+def as_deepcoder(row: Row) -> Row:
+    """A row of the filtered copy with the fields of the original: `messages`, one of the user, is
+    the problem and how to answer; `ground_truth` are the tests that were kept."""
+    messages = row.fields["messages"]
+    expected = 'expected {"messages": [{"role": "user", "content": "…"}], "ground_truth": "[…]"}'
+    contents = [
+        message["content"]
+        for message in (messages if isinstance(messages, list) else [])
+        if isinstance(message, dict) and isinstance(message.get("content"), str)
+    ]
+    if len(contents) != 1 or len(messages) != 1:
+        raise ValueError(f"{row.where}: messages are {str(messages)[:80]}; {expected}")
+    problem = contents[0].rpartition(HOW_TO_ANSWER)[0] or contents[0]
+    return replace(row, fields={"problem": problem, "tests": row.fields.get("ground_truth")})
 
 
 def read_livecodebench(row: Row) -> Problem:
