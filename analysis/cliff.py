@@ -190,8 +190,9 @@ class FallTest:
             top_step=int(series.step_T[at.middle]),
             bottom=at.bottom,
             drop=drop,
-            drop_lower=drop - bias - 1.96 * spread,
-            drop_upper=drop - bias + 1.96 * spread,
+            # Never without the loss that is printed beside it.
+            drop_lower=min(drop - bias - 1.96 * spread, drop),
+            drop_upper=max(drop - bias + 1.96 * spread, drop),
             end_window=at.end_window,
             onset=onset_interval(series, weight_T, ramp) if shape in MOVED else None,
             end_step=int(series.step_T[ramp.end]),

@@ -17,7 +17,8 @@ from analysis.amplification import AmplificationTest, Components
 from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
-from analysis.cliff import CliffResult, CliffTest
+from analysis.cliff import FallTest
+from analysis.fall import Fall
 from analysis.diagnose import diagnose
 from analysis.findings import DROPS, Finding
 from analysis.levels import (
@@ -104,7 +105,7 @@ DESIGNS: tuple[tuple[int, int, tuple[str, ...]], ...] = (
 
 def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
     """Percent of runs called none / cliff / slow decay / cannot tell, and the onset's accuracy."""
-    test = CliffTest()
+    test = FallTest()
     for evals, problems, truths in DESIGNS:
         for truth in truths:
             shapes: Counter[str] = Counter()
@@ -136,7 +137,7 @@ def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
 
 def detectable_table(runs: int) -> Iterator[tuple[str, ...]]:
     """Percent of runs in which a drop of the size that healthy ones call detectable is found."""
-    test = CliffTest()
+    test = FallTest()
     for evals, problems in ((13, 100), (21, 200), (51, 100), (51, 500)):
         size = float(
             np.median(
@@ -287,8 +288,8 @@ def order_table(runs: int) -> Iterator[tuple[str, ...]]:
         "jump 30 steps after": jump(onset + 30),
         "jump 150 steps before": jump(onset - 150),
     }
-    test, order = CliffTest(), OnsetOrder()
-    drops: list[CliffResult] = []
+    test, order = FallTest(), OnsetOrder()
+    drops: list[Fall] = []
     for seed in range(runs):
         rng = np.random.default_rng(seed)
         series = accuracy_series(Cliff(onset, 0.25), steps // EVAL_EVERY + 1, 200, 0.0, rng)
