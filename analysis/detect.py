@@ -10,6 +10,8 @@ from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
 from analysis.cliff import FallTest
+from analysis.detached import DetachedRule
+from analysis.exchanged import with_exchange
 from analysis.fall import Fall
 from analysis.fall_words import findings_of
 from analysis.family import correct
@@ -44,6 +46,7 @@ class Detectors:
     no_spread: NoSpreadRule = field(default_factory=NoSpreadRule)
     changed_set: ChangedSetRule = field(default_factory=ChangedSetRule)
     hacking: HackingRule = field(default_factory=HackingRule)
+    detached: DetachedRule = field(default_factory=DetachedRule)
     forms: FormRule = field(default_factory=FormRule)
     work: WorkRule = field(default_factory=WorkRule)
     standstill: StandstillRule = field(default_factory=StandstillRule)
@@ -66,6 +69,7 @@ class Detected:
 def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -> Detected:
     """Everything but the order of events."""
     capture, unjudged_capture = detectors.capture.judge(run)
+    capture = [with_exchange(run, finding) for finding in capture]
     amplification, unjudged_amplification = detectors.amplification.judge(run)
     tested: dict[str, int] = {
         "capture": num_sharing(run),
@@ -81,7 +85,8 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
     found = [*detectors.breakdown(run), *capture, *amplification, *detectors.spikes(run)]
     for rule in detectors.levels:
         found += rule(run)
-    found += [*detectors.hacking(run), *detectors.forms(run), *detectors.work(run)]
+    found += [*detectors.hacking(run, drop), *detectors.forms(run), *detectors.work(run)]
+    found += detectors.detached(run)
     found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
     drops = [

@@ -13,6 +13,7 @@ FindingKind = Literal[
     "decay",
     "swings",
     "last evaluation low",
+    "detached reward",
     "capture",
     "dominance",
     "role breakdown",

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from scipy.special import stdtr
 
 from analysis.bend import bins
+from analysis.cliff import FallTest
+from analysis.fall import Fall
 from analysis.findings import Finding, Onset, percent
 from analysis.wander import MAX_POINTS, find_change
 from gradlab.records import RunLedger, names
@@ -25,6 +27,7 @@ from gradlab.store import Run
 
 Floats = NDArray[np.float64]
 
+HELD_OUT = "held-out accuracy"
 PENALIZED = "penalized_reward"
 """Of `RunLedger`: the mean reward with the KL penalty inside."""
 
@@ -89,12 +92,19 @@ class HackingRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        """At most one finding: the clearest pair, held-out accuracy first."""
-        found = [(pair, d) for pair in self.pairs(run) if (d := self.measure(pair)) is not None]
+    def __call__(self, run: Run, fall: Fall | None = None) -> list[Finding]:
+        """At most one finding: the clearest pair, held-out accuracy first.
+
+        `fall`: what the test of held-out accuracy said; measured here if not given.
+        """
+        if fall is None:
+            fall = FallTest().measure_run(run)
+        found = [
+            (pair, d) for pair in self.pairs(run) if (d := self.measure(pair, fall)) is not None
+        ]
         if not found:
             return []
-        held_out = [one for one in found if one[0].down.title == "held-out accuracy"]
+        held_out = [one for one in found if one[0].down.title == HELD_OUT]
         pair, divergence = min(held_out or found, key=lambda one: one[1].p_value)
         others = [one[0] for one in found if one[0] is not pair]
         return [self._finding(pair, divergence, others)]
@@ -129,8 +139,10 @@ class HackingRule:
                 pairs.append(Pair(up, training, _HACKED))
         return pairs
 
-    def measure(self, pair: Pair) -> Divergence | None:
+    def measure(self, pair: Pair, fall: Fall | None = None) -> Divergence | None:
         """None: the one did not fall, or the other did not rise with it."""
+        if pair.down.title == HELD_OUT and fall is not None:
+            return self._beside_the_fall(pair, fall)
         down = pair.down
         stride = math.ceil(len(down.value_T) / MAX_POINTS)
         value_T, step_T = bins(down.value_T, stride), down.step_T[::stride]
@@ -141,8 +153,8 @@ class HackingRule:
         width = max(3, len(value_T) // 10)
         before = value_T[max(change.onset + 1 - width, 0) : change.onset + 1]
         after = value_T[-min(width, len(value_T) - change.onset - 1) :]
-        fall = float(before.mean() - after.mean())
-        if change.p_value > self.alpha or fall < self._smallest(down):
+        lost = float(before.mean() - after.mean())
+        if change.p_value > self.alpha or lost < self._smallest(down):
             return None
         start = int(step_T[change.onset])
         # A fall may still be going on at the end: its last step is then the run's.
@@ -159,6 +171,24 @@ class HackingRule:
             float(before.mean()),
             float(after.mean()),
             change.error,
+        )
+
+    def _beside_the_fall(self, pair: Pair, fall: Fall) -> Divergence | None:
+        """The same where held-out accuracy fell: its own test has said whether, and since when."""
+        if fall.onset is None or fall.outcome != HELD_OUT or fall.drop < self.min_points:
+            return None
+        rise = self._rise(pair.up, fall.onset.lower, fall.end_step)
+        if rise is None or rise[2] > self.alpha or rise[1] - rise[0] < self._smallest(pair.up):
+            return None
+        return Divergence(
+            max(fall.p_value, rise[2]),
+            fall.onset.lower,
+            fall.onset.upper,
+            rise[0],
+            rise[1],
+            fall.top,
+            fall.bottom,
+            (fall.drop_upper - fall.drop_lower) / 3.92,
         )
 
     def _rise(self, up: Outcome, start: int, end: int) -> tuple[float, float, float] | None:
@@ -208,7 +238,7 @@ class HackingRule:
         answers = evaluations.num_samples_E()[known].astype(np.float64)
         rate_T = rate_T[known]
         floor = float(np.mean(rate_T * (1 - rate_T) / answers)) if answers.all() else 0.0
-        return Outcome("held-out accuracy", accuracy.step_T[known], rate_T, True, floor)
+        return Outcome(HELD_OUT, accuracy.step_T[known], rate_T, True, floor)
 
     def _finding(self, pair: Pair, found: Divergence, others: list[Pair]) -> Finding:
         up, down = pair.up, pair.down
@@ -228,7 +258,8 @@ class HackingRule:
             "fall of " + down.title,
             "high" if found.p_value <= 0.01 else "moderate",
             Onset(found.start, found.start, found.upper),
-            found.p_value,
+            # Asked only of runs that fell, which is a test of its own: no part of the family.
+            None if down.title == HELD_OUT else found.p_value,
             tuple(evidence),
             fall - 1.96 * found.down_error,
             fall + 1.96 * found.down_error,

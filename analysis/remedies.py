@@ -94,6 +94,9 @@ BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
         ("lower rate", "lengths collapse under long steps"),
     ),
     "KL drift": (("anchor", "it has left the reference"),),
+    "detached reward": (
+        ("read rewarded", "what the role is paid changed from one step to the next"),
+    ),
     "reward hacking": (
         ("read rewarded", "what is rewarded and what is measured have come apart"),
         ("anchor", "what only the grader likes lies far from the reference"),

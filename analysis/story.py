@@ -33,6 +33,7 @@ MADE_OF: dict[str, tuple[str, ...]] = {
     "KL drift": ("kl", "drift", "entropy"),
     "rollout gap": ("logprob_gap", "ratio_std", "clip_fraction"),
     "gradient spike": ("grad_norm", "update_norm", "share", "update", "pull"),
+    "detached reward": ("reward_mean", "reward_std", "zero_variance_groups"),
 }
 """Kinds of signal that a finding stands for; `drift` of a starved role included. Starvation is not
 among them: groups without spread follow from rewards, by arithmetic."""
@@ -40,8 +41,13 @@ HEAD: dict[str, tuple[str, ...]] = {
     "capture": ("share", "pull", "update"),
     "role breakdown": ("parse_failures", "truncated"),
     "gradient spike": (),
+    "detached reward": (),
 }
 """Kinds of signal that date a finding; the first of `MADE_OF` if it is not here."""
+
+
+NO_OPTION = frozenset({"detached reward"})
+"""Suspects in the code of a reward: a replay with another option says nothing about them."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +243,8 @@ def separation(
             f"The run that would: repeat {before} with {name} alone taken away{how}."
         )
     to_do = f"To confirm: repeat {before} with that alone taken away{how}."
+    if first[0].kind in NO_OPTION:
+        to_do = "No option takes that away: look at what is paid there, then train on from before."
     if first[0].place == "throughout":
         return (
             "Nothing that was recorded was seen to move first. The drop is consistent with "
