@@ -18,7 +18,6 @@ from analysis.family import correct
 from analysis.findings import Finding, NotJudged
 from analysis.forms import FormRule, WorkRule
 from analysis.hacking import HackingRule
-from analysis.learning import StandstillRule
 from analysis.levels import LEVEL_RULES, LevelRule
 from analysis.located import located
 from analysis.measurement import stale_rollouts, unexplained
@@ -49,7 +48,6 @@ class Detectors:
     detached: DetachedRule = field(default_factory=DetachedRule)
     forms: FormRule = field(default_factory=FormRule)
     work: WorkRule = field(default_factory=WorkRule)
-    standstill: StandstillRule = field(default_factory=StandstillRule)
     order: OnsetOrder = field(default_factory=OnsetOrder)
 
 
@@ -89,6 +87,9 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
     found += detectors.detached(run)
     found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
+    if drop.shape == "changed set" and not any(f.kind == "changed evaluation set" for f in stand):
+        around = detectors.changed_set.around(series, drop.changed_after)
+        stand = [*([around] if around else []), *stand]
     drops = [
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
         for finding in findings_of(drop)
@@ -102,7 +103,7 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
     ]
     return Detected(
         drops,
-        (*first, *drops, *detectors.standstill(run), *stand),
+        (*first, *drops, *stand),
         (*unjudged_capture, *unjudged_amplification, *fallen),
     )
 

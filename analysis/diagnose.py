@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -28,12 +29,13 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
 
     Example:
         >>> diagnose(open_run("runs/voting-shared")).verdict
-        'No terminal cliff: ...'
+        'No fall: held-out accuracy went from ...'
     """
     detectors = detectors or Detectors()
     _check_order(run)
     series = outcome_of(run)
     drop = detectors.cliff.measure(series)
+    drop = _comparable(series, drop, detectors)
     found = detect(run, series, drop, detectors)
     findings = found.findings
     broken, capture = found.of_kind("role breakdown"), found.of_kind("capture")
@@ -60,7 +62,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         candidates(drop, causes),
         causes,
-        _explanation(run, drop, causes, verdicts),
+        _explanation(run, drop, findings, causes, verdicts),
         remedies(run, findings, verdicts, causes),
         (
             *unjudged(run, drop, signals, detectors),
@@ -70,15 +72,48 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     )
 
 
+def _comparable(series: AccuracySeries, drop: Fall, detectors: Detectors) -> Fall:
+    """The fall, unless the evaluation set changed where it began: then nothing was compared."""
+    if drop.onset is None or series.solved_TP is None:
+        return drop
+    last = int(np.searchsorted(series.step_T, drop.onset.step))
+    if detectors.changed_set.around(series, last) is None:
+        return drop
+    return replace(drop, shape="changed set", onset=None, changed_after=last)
+
+
 def _explanation(
-    run: Run, drop: Fall, causes: tuple[Cause, ...], verdicts: tuple[SignalVerdict, ...]
+    run: Run,
+    drop: Fall,
+    findings: tuple[Finding, ...],
+    causes: tuple[Cause, ...],
+    verdicts: tuple[SignalVerdict, ...],
 ) -> str:
     """How far the evidence on suspects goes."""
     if drop.onset is None:
         return ""
     folder = run_directory(run)
     can_replay = folder is not None and checkpoint_before(folder, drop.onset.lower) > 0
-    return separation(causes, verdicts, can_replay=can_replay)
+    said = separation(causes, verdicts, can_replay=can_replay)
+    first = [words for f in findings if (words := EXPLAINED.get(f.kind)) and _is_near(f, drop)]
+    return " ".join((*dict.fromkeys(first), said))
+
+
+EXPLAINED = {
+    "not finite": "Values stopped being finite then (see the finding): no update after that means "
+    "anything.",
+    "reward hacking": "What is rewarded and what is measured came apart as it fell (see the "
+    "finding): look at the reward first.",
+}
+"""Findings that go with a fall rather than before it, and say more of it than any order in time."""
+
+
+def _is_near(finding: Finding, drop: Fall) -> bool:
+    """Do the two begin within the width of the fall of one another?"""
+    if finding.onset is None or drop.onset is None:
+        return False
+    reach = max(drop.width_steps, drop.onset.upper - drop.onset.lower)
+    return abs(finding.onset.step - drop.onset.step) <= reach
 
 
 def _settings(detectors: Detectors) -> dict[str, float | int | str]:
@@ -98,6 +133,8 @@ def _settings(detectors: Detectors) -> dict[str, float | int | str]:
 def _status(drop: Fall, broken: list[Finding], *, is_finished: bool) -> Status:
     if broken and drop.shape not in MOVED:
         return "role breakdown"
+    if drop.shape == "changed set":
+        return "not judged"
     if drop.shape in ("none", "too few evaluations"):
         if drop.num_evaluations < FEW:
             return "not judged"

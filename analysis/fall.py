@@ -27,9 +27,11 @@ Shape = Literal[
     "swings",
     "last evaluation low",
     "never learned",
+    "changed set",
     "too few evaluations",
 ]
-"""'none': no loss beyond noise. 'swings': the end is the low of one more swing."""
+"""'none': no loss beyond noise. 'swings': the end is the low of one more swing. 'changed set':
+other problems were evaluated from some moment on, so nothing can be compared."""
 FALLS = ("cliff", "fall", "decay")
 MOVED = (*FALLS, "swings")
 """Shapes with a beginning that other signals can be compared with."""
@@ -67,6 +69,8 @@ class Fall:
     """Lowest level since the fall began, where some of it came back."""
     low_step: int = -1
     kind: Kind = ""
+    changed_after: int = -1
+    """Index of the last evaluation on another set of problems; -1: they are the same throughout."""
     second_step: int = -1
     """Last evaluation before the second of two falls."""
     swings: tuple[Swing, ...] = ()
@@ -126,7 +130,7 @@ class Fall:
         """A difference of levels in words: '12 points', or '0.12' of a reward."""
         if self.outcome != "training reward":
             return points(share)
-        return f"{share * (self.high_value - self.low_value):.2f}"
+        return f"{share * (self.high_value - self.low_value):.2g}"
 
     @property
     def width_steps(self) -> int:

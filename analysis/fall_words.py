@@ -90,7 +90,7 @@ def how_it_fell(fall: Fall) -> str:
     if fall.kind == "two falls":
         sentences.append(f"It came in two falls, the second after step {fall.second_step}.")
     if fall.bottom < fall.base - 0.05:
-        sentences.append(f"That is below the first evaluation ({fall.level(fall.base)}).")
+        sentences.append(f"That is below the first {_points(fall)[:-1]} ({fall.level(fall.base)}).")
     return " ".join(sentences)
 
 
@@ -206,6 +206,15 @@ def small_loss(fall: Fall) -> str:
         f"{last_level(fall)} after {best_level(fall)}; it began at {fall.level(fall.base)}. "
         f"{swung(fall)}"
     ).rstrip()
+
+
+def changed_set(fall: Fall) -> str:
+    """Other problems from some moment on."""
+    return (
+        f"Not a fall that can be told: the evaluation set changed where {fall.outcome} seems to "
+        f"fall, from {fall.level(fall.top)} to {fall.level(fall.bottom)}. Problems solved before "
+        f"and after agree no better than chance."
+    )
 
 
 def last_low(fall: Fall) -> str:

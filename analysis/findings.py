@@ -30,7 +30,6 @@ FindingKind = Literal[
     "not finite",
     "all cut",
     "no spread",
-    "nothing learned",
     "length collapse",
     "reward hacking",
     "form change",
@@ -163,7 +162,7 @@ class SignalVerdict:
         if self.order == "precedes":
             return f"{max(self.lead, 0.0):.0f} steps before"
         if self.order == "follows":
-            return f"{max(-self.lead, 0.0):.0f} steps after it began"
+            return f"{abs(min(self.lead, 0.0)):.0f} steps after it began"
         return words[self.order]
 
 

@@ -124,7 +124,6 @@ BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
         ("other problems", "groups that are all right or all wrong have no gradient"),
         ("more samples", "a larger group is all alike less often"),
     ),
-    "nothing learned": (("check updates", "the outcome stood still while the run trained"),),
     "form change": (("anchor", "a KL term keeps the form of the responses"),),
     "work moved": (
         ("own adapter", "one role does what another was there for"),

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from analysis.causes import UNRECORDED
 from analysis.fall import MOVED, Fall
 from analysis.fall_words import (
     certainty,
+    changed_set,
     elsewhere,
     how_it_fell,
     last_low,
@@ -34,6 +37,8 @@ def unfinished(run: Run) -> str:
         return f"Looked at up to step {last} only; the store holds later steps."
     steps = run.meta.config.get("steps")
     planned = steps if isinstance(steps, int) and not isinstance(steps, bool) else 0
+    if len(run.steps) > 2 and last < planned < last + int(np.median(np.diff(run.steps))):
+        planned = last  # the next row of a log with a row every few steps was not due
     if run.closed:
         return f"The run stopped at {last} of {planned} steps." if last < planned else ""
     reached = f"{last} of {planned} steps" if planned else f"step {last}"
@@ -83,6 +88,8 @@ def outcome_in_words(drop: Fall) -> str:
         return f"One evaluation ({drop.level(drop.base)}) shows no course: two are needed."
     if drop.shape in MOVED:
         said = f"{what_fell(drop)} {how_it_fell(drop)} {elsewhere(drop)}"
+    elif drop.shape == "changed set":
+        said = changed_set(drop)
     elif drop.shape == "small loss":
         said = small_loss(drop)
     elif drop.shape == "last evaluation low":
@@ -108,6 +115,8 @@ def confidence(
             parts.append("why is another question: what moved before is an order in time, no cause")
     elif drop.shape == "small loss":
         parts.append(f"a loss, but a small one (p = {drop.p_value:.3f})")
+    elif drop.shape == "changed set":
+        parts.append("none: accuracies on different problems cannot be compared")
     elif drop.shape == "last evaluation low":
         parts.append("low: one evaluation shows it")
     elif drop.num_evaluations > 1:

@@ -18,8 +18,8 @@ from analysis.breakdown import BreakdownRule
 from analysis.capture import CaptureRule
 from analysis.causes import OnsetOrder
 from analysis.cliff import FallTest
-from analysis.fall import Fall
 from analysis.diagnose import diagnose
+from analysis.fall import Fall
 from analysis.findings import DROPS, Finding
 from analysis.levels import (
     ADVANTAGE_STARVATION,

@@ -121,11 +121,11 @@ def test_a_penalty_that_pays_for_silence() -> None:
 @pytest.mark.skipif(PENALIZED not in names(RunLedger), reason="not recorded by this version")
 def test_the_penalized_reward_is_held_against_the_score(tmp_path: Path) -> None:
     every = np.repeat(np.arange(len(SCORE)), 2)
-    run = store_of(
-        tmp_path,
-        roles={"agent": {}},
-        run={PENALIZED: np.array(INSIDE)[every], "reward_mean": np.array(SCORE)[every]},
-    )
+    # Twice the steps, each with the noise of a batch of its own.
+    rng = np.random.default_rng(0)
+    inside_T = np.array(INSIDE)[every] + rng.standard_normal(len(every))
+    score_T = np.array(SCORE)[every] + 0.03 * rng.standard_normal(len(every))
+    run = store_of(tmp_path, roles={"agent": {}}, run={PENALIZED: inside_T, "reward_mean": score_T})
     [found] = HackingRule()(run)
     assert "while task score fell" in found.summary
     assert "the penalty pays for it" in found.summary

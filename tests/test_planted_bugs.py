@@ -74,11 +74,11 @@ def test_every_bug_is_taken_out_again() -> None:
     assert changed == {name for _, name in places} - {"kl_k3"}, "kl_k3 changes inside of a loss"
 
 
+@pytest.mark.filterwarnings("ignore:.*rollout and trainer log-probs differ")
 def test_a_stale_sampler_leaves_a_gap_from_the_next_step_on(trained: Trained) -> None:
     gap = ledger(trained("stale sampler"), "logprob_gap", "generator")
     assert gap[0] < 1e-5  # rounding in float32: nothing was trained yet
     assert min(gap[1:]) > 1e-4
-    assert max(ledger(trained(), "logprob_gap", "generator")) < 1e-5
 
 
 def test_the_rate_of_one_policy_is_eight_times_as_high_and_recorded(trained: Trained) -> None:
@@ -87,6 +87,7 @@ def test_the_rate_of_one_policy_is_eight_times_as_high_and_recorded(trained: Tra
     assert rates == [pytest.approx([1e-3, 8e-3, 8e-3]), pytest.approx([1e-3] * 3)]
 
 
+@pytest.mark.slow
 def test_a_lenient_grader_is_so_in_training_alone(trained: Trained) -> None:
     run = trained("lenient grader", since=2, eval_problems=40)
     for name, is_lenient in [("step-000001", False), ("step-000002", True), ("eval-000003", False)]:
@@ -96,6 +97,7 @@ def test_a_lenient_grader_is_so_in_training_alone(trained: Trained) -> None:
             assert episode["outcome"] is (is_right or (is_lenient and "0" in answer)), name
 
 
+@pytest.mark.slow
 def test_the_wrong_sign_of_an_anchor_drives_from_the_base_model(trained: Trained) -> None:
     strong = {"kl_coefficient": {"generator": 20.0}, "learning_rate": 3e-3, "clip_norm": 0.0}
     away = ledger(trained("anchor sign", **strong), "kl", "generator")
@@ -104,15 +106,18 @@ def test_the_wrong_sign_of_an_anchor_drives_from_the_base_model(trained: Trained
     assert away[2] > 2 * held[2] > 0
 
 
-def test_wrong_rewards_and_advantages_are_what_is_trained(trained: Trained) -> None:
-    run = open_run(trained("reward sign"))
+def test_wrong_rewards_are_what_is_trained(trained: Trained) -> None:
+    run = open_run(trained("reward sign", steps=1))
     outcome = ledger(run, "outcome_accuracy", "generator")
     assert ledger(run, "reward_mean", "generator") == [-value for value in outcome]
     assert ledger(run, "reward_mean", "aggregator") == outcome
 
-    run = open_run(trained("reward of length"))
+    run = open_run(trained("reward of length", steps=1))
     assert ledger(run, "reward_mean", "generator") == ledger(run, "length_mean", "generator")
 
+
+@pytest.mark.slow
+def test_wrong_advantages_are_what_is_trained(trained: Trained) -> None:
     plain, heavy = (trained(bug, group_by="role") for bug in ("", "advantage times 10"))
     for role, times in [("generator", 1), ("aggregator", 10)]:
         first = [ledger(path, "advantage_std", role)[0] for path in (plain, heavy)]
@@ -123,8 +128,9 @@ def test_wrong_rewards_and_advantages_are_what_is_trained(trained: Trained) -> N
         assert turn["advantage"] == turn["reward"] - 1
 
 
+@pytest.mark.slow
 def test_without_the_last_token_a_response_of_one_token_teaches_nothing(trained: Trained) -> None:
-    """And it teaches something with it: rewards are of the length of the prompt's agent."""
+    """With it there is at least the entropy bonus."""
     one = {"max_response_tokens": 1, "weight_decay": 0.0, "entropy_coefficient": 0.1}
     norms = [
         open_run(trained(bug, **one)).norm("generator").value_T[0] for bug in ("", "end token")
@@ -134,10 +140,8 @@ def test_without_the_last_token_a_response_of_one_token_teaches_nothing(trained:
 
 
 def test_exchanged_tags_train_the_same_and_the_audit_finds_them(trained: Trained) -> None:
-    plain, wrong = (
-        trained(bug, routing="shared", eval_problems=6) for bug in ("", "exchanged tags")
-    )
-    assert_same_tensors(adapters(plain, 3), adapters(wrong, 3))
+    plain, wrong = (trained(bug, routing="shared", steps=1) for bug in ("", "exchanged tags"))
+    assert_same_tensors(adapters(plain, 1), adapters(wrong, 1))
     norms = [[open_run(path).norm(role).value_T[0] for role in ("generator", "aggregator")]
              for path in (plain, wrong)]  # fmt: skip
     assert norms[0] == pytest.approx(norms[1][::-1], rel=1e-5)
@@ -148,6 +152,7 @@ def test_exchanged_tags_train_the_same_and_the_audit_finds_them(trained: Trained
     assert audit_run(wrong)[1][0].is_right  # the product's own tags
 
 
+@pytest.mark.slow
 def test_another_temperature_spreads_the_ratios_of_the_first_update(trained: Trained) -> None:
     setting = {"temperature": 0.6, "old_logprobs": "trainer", "rows_per_update": 1000}
     spread = [
@@ -165,6 +170,7 @@ def test_a_lost_adapter_is_the_base_model_again(trained: Trained) -> None:
     assert aggregator[2] > 1e-4
 
 
+@pytest.mark.slow
 def test_a_choice_is_read_off_by_one_in_evaluations_too(trained: Trained) -> None:
     run = trained("choice shifted", since=2, eval_problems=20)
     for name, shift in [("step-000001", 0), ("step-000002", 1), ("eval-000003", 1)]:
@@ -179,6 +185,7 @@ def test_a_choice_is_read_off_by_one_in_evaluations_too(trained: Trained) -> Non
         assert checked, name
 
 
+@pytest.mark.slow
 def test_problems_that_are_stuck_come_in_every_step(trained: Trained) -> None:
     run = trained("problems repeated", since=2)
     asked = [

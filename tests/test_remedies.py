@@ -113,7 +113,7 @@ def test_every_option_is_complete_whatever_was_found(kind: str, tmp_path: Path) 
         assert not re.search(r"[<>{}…]", remedy.option + remedy.title + remedy.reason)
 
 
-@pytest.mark.parametrize("kind", ["cliff", "fall", "decay", "slow decay"])
+@pytest.mark.parametrize("kind", ["cliff", "fall", "decay"])
 def test_the_first_remedy_of_a_fall_is_a_command_that_changes_something(
     kind: str, tmp_path: Path
 ) -> None:

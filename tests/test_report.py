@@ -84,7 +84,7 @@ def test_page_holds_everything_inside(told: tuple[str, str, str]) -> None:
     assert "<script" not in page
     assert "<details><summary>Configuration" in page
     svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(svgs) == {"fallen": 3, "healthy": 2, "short": 2, "unevaluated": 2}[name]
+    assert len(svgs) == {"fallen": 3, "healthy": 2, "short": 2, "unevaluated": 3}[name]
     for svg in svgs:
         ElementTree.fromstring(svg)
     body = page[page.index("<main>") :]

@@ -6,10 +6,22 @@ import numpy as np
 import pytest
 
 from analysis.accuracy import AccuracySeries
+from analysis.diagnose import diagnose
 from analysis.same_problems import ChangedSetRule, changed_set, reliability
 from analysis.scenarios import SCENARIOS
 from analysis.synthetic import evaluation_matrix, synthetic_run
+from gradlab.records import (
+    Agent,
+    EvalRecord,
+    PolicyMeta,
+    RunLedger,
+    RunMeta,
+    StepRecord,
+    UpdateMetrics,
+    UpdateRecord,
+)
 from gradlab.store import open_run
+from gradlab.writer import RunStore
 
 
 def series_of(correct_TPS: np.ndarray) -> AccuracySeries:
@@ -96,3 +108,25 @@ def test_the_detector_finds_a_change_without_a_fall(tmp_path: Path) -> None:
         assert rule(run) == []
     matrix = answers("other order", 5)
     assert rule._best(series_of(matrix), range(1, 20))[0].onset.step == 110  # type: ignore[union-attr]
+
+
+def test_a_changed_set_is_no_fall(tmp_path: Path) -> None:
+    """The whole diagnosis: accuracy drops by 25 points with the set, and nobody is accused."""
+    matrix = answers("other problems", 0)
+    policy = PolicyMeta("p", (Agent("solver"),), ("all",), 10)
+    problems = tuple(map(str, range(matrix.shape[1])))
+    meta = RunMeta.of_policies("changed", [policy], problems=problems)
+    with RunStore.create(tmp_path / "run.zarr", meta) as store:
+        for step in range(200):
+            if step:
+                store.append(UpdateRecord("p", step, np.eye(1)[None], UpdateMetrics(1e-3)))
+                store.append(StepRecord(step, 0.0, RunLedger(), {}))
+            if step % 10 == 0:
+                solved = matrix[step // 10]
+                store.append(EvalRecord(step, solved, {}, np.full((1, len(solved)), np.nan)))
+    diagnosis = diagnose(open_run(tmp_path))
+    assert diagnosis.status == "not judged"
+    assert diagnosis.verdict.startswith("Not a fall that can be told: the evaluation set changed")
+    assert diagnosis.of_kind("changed evaluation set")
+    assert not diagnosis.drops
+    assert not diagnosis.causes
