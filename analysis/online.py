@@ -2,7 +2,9 @@
 
 The detectors are those of `gradlab diagnose`, on the run so far. Looking again and again gives
 chance more chances; an alarm therefore takes the same finding in several looks in a row, and every
-finding is raised once. How often a healthy run raises one is measured by `bench/online.py`.
+finding is raised once. A fall beyond doubt, interval and all, is raised at the first look: an alarm
+is for before the wreck. How often a healthy run raises one: `bench/online.py`; delay against false
+alarms: `bench/alarm_delay.py`.
 """
 
 from __future__ import annotations
@@ -12,13 +14,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.diagnose import diagnose
-from analysis.findings import Finding
+from analysis.findings import DROPS, Finding
 from gradlab.alarms import Alarm, read_alarms
 from gradlab.store import open_run
 
 SILENT = frozenset({"dominance", "path amplification", "amplification", "gradient spike"})
 """Kinds of finding that describe a run and are no reason to step in: a spike is over when it is
 found, and every later look finds it again."""
+
+
+FELL = frozenset({"cliff", "fall", "decay"})
+
+
+def _key(found: Finding | Alarm) -> tuple[str, str]:
+    """What is raised once. A fall widens while it goes on, and its name with it: it stays one."""
+    return ("fall" if found.kind in DROPS else found.kind, found.subject)
 
 
 @dataclass
@@ -29,6 +39,8 @@ class Online:
     """Looks in a row that have to agree."""
     confidences: tuple[str, ...] = ("high", "moderate")
     """Findings that count."""
+    beyond_doubt: float = 0.08
+    """Lower end of a fall's interval from which one look is enough, as a share."""
     _streak: Counter[tuple[str, str]] = field(default_factory=Counter, init=False)
     _raised: set[tuple[str, str]] | None = field(default=None, init=False)
 
@@ -39,12 +51,13 @@ class Online:
         """
         if self._raised is None:  # a resumed run was told already
             before = read_alarms(store.parent)
-            self._raised = {(alarm.kind, alarm.subject) for alarm in before}
+            self._raised = {_key(alarm) for alarm in before}
             self._repeat_looks(store, step)
         found = self._look(store, until)
         alarms = []
         for key, finding in found.items():
-            if self._streak[key] >= self.looks and key not in self._raised:
+            looks = 1 if self._is_beyond_doubt(finding) else self.looks
+            if self._streak[key] >= looks and key not in self._raised:
                 self._raised.add(key)
                 onset = None if finding.onset is None else finding.onset.step
                 alarms.append(Alarm(step, finding.kind, finding.subject, finding.summary, onset))
@@ -53,12 +66,20 @@ class Online:
     def _look(self, store: Path, until: int | None) -> dict[tuple[str, str], Finding]:
         """What counts by (kind, subject); counts how often in a row it was found."""
         found: dict[tuple[str, str], Finding] = {
-            (finding.kind, finding.subject): finding
+            _key(finding): finding
             for finding in diagnose(open_run(store, until=until)).findings
             if finding.kind not in SILENT and finding.confidence in self.confidences
         }
         self._streak = Counter({key: self._streak[key] + 1 for key in found})
         return found
+
+    def _is_beyond_doubt(self, finding: Finding) -> bool:
+        return (
+            finding.kind in FELL
+            and finding.confidence == "high"
+            and finding.lower is not None
+            and finding.lower >= self.beyond_doubt
+        )
 
     def _repeat_looks(self, store: Path, step: int) -> None:
         """Look at the evaluations before `step` as the process did that was resumed from: a run
