@@ -104,7 +104,7 @@ DESIGNS: tuple[tuple[int, int, tuple[str, ...]], ...] = (
 
 
 def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
-    """Percent of runs called none / cliff / slow decay / cannot tell, and the onset's accuracy."""
+    """Percent of runs by what they are called, and the accuracy of onset and loss."""
     test = FallTest()
     for evals, problems, truths in DESIGNS:
         for truth in truths:
@@ -122,7 +122,15 @@ def cliff_table(runs: int) -> Iterator[tuple[str, ...]]:
                     covered.append(result.onset.lower <= last_good <= result.onset.upper)
                     drops.append(result.drop_lower <= cliff.drop <= result.drop_upper)
                     biases.append(result.drop - cliff.drop)
-            shown = ("none", "cliff", "slow decay", "unresolved drop")
+            shown = (
+                "none",
+                "small loss",
+                "last evaluation low",
+                "swings",
+                "cliff",
+                "fall",
+                "decay",
+            )
             near = sum(error <= 3 for error in errors)
             yield (
                 f"{evals}, {problems}",
@@ -155,8 +163,7 @@ def detectable_table(runs: int) -> Iterator[tuple[str, ...]]:
             planned, _ = planted("cliff of 20", evals, rng)
             assert planned is not None
             cliff = Cliff(planned.step, size)
-            shape = test.measure(accuracy_series(cliff, evals, problems, 0.0, rng)).shape
-            found += shape != "none"
+            found += test.measure(accuracy_series(cliff, evals, problems, 0.0, rng)).fell
         yield (f"{evals}, {problems}", f"{100 * size:.1f}", percent(found, runs))
 
 
