@@ -72,6 +72,8 @@ class DetachedRule:
 
     def measure(self, reward_T: Floats, paid_KT: Floats) -> Detached | None:
         """The first step at which the reward leaves its relation; None if it never does."""
+        if len(reward_T) < self.min_before + self.after:
+            return None
         kept_K = [k for k in paid_KT if np.isfinite(k).all() and np.ptp(k) > 0]
         if not kept_K or not np.isfinite(reward_T).all():
             return None
