@@ -75,7 +75,7 @@ def rows(runs: int) -> list[str]:
                 lines.append(
                     f"| {family} | {answers} | {name} | {told}/{runs} ({low:.0%} to {high:.0%}) | "
                     f"{early if family in FALLS else ''} | "
-                    f"{statistics.median(late) if late else ''} |"
+                    f"{format(statistics.median(late), '.1f') if late else ''} |"
                 )
     return tabled(header, iter(lines))
 
