@@ -70,16 +70,19 @@ def tiles(diagnosis: Diagnosis, run: Run) -> str:
         (level(accuracy.base, outcome), f"{outcome}: {start}"),
         (
             level(accuracy.peak, outcome),
-            f"{outcome}: best level, around step {accuracy.peak_step}",
+            f"{outcome}: best level, mean of {max(accuracy.window, 1)} around step "
+            f"{accuracy.peak_step}",
         ),
-        (level(accuracy.terminal, outcome), f"{outcome}: at the end"),
+        (
+            level(accuracy.terminal, outcome),
+            f"{outcome}: last level, mean of {max(accuracy.end_window, 1)}",
+        ),
     ]
-    fall = fall_of(diagnosis)
-    if fall:
-        lost = number(fall.strength) if outcome.endswith("reward") else points(fall.strength)
-        shown.append((f"−{lost}", "drop as fitted, from just before it"))
+    size = number if outcome.endswith("reward") else points
+    if fall_of(diagnosis):
+        shown.append((f"−{size(accuracy.drop)}", "best level minus last level"))
     if math.isfinite(accuracy.detectable_drop):
-        shown.append((points(accuracy.detectable_drop), "smallest drop this run would show"))
+        shown.append((size(accuracy.detectable_drop), "smallest drop this run would show"))
     cells = "".join(
         f'<div class="tile"><b>{escape(value)}</b><span>{escape(name)}</span></div>'
         for value, name in shown

@@ -247,14 +247,14 @@ def separation(
         to_do = "No option takes that away: look at what is paid there, then train on from before."
     if first[0].place == "throughout":
         return (
-            "Nothing that was recorded was seen to move first. The drop is consistent with "
+            "Nothing that was recorded leads it as a cause would. The drop is consistent with "
             f"{name}: {'; '.join(first[0].evidence)}. {also + ' ' if also else ''}"
             f"To confirm: repeat {before} with half of it{how}."
         )
     if first[0].place == "with":
         return (
             f"The drop is consistent with {name}, which changed with the fall: nothing that was "
-            f"recorded was seen to move first. {also + ' ' if also else ''}{to_do}"
+            f"recorded leads it as a cause would. {also + ' ' if also else ''}{to_do}"
         )
     if also:
         return f"The drop is preceded by {name} ({first[0].when}). {also} {to_do}"
