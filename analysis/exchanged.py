@@ -15,6 +15,14 @@ ALIKE = 0.12
 """Largest difference of a role's share from the other one's before, to be called its place."""
 
 
+ASIDE = "were exchanged: audit first."
+
+
+def is_exchange(finding: Finding) -> bool:
+    """Whether a capture may be no more than exchanged tags."""
+    return finding.kind == "capture" and finding.summary.endswith(ASIDE)
+
+
 def with_exchange(run: Run, capture: Finding) -> Finding:
     """A capture with the check that comes first if two roles' shares changed places at once.
 
@@ -45,8 +53,7 @@ def with_exchange(run: Run, capture: Finding) -> Finding:
             )
             return replace(
                 capture,
-                summary=f"{capture.summary} Or the tags of {capture.subject} and {other} were "
-                "exchanged: audit first.",
+                summary=f"{capture.summary} Or the tags of {capture.subject} and {other} {ASIDE}",
                 evidence=(check, *capture.evidence),
             )
     return capture

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.commands import checkpoint_before, command, flags, options_for, run_directory
+from analysis.exchanged import is_exchange
 from analysis.findings import DROPS, Cause, Finding, Remedy, SignalVerdict
 from analysis.signals import aligned
 from analysis.vocabulary import GRADLAB, PLAIN, Action, phrase, trainer_of
@@ -39,10 +40,11 @@ TITLES: dict[Action, str] = {
     "repair": "Repair the measurement first",
     "read rewarded": "Look at what the reward pays for",
     "other problems": "Train on problems that are solved sometimes",
+    "audit": "Rule out that the tags of two roles were exchanged",
     "one set": "Evaluate the checkpoints of both sides on one set of problems",
 }
 NOT_OPTIONS: frozenset[Action] = frozenset(
-    {"check sync", "check updates", "repair", "read rewarded", "other problems", "one set"}
+    {"check sync", "check updates", "repair", "read rewarded", "other problems", "one set", "audit"}
 )
 """Something to look at, in plain words: no option changes it."""
 OF_ROLES: frozenset[Action] = frozenset(
@@ -180,8 +182,13 @@ def remedies(
     """What to change, the first suspect first; each option once."""
     fell = next((f for f in findings if f.kind in DROPS and f.onset), None)
     failed = fell or next((f for f in findings if f.kind == "role breakdown"), None)
-    wanted = list(_by_cause(causes, signals)) if fell else []
+    wanted = [
+        Wanted("audit", "then nothing was captured, and every share is the other role's", f.subject)
+        for f in findings
+        if is_exchange(f)
+    ]
     if fell:
+        wanted += _by_cause(causes, signals)
         wanted.append(Wanted("lower rate", BY_FINDING["cliff"][0][1], "run"))
         # Nothing else may come first: what cannot be pasted, or repeats the fall.
         wanted.sort(key=lambda w: w.action in FOLLOWS_FROM_FAILING)

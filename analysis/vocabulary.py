@@ -35,6 +35,7 @@ Action = Literal[
     "read rewarded",
     "other problems",
     "one set",
+    "audit",
 ]
 
 GRADLAB = "gradlab"
@@ -123,6 +124,7 @@ PLAIN: dict[Action, str] = {
     "repair": "see the finding, and the warnings in the training log",
     "read rewarded": "read responses that earned most and check by hand whether they are right",
     "other problems": "leave out problems that are always solved or never",
+    "audit": "run gradlab audit at the step that the finding names",
     "one set": "the same problems in the same order from the first step to the last",
 }
 """Where a trainer has no option for an action, or is not known. 'mask cut' has no plain words."""

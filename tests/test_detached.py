@@ -13,6 +13,7 @@ from analysis.detect import Detectors
 from analysis.diagnose import diagnose
 from analysis.exchanged import with_exchange
 from analysis.findings import Finding, Onset
+from analysis.remedies import remedies
 from analysis.synthetic import Capture, synthetic_run
 from gradlab.records import (
     Agent,
@@ -121,3 +122,5 @@ def test_shares_that_change_places_send_people_to_the_audit(tmp_path: Path) -> N
     found = with_exchange(open_run(tmp_path), capture_at(30))
     assert found.summary.endswith("were exchanged: audit first.")
     assert "gradlab audit RUN --step 31" in found.evidence[0]
+    first = remedies(open_run(tmp_path), (found,), ())[0]
+    assert first.title == "Rule out that the tags of two roles were exchanged"
