@@ -101,9 +101,10 @@ class AccuracySeries:
             self, step_T=self.step_T[starts], correct_T=correct, trials_T=trials, solved_TP=None
         )
 
-    def value(self, rate: float) -> float:
-        """A rate in the outcome's own unit."""
-        return self.low + rate * (self.high - self.low)
+    @property
+    def is_scaled(self) -> bool:
+        """Rewards outside 0..1: rates are shares of the range that they moved in."""
+        return (self.low, self.high) != (0.0, 1.0)
 
 
 def rates_alone(run: Run) -> Signal:

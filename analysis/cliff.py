@@ -34,7 +34,8 @@ from analysis.course import (
     wander_outside,
     window_of,
 )
-from analysis.fall import MOVED, Fall, Kind, Shape
+from analysis.fall import Fall, Kind, Shape
+from analysis.findings import DROPS
 from analysis.isotonic import fit_prefixes
 from analysis.noise import Noise
 from analysis.ramp import (
@@ -134,7 +135,7 @@ class FallTest:
 
     def _smallest(self, series: AccuracySeries) -> float:
         """Smallest loss called a fall, in the series' unit."""
-        return self.min_drop if (series.low, series.high) == (0.0, 1.0) else self.min_share
+        return self.min_share if series.is_scaled else self.min_drop
 
     def _chance(
         self, series: AccuracySeries, null_T: Floats, noise: Noise, rng: np.random.Generator
@@ -167,7 +168,7 @@ class FallTest:
             ramp, second, weight_T = both_falls(series, plateau, sigma**2)
         at = levels(series.rate_T, series.trials_T, ramp.onset, ramp.end, window)
         drop = at.top - at.bottom
-        bias, spread = self._sampled(series, ramp, noise, drop, window, rng)
+        bias, spread = self._sampled(series, ramp, noise, window, rng)
         elsewhere = swings_elsewhere(series.rate_T, noise, ramp, smallest)
         low, low_step = lowest(series, ramp.onset, sigma, at)
         width = (series.step_T[ramp.end] - series.step_T[ramp.onset]) / measured["run_steps"]
@@ -194,7 +195,7 @@ class FallTest:
             drop_lower=min(drop - bias - 1.96 * spread, drop),
             drop_upper=max(drop - bias + 1.96 * spread, drop),
             end_window=at.end_window,
-            onset=onset_interval(series, weight_T, ramp) if shape in MOVED else None,
+            onset=onset_interval(series, weight_T, ramp) if shape in DROPS else None,
             end_step=int(series.step_T[ramp.end]),
             progress="coming back" if low_step >= 0 else progress(fit, num, sigma**2),
             low=low,
@@ -232,7 +233,7 @@ class FallTest:
         flat_T = np.full(num, series.rate(0, num))
         p_gain, needed_gain = self._chance(backwards, flat_T, noise, rng)
         gain = (needed_gain + POWER) * sigma * math.sqrt(2.0 / window)
-        is_resolved = gain <= 2 * self.min_drop or (series.low, series.high) != (0.0, 1.0)
+        is_resolved = gain <= 2 * self.min_drop or series.is_scaled
         if shape == "none" and p_gain > self.alpha and num >= FEW and is_resolved:
             shape = "never learned"
         return Fall(
@@ -263,7 +264,6 @@ class FallTest:
         series: AccuracySeries,
         ramp: Ramp,
         noise: Noise,
-        drop: float,
         window: int,
         rng: np.random.Generator,
     ) -> tuple[float, float]:

@@ -12,8 +12,8 @@ from analysis.accuracy import AccuracySeries, outcome_of
 from analysis.commands import checkpoint_before, run_directory
 from analysis.constant_rate import too_large
 from analysis.detect import Detectors, detect
-from analysis.fall import MOVED, Fall
-from analysis.findings import Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
+from analysis.fall import Fall
+from analysis.findings import DROPS, Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
 from analysis.remedies import remedies
 from analysis.replayed import read_replays
 from analysis.scan import FEW
@@ -131,7 +131,7 @@ def _settings(detectors: Detectors) -> dict[str, float | int | str]:
 
 
 def _status(drop: Fall, broken: list[Finding], *, is_finished: bool) -> Status:
-    if broken and drop.shape not in MOVED:
+    if broken and drop.shape not in DROPS:
         return "role breakdown"
     if drop.shape == "changed set":
         return "not judged"

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.accuracy import Outcome
-from analysis.findings import Onset, percent, points
+from analysis.findings import Onset, level, points
 from analysis.ramp import Progress
 from analysis.swings import Swing
 
@@ -33,8 +33,6 @@ Shape = Literal[
 """'none': no loss beyond noise. 'swings': the end is the low of one more swing. 'changed set':
 other problems were evaluated from some moment on, so nothing can be compared."""
 FALLS = ("cliff", "fall", "decay")
-MOVED = (*FALLS, "swings")
-"""Shapes with a beginning that other signals can be compared with."""
 Kind = Literal["", "early collapse", "two falls"]
 
 
@@ -122,9 +120,7 @@ class Fall:
 
     def level(self, rate: float) -> str:
         """A level in words: '58 %', or '0.58' of a reward."""
-        if self.outcome != "training reward":
-            return percent(rate)
-        return f"{self.value(rate):.2f}" if math.isfinite(rate) else "unknown"
+        return level(self.value(rate), self.outcome)
 
     def loss(self, share: float) -> str:
         """A difference of levels in words: '12 points', or '0.12' of a reward."""

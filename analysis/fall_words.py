@@ -6,9 +6,10 @@ Every number is that of `analysis.cliff.Fall`, with the name of the estimator wh
 from __future__ import annotations
 
 import math
+from typing import cast
 
 from analysis.fall import Fall
-from analysis.findings import Confidence, Finding
+from analysis.findings import HELD_OUT, Confidence, Finding, FindingKind
 from analysis.scan import FEW
 
 SIMILAR = 0.5
@@ -20,11 +21,11 @@ def findings_of(fall: Fall) -> list[Finding]:
     if fall.shape == "last evaluation low":
         summary = f"{name_of(fall)}: {_last_low(fall)}"
         return [Finding(fall.shape, "run", summary, fall.drop, _unit(fall), "low")]
-    if fall.onset is None or fall.shape not in ("cliff", "fall", "decay", "swings"):
+    if fall.onset is None:
         return []
     return [
         Finding(
-            fall.shape,
+            cast(FindingKind, fall.shape),  # what has an onset is one
             "run",
             what_fell(fall),
             fall.drop,
@@ -235,10 +236,10 @@ def _small(sentence: str) -> str:
 
 def _points(fall: Fall) -> str:
     """What one point of the series is."""
-    return "evaluations" if fall.outcome == "held-out accuracy" else "points"
+    return "evaluations" if fall.outcome == HELD_OUT else "points"
 
 
 def _unit(fall: Fall) -> str:
     if fall.outcome == "training reward":
         return "reward" if math.isfinite(fall.drop) and not fall.is_scaled else "share of its range"
-    return "share of held-out answers" if fall.outcome == "held-out accuracy" else "share"
+    return "share of held-out answers" if fall.outcome == HELD_OUT else "share"

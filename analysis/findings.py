@@ -323,5 +323,16 @@ def points(share: float) -> str:
     return f"{value:g} point{'' if value == 1 else 's'}"
 
 
+HELD_OUT = "held-out accuracy"
+"""What a run is judged by where it can be."""
+
+
+def level(value: float, outcome: str) -> str:
+    """A level of the outcome in words: '58 %', or '0.58' of a reward, which is no share."""
+    if outcome != "training reward":
+        return percent(value)
+    return f"{value:.2f}" if math.isfinite(value) else "unknown"
+
+
 def percent(share: float) -> str:
     return f"{round(100 * share) + 0:d} %" if math.isfinite(share) else "unknown"

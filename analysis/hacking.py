@@ -20,14 +20,13 @@ from scipy.special import stdtr
 from analysis.bend import bins
 from analysis.cliff import FallTest
 from analysis.fall import Fall
-from analysis.findings import Finding, Onset, percent
+from analysis.findings import HELD_OUT, Finding, Onset, percent
 from analysis.wander import MAX_POINTS, find_change
 from gradlab.records import RunLedger, names
 from gradlab.store import Run
 
 Floats = NDArray[np.float64]
 
-HELD_OUT = "held-out accuracy"
 PENALIZED = "penalized_reward"
 """Of `RunLedger`: the mean reward with the KL penalty inside."""
 

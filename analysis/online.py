@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.diagnose import diagnose
+from analysis.fall import FALLS
 from analysis.findings import DROPS, Finding
 from gradlab.alarms import Alarm, read_alarms
 from gradlab.store import open_run
@@ -21,9 +22,6 @@ from gradlab.store import open_run
 SILENT = frozenset({"dominance", "path amplification", "amplification", "gradient spike"})
 """Kinds of finding that describe a run and are no reason to step in: a spike is over when it is
 found, and every later look finds it again."""
-
-
-FELL = frozenset({"cliff", "fall", "decay"})
 
 
 def _key(found: Finding | Alarm) -> tuple[str, str]:
@@ -75,7 +73,7 @@ class Online:
 
     def _is_beyond_doubt(self, finding: Finding) -> bool:
         return (
-            finding.kind in FELL
+            finding.kind in FALLS
             and finding.confidence == "high"
             and finding.lower is not None
             and finding.lower >= self.beyond_doubt

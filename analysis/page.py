@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from analysis.confirm import announced, propose
-from analysis.findings import Diagnosis, Finding, SignalVerdict
+from analysis.findings import HELD_OUT, Diagnosis, Finding, SignalVerdict
 from analysis.glossary import glossary
 from analysis.page_head import header, tiles
-from analysis.showing import HELD_OUT, color_of, fall_of, lead_interval, moved, number
+from analysis.showing import color_of, fall_of, lead_interval, moved, number
 from analysis.signals import collect
 from analysis.transcripts import Lost, Said, Transcripts, transcripts
 from gradlab.disk import put

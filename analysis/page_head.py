@@ -7,8 +7,8 @@ import math
 import time
 from html import escape
 
-from analysis.findings import Diagnosis, percent, points
-from analysis.showing import HELD_OUT, fall_of, number
+from analysis.findings import HELD_OUT, Diagnosis, level, points
+from analysis.showing import fall_of, number
 from gradlab.checkpoints import beginning
 from gradlab.store import RUN_ZARR, Run
 
@@ -88,8 +88,3 @@ def tiles(diagnosis: Diagnosis, run: Run) -> str:
         for value, name in shown
     )
     return f'<div class="tiles">{cells}</div>'
-
-
-def level(value: float, outcome: str) -> str:
-    """A level of the outcome in words: rewards are no shares."""
-    return number(value) if outcome.endswith("reward") else percent(value)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.accuracy import AccuracySeries, rates_alone, wilson
-from analysis.findings import Diagnosis, Onset, SignalVerdict
-from analysis.showing import HELD_OUT, fall_of
+from analysis.findings import HELD_OUT, Diagnosis, Onset, SignalVerdict
+from analysis.showing import fall_of
 from analysis.signals import Measured, aligned, learners
 from gradlab.palette import role_color
 from gradlab.store import Run

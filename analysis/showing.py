@@ -15,9 +15,6 @@ def fall_of(diagnosis: Diagnosis) -> Finding | None:
     return next((f for f in diagnosis.findings if f.kind in DROPS and f.onset), None)
 
 
-HELD_OUT = "held-out accuracy"
-
-
 def moved(diagnosis: Diagnosis) -> list[SignalVerdict]:
     """Signals that changed, at a moment or all along, without accuracy in other words."""
     return [v for v in diagnosis.signals if v.change != "none" and not v.is_outcome]

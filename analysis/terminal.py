@@ -8,7 +8,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from analysis.findings import Diagnosis, Finding, SignalVerdict, percent
+from analysis.findings import HELD_OUT, Diagnosis, Finding, SignalVerdict, level
 from analysis.showing import at_step, color_of, from_to, lead_interval, moved
 
 STATUS_STYLE = {
@@ -74,7 +74,7 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
 def status_in_words(diagnosis: Diagnosis) -> str:
     """The status, with what it is judged by where that is not held-out accuracy."""
     outcome = diagnosis.accuracy.outcome
-    by = "" if outcome == "held-out accuracy" else f", by its {outcome}"
+    by = "" if outcome == HELD_OUT else f", by its {outcome}"
     return f"{diagnosis.status}{by}"
 
 
@@ -94,12 +94,12 @@ def _accuracy_line(diagnosis: Diagnosis) -> str:
     accuracy = diagnosis.accuracy
     if not accuracy.num_evaluations:
         return "No evaluations."
-    held_out = accuracy.outcome == "held-out accuracy"
+    held_out = accuracy.outcome == HELD_OUT
     size = f" of {accuracy.num_samples} answers" if accuracy.num_samples else ""
     size += " of unknown size" if held_out and not accuracy.num_samples else ""
     what = f"{accuracy.num_evaluations} {'evaluations' if held_out else 'points'}{size}"
     levels = [
-        percent(value) if accuracy.outcome != "training reward" else f"{value:.2f}"
+        level(value, accuracy.outcome)
         for value in (accuracy.base, accuracy.peak, accuracy.terminal)
     ]
     return (

@@ -61,22 +61,19 @@ class Ways:
     """[T, 1 to 3] orthonormal."""
     left_M: tuple[Floats, ...]
     """[C, T] unit ramps, orthogonal to the basis."""
-    scale_M: tuple[Floats, ...]
-    """[C] their lengths."""
 
 
 @lru_cache(maxsize=2)
 def _ways(points: int) -> Ways:
     onset_C, ramp_CT = unit_ramps(points)
-    bases, lefts, scales = [], [], []
+    bases, lefts = [], []
     for mean in smooth_means(points):
         basis = np.linalg.qr(mean)[0]
         left_CT = ramp_CT - (ramp_CT @ basis) @ basis.T
         scale_C = np.sqrt((left_CT**2).sum(axis=1))
         bases.append(basis)
         lefts.append(left_CT / np.maximum(scale_C, 1e-9)[:, None])
-        scales.append(scale_C)
-    return Ways(onset_C, ramp_CT, tuple(bases), tuple(lefts), tuple(scales))
+    return Ways(onset_C, ramp_CT, tuple(bases), tuple(lefts))
 
 
 def movement(

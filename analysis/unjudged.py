@@ -5,7 +5,7 @@ from __future__ import annotations
 from analysis.accuracy import MIN_EVALUATIONS
 from analysis.detect import Detectors
 from analysis.fall import Fall
-from analysis.findings import NotJudged
+from analysis.findings import HELD_OUT, NotJudged
 from analysis.scan import FEW
 from analysis.signals import Measured
 from analysis.verdict import unfinished
@@ -56,7 +56,7 @@ def unjudged(
 def _of_the_drop(run: Run, drop: Fall) -> list[NotJudged]:
     """Why nothing can be said on held-out accuracy, or less than could be."""
     is_imported = any(policy.mode == "imported" for policy in run.policies)
-    if drop.outcome != "held-out accuracy" or drop.num_evaluations < MIN_EVALUATIONS:
+    if drop.outcome != HELD_OUT or drop.num_evaluations < MIN_EVALUATIONS:
         return [
             NotJudged(
                 "held-out accuracy",

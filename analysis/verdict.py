@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from analysis.causes import UNRECORDED
-from analysis.fall import MOVED, Fall
+from analysis.fall import Fall
 from analysis.fall_words import (
     certainty,
     changed_set,
@@ -16,7 +16,7 @@ from analysis.fall_words import (
     small_loss,
     what_fell,
 )
-from analysis.findings import Cause, Finding
+from analysis.findings import DROPS, HELD_OUT, Cause, Finding
 from analysis.replayed import Replayed
 from gradlab.store import Run
 
@@ -56,7 +56,7 @@ def verdict(
     """A few sentences, what matters most first; that the run did not end is among them."""
     also = [replay.upgrade for replay in replays if not replay.is_open]
     said, until = outcome_in_words(drop), unfinished(run)
-    if until and drop.shape in MOVED:
+    if until and drop.shape in DROPS:
         also.append(until)
     elif until:
         said = f"{until} Until then: {said}"
@@ -86,7 +86,7 @@ def outcome_in_words(drop: Fall) -> str:
         )
     if drop.shape == "too few evaluations":
         return f"One evaluation ({drop.level(drop.base)}) shows no course: two are needed."
-    if drop.shape in MOVED:
+    if drop.shape in DROPS:
         said = f"{what_fell(drop)} {how_it_fell(drop)} {elsewhere(drop)}"
     elif drop.shape == "changed set":
         said = changed_set(drop)
@@ -96,7 +96,7 @@ def outcome_in_words(drop: Fall) -> str:
         said = last_low(drop)
     else:
         said = no_fall(drop)
-    if drop.outcome != "held-out accuracy":
+    if drop.outcome != HELD_OUT:
         said += TRAINED_ON.format(outcome=drop.outcome)
     return said
 
@@ -108,7 +108,7 @@ def confidence(
 ) -> str:
     """How sure the drop and the captures are, in words."""
     parts = []
-    if drop.shape in MOVED:
+    if drop.shape in DROPS:
         how = "certain" if certainty(drop) == "high" else "likely"
         parts.append(f"{how} that it ended lower (p = {drop.p_value:.3f})")
         if not any(replay.confirms for replay in replays):
@@ -120,7 +120,7 @@ def confidence(
     elif drop.shape == "last evaluation low":
         parts.append("low: one evaluation shows it")
     elif drop.num_evaluations > 1:
-        points = "evaluations" if drop.outcome == "held-out accuracy" else "points"
+        points = "evaluations" if drop.outcome == HELD_OUT else "points"
         parts.append(
             f"nothing beyond noise was lost (p = {drop.p_value:.2f}, {drop.num_evaluations} "
             f"{points})"

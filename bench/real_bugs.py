@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from planted_bugs import BUGS, planted
-from real_runs import RESULTS, Planned, short, summary
+from real_runs import RESULTS, Planned, short, summary, write_results
 from rich.console import Console
 
 from analysis.diagnose import diagnose
@@ -261,10 +261,8 @@ def main() -> None:
     lines = table(rows)
     print(*lines, sep="\n")
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "real_bugs.json").write_text(json.dumps(rows) + "\n")
-        head = ["# Real runs with a bug planted at a step", "", "`bench/real_bugs.py`", ""]
-        (RESULTS / "real_bugs.md").write_text("\n".join([*head, *lines, ""]))
+        title = "Real runs with a bug planted at a step"
+        write_results("real_bugs", title, rows, lines, options.out)
 
 
 if __name__ == "__main__":

@@ -214,6 +214,18 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def write_results(
+    name: str, title: str, rows: list[dict[str, Any]], lines: list[str], out: Path
+) -> None:
+    """Both results files of a bench; commands in them name `runs/...`, wherever the runs lie."""
+    RESULTS.mkdir(exist_ok=True)
+    page = "\n".join([f"# {title}", "", f"`bench/{name}.py`", "", *lines, ""])
+    for suffix, text in (("json", json.dumps(rows) + "\n"), ("md", page)):
+        short_out = f"runs/{out.name.removeprefix('runs-')}"
+        told = text.replace(str(out.resolve()), short_out).replace(str(out), short_out)
+        (RESULTS / f"{name}.{suffix}").write_text(told)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/real"))
@@ -224,10 +236,8 @@ def main() -> None:
     lines = table(rows)
     print(*lines, sep="\n")
     if options.write:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / "real_runs.json").write_text(json.dumps(rows) + "\n")
-        head = ["# Real runs with trouble brought about on purpose", "", "`bench/real_runs.py`", ""]
-        (RESULTS / "real_runs.md").write_text("\n".join([*head, *lines, ""]))
+        title = "Real runs with trouble brought about on purpose"
+        write_results("real_runs", title, rows, lines, options.out)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
 Trainer = Literal[
     "trl", "verl", "rllm", "openrlhf", "nemo-rl", "slime", "ms-swift", "open-instruct", "unknown"
 ]
-TRAINERS: tuple[Trainer, ...] = get_args(Trainer)
 SIGNS: tuple[tuple[Trainer, str], ...] = (
     ("ms-swift", r"global_step/max_steps|train_speed\(iter/s\)|memory\(gib\)"),
     ("open-instruct", r"objective/verifiable_\w+|debug/vllm_vs_local_.*|val/stop_rate"),
