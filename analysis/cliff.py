@@ -114,7 +114,6 @@ class FallTest:
         measured = {
             "num_evaluations": num_evaluations,
             "p_value": p_value,
-            "window": window,
             "dispersion": math.nan if series.is_assumed else noise.dispersion,
             "sigma": sigma,
             "detectable_drop": detectable,
@@ -158,7 +157,7 @@ class FallTest:
         rng: np.random.Generator,
     ) -> Fall:
         """A loss beyond noise: its beginning, its size, its width, and what it is called."""
-        num, sigma, window = len(series), measured["sigma"], measured["window"]
+        num, sigma, window = len(series), measured["sigma"], window_of(len(series))
         fit = fit_ramp(series.correct_T[None, :], series.trials_T)
         ramp = Ramp.best(fit, series)
         weight_T = onset_weights(fit, num, sigma**2)
@@ -194,6 +193,7 @@ class FallTest:
             # Never without the loss that is printed beside it.
             drop_lower=min(drop - bias - 1.96 * spread, drop),
             drop_upper=max(drop - bias + 1.96 * spread, drop),
+            window=at.window,
             end_window=at.end_window,
             onset=onset_interval(series, weight_T, ramp) if shape in DROPS else None,
             end_step=int(series.step_T[ramp.end]),
@@ -219,7 +219,7 @@ class FallTest:
         rng: np.random.Generator,
     ) -> Fall:
         """No loss beyond noise: what else can be said."""
-        num, sigma, window = len(series), measured["sigma"], measured["window"]
+        num, sigma, window = len(series), measured["sigma"], window_of(len(series))
         at = levels(series.rate_T, series.trials_T, num - 1, num - window, window)
         shape: Shape = "none"
         lost = float(at.top - series.rate_T[-1])
@@ -242,6 +242,7 @@ class FallTest:
             top_step=int(series.step_T[at.middle]),
             bottom=at.bottom,
             drop=at.top - at.bottom,
+            window=at.window,
             end_window=at.end_window,
             swings=find_swings(series.rate_T, noise.variance_T(series.rate_T), smallest),
             wander=wander_outside(series, noise, None),

@@ -32,6 +32,8 @@ class Levels:
     top: float
     middle: int
     """Of the stretch with the best level."""
+    window: int
+    """Points in it: no more than there are before the fall."""
     bottom: float
     end_window: int
 
@@ -51,7 +53,7 @@ def levels(value_T: Floats, weight_T: Floats, onset: int, end: int, window: int)
     best = int(np.argmax(mean))
     last = min(window, len(value_T) - end)
     bottom = (total[-1] - total[-1 - last]) / (weight[-1] - weight[-1 - last])
-    return Levels(float(mean[best]), best + size // 2, float(bottom), last)
+    return Levels(float(mean[best]), best + size // 2, size, float(bottom), last)
 
 
 def lowest(series: AccuracySeries, onset: int, sigma: float, at: Levels) -> tuple[float, int]:

@@ -56,6 +56,7 @@ class Fall:
     drop_upper: float = math.nan
     """Approximate 95 % interval of the true loss, corrected for the choice of the best level."""
     window: int = 0
+    """Evaluations in the best level: no more than there are before the fall."""
     end_window: int = 0
     """No more than there are on the new level; 1 in a fall that is still going on."""
     onset: Onset | None = None

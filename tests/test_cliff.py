@@ -8,6 +8,7 @@ import pytest
 from analysis.accuracy import AccuracySeries, mean_over_samples
 from analysis.cliff import FallTest
 from analysis.fall import FALLS, Fall
+from analysis.fall_words import what_fell
 from analysis.isotonic import fit_prefixes
 from analysis.noise import (
     PRIOR_FREEDOM,
@@ -123,6 +124,8 @@ def test_early_collapse_is_named() -> None:
     assert result.shape == "cliff"
     assert result.kind == "early collapse"
     assert result.top == pytest.approx(0.33, abs=0.03)  # not an average with what follows
+    assert result.window == 2
+    assert "mean of 2 evaluations" in what_fell(result)
     later = FallTest().measure(rates((2, 0.33), (10, 0.6), (10, 0.02)))
     assert later.kind == ""
 
