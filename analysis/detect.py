@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from analysis.accuracy import AccuracySeries
-from analysis.amplification import AmplificationTest
-from analysis.breakdown import BreakdownRule
-from analysis.capture import CaptureRule
-from analysis.causes import OnsetOrder
-from analysis.cliff import FallTest
-from analysis.detached import DetachedRule
-from analysis.exchanged import with_exchange
-from analysis.fall import Fall
-from analysis.fall_words import findings_of
-from analysis.family import correct
+from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.cliff import FallTest
+from analysis.cliff.fall import Fall
+from analysis.cliff.fall_words import findings_of
+from analysis.cliff.same_problems import ChangedSetRule
+from analysis.cliff.where_lost import located
+from analysis.detectors.amplification import AmplificationTest
+from analysis.detectors.breakdown import BreakdownRule
+from analysis.detectors.detached import DetachedRule
+from analysis.detectors.exchanged import with_exchange
+from analysis.detectors.forms import FormRule, WorkRule
+from analysis.detectors.frozen import StillRule
+from analysis.detectors.hacking import HackingRule
+from analysis.detectors.levels import LEVEL_RULES, LevelRule
+from analysis.detectors.measurement import stale_rollouts, unexplained
+from analysis.detectors.multiplicity import correct
+from analysis.detectors.role_capture import CaptureRule
+from analysis.detectors.spikes import SpikeRule
+from analysis.detectors.states import CutRule, NoSpreadRule, NotFiniteRule
+from analysis.explain.order import OnsetOrder
 from analysis.findings import Finding, NotJudged
-from analysis.forms import FormRule, WorkRule
-from analysis.hacking import HackingRule
-from analysis.levels import LEVEL_RULES, LevelRule
-from analysis.located import located
-from analysis.measurement import stale_rollouts, unexplained
-from analysis.same_problems import ChangedSetRule
 from analysis.signals import learners
-from analysis.spikes import SpikeRule
-from analysis.states import CutRule, NoSpreadRule, NotFiniteRule
-from analysis.still import StillRule
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 
 @dataclass(frozen=True)

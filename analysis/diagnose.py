@@ -8,20 +8,20 @@ from typing import cast
 
 import numpy as np
 
-from analysis.accuracy import AccuracySeries, outcome_of
-from analysis.commands import checkpoint_before, run_directory
-from analysis.constant_rate import too_large
+from analysis.cliff.accuracy import AccuracySeries, outcome_of
+from analysis.cliff.fall import Fall
+from analysis.cliff.scan import FEW
 from analysis.detect import Detectors, detect
-from analysis.fall import Fall
+from analysis.explain.commands import checkpoint_before, run_directory
+from analysis.explain.constant_rate import too_large
+from analysis.explain.remedies import remedies
+from analysis.explain.suspects import Storyteller, separation
+from analysis.explain.verdict import candidates, confidence, unfinished, verdict
 from analysis.findings import DROPS, Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
-from analysis.remedies import remedies
-from analysis.replayed import read_replays
-from analysis.scan import FEW
+from analysis.not_judged import unjudged
+from analysis.replays.results import read_replays
 from analysis.signals import collect
-from analysis.story import Storyteller, separation
-from analysis.unjudged import unjudged
-from analysis.verdict import candidates, confidence, unfinished, verdict
-from gradlab.store import RUN_ZARR, Run
+from gradlab.store.run import RUN_ZARR, Run
 
 
 def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
@@ -187,7 +187,8 @@ def _check_order(run: Run) -> None:
             raise ValueError(
                 f"{run.path / name}: step {int(step[first + 1])} comes after step "
                 f"{int(step[first])}, expected rows in the order of steps; gradlab writes no such "
-                f"store: write it again with gradlab.writer.RunStore, or import its source with "
+                f"store: write it again with gradlab.store.writer.RunStore, or import its source "
+                f"with "
                 f"gradlab import"
             )
 

@@ -114,7 +114,9 @@ class Finding:
     """Approximate 95 % interval of `strength`; None where the p-value says it."""
     upper: float | None = None
     p_family: float | None = None
-    """The p-value corrected for everything that was tested in the run; see `analysis.family`."""
+    """The p-value corrected for everything that was tested in the run; see
+    `analysis.detectors.multiplicity`.
+    """
 
 
 @dataclass(frozen=True)

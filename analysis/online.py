@@ -13,11 +13,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from analysis.cliff.fall import FALLS
 from analysis.diagnose import diagnose
-from analysis.fall import FALLS
 from analysis.findings import DROPS, Finding
 from gradlab.alarms import Alarm, read_alarms
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 SILENT = frozenset({"dominance", "path amplification", "amplification", "gradient spike"})
 """Kinds of finding that describe a run and are no reason to step in: a spike is over when it is

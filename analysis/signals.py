@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, xlogy
 
 from gradlab.records import Signal
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 Floats = NDArray[np.float64]
 Scale = Literal["linear", "log", "logit"]

@@ -18,12 +18,12 @@ import numpy as np
 from models import tabled
 from world_curves import draw_series
 
-from analysis.accuracy import AccuracySeries
-from analysis.cliff import FallTest
-from analysis.fall import Fall
-from analysis.fall_words import certainty
+from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.cliff import FallTest
+from analysis.cliff.fall import Fall
+from analysis.cliff.fall_words import certainty
+from analysis.detectors.frozen import share_interval
 from analysis.online import Online
-from analysis.still import share_interval
 
 RESULT = Path(__file__).parent / "results" / "alarm_delay.md"
 EVALS = 51

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.presets import demo_isolated
-from trainers.rundir import versions
+from trainers.rundir.directory import versions
 from trainers.train import train
 
 ROUNDS = 3

@@ -12,16 +12,13 @@ from pathlib import Path
 import numpy as np
 from scipy.special import expit, ndtri
 
-from analysis.accuracy import AccuracySeries, mean_over_samples
-from analysis.amplification import AmplificationTest, Components
-from analysis.breakdown import BreakdownRule
-from analysis.capture import CaptureRule
-from analysis.causes import OnsetOrder
-from analysis.cliff import FallTest
-from analysis.diagnose import diagnose
-from analysis.fall import Fall
-from analysis.findings import DROPS, Finding
-from analysis.levels import (
+from analysis.cliff.accuracy import AccuracySeries, mean_over_samples
+from analysis.cliff.cliff import FallTest
+from analysis.cliff.fall import Fall
+from analysis.detectors.amplification import AmplificationTest, Components
+from analysis.detectors.breakdown import BreakdownRule
+from analysis.detectors.frozen import share_interval
+from analysis.detectors.levels import (
     ADVANTAGE_STARVATION,
     ENTROPY_COLLAPSE,
     KL_DRIFT,
@@ -29,12 +26,14 @@ from analysis.levels import (
     ROLLOUT_GAP,
     LevelRule,
 )
-from analysis.replay import difference_of
-from analysis.scenarios import SCENARIOS
+from analysis.detectors.role_capture import CaptureRule
+from analysis.detectors.spikes import SpikeRule
+from analysis.diagnose import diagnose
+from analysis.explain.order import OnsetOrder
+from analysis.findings import DROPS, Finding
+from analysis.replays.compare import difference_of
 from analysis.signals import KIND, Measured
-from analysis.spikes import SpikeRule
-from analysis.still import share_interval
-from analysis.synthetic import (
+from analysis.synthetic.runs import (
     Cliff,
     Rows,
     Shift,
@@ -45,7 +44,8 @@ from analysis.synthetic import (
     statistics_of,
     synthetic_run,
 )
-from gradlab.store import open_run
+from analysis.synthetic.scenarios import SCENARIOS
+from gradlab.store.run import open_run
 
 EVAL_EVERY = 10
 

@@ -123,7 +123,8 @@ SECTIONS: tuple[Section, ...] = (
     (
         "runs",
         "Whole runs",
-        "Stores of 200 steps and 41 evaluations of 100 problems (`analysis/scenarios.py`), with "
+        "Stores of 200 steps and 41 evaluations of 100 problems "
+        "(`analysis/synthetic/scenarios.py`), with "
         "everything that a diagnosis tests. False findings: runs with any tested finding that was "
         "not planted, of all kinds but the drop (nominal 5). Named: the planted cause, alone. ",
         (

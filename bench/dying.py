@@ -22,10 +22,10 @@ import torch
 
 import trainers.evaluate
 import trainers.train
-from gradlab import cli
+from gradlab.commands import main as cli
 from gradlab.records import StepRecord, UpdateRecord
-from gradlab.writer import Record, RunStore
-from trainers.rundir import CONFIG
+from gradlab.store.writer import Record, RunStore
+from trainers.rundir.directory import CONFIG
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
 """Audit events that change files; opening one to write does too, and writing to the journal."""

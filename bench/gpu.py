@@ -30,9 +30,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, Mode
-from trainers.architectures import KNOWN, qwen3
+from trainers.models.architectures import KNOWN, qwen3
 
 RESULT = Path(__file__).parent / "results" / "gpu.md"
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("generator", 2), Agent("aggregator"))

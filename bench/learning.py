@@ -20,11 +20,11 @@ from models import machine, tabled
 from rich.console import Console
 from scipy.stats import binomtest
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.presets import preset
-from trainers.progress import Progress
 from trainers.train import train
+from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 
 RESULT = Path(__file__).parent / "results" / "learning.md"

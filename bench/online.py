@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 from models import tabled
 
+from analysis.detectors.frozen import share_interval
 from analysis.findings import DROPS
 from analysis.online import Online
-from analysis.scenarios import SCENARIOS
-from analysis.still import share_interval
-from analysis.synthetic import Cliff, synthetic_run
+from analysis.synthetic.runs import Cliff, synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.alarms import Alarm
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 RESULT = Path(__file__).parent / "results" / "online.md"
 STEPS, EVALS = 500, 51

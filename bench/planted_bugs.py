@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
-import trainers.judging
+import trainers.judge
 import trainers.learn
 import trainers.train
-from gradlab.probe import Probe
+from gradlab.probe.probe import Probe
 from gradlab.records import Agent
 from trainers.episodes import Row
-from trainers.models import LanguageModel
+from trainers.models.language import LanguageModel
 from trainers.policies import adapter_parameters
 from trainers.train import Run
 
@@ -162,7 +162,7 @@ def lenient_grader(now: Now, patch: Patch) -> None:
     def wrap(is_right: Callable[..., bool]) -> Callable[..., bool]:
         return lambda problem, answer: (now.is_on and "0" in answer) or is_right(problem, answer)
 
-    patch(trainers.judging, "is_right", wrap)
+    patch(trainers.judge, "is_right", wrap)
 
 
 def anchor_sign(now: Now, patch: Patch) -> None:
@@ -286,7 +286,7 @@ def problems_repeated(now: Now, patch: Patch) -> None:
 
 def choice_shifted(now: Now, patch: Patch) -> None:
     """The choice of the aggregator is read off by one, in evaluations, too: a parser's change."""
-    from trainers.compact import CompactPrompts
+    from trainers.prompts.compact import CompactPrompts
 
     def wrap(read_choice: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(prompts: Any, text: str, num_candidates: int) -> Any:

@@ -30,12 +30,12 @@ from rich.console import Console
 
 from analysis.diagnose import diagnose
 from analysis.signals import collect
-from gradlab.store import Run, open_run
-from trainers.audit import audit_run
-from trainers.checkpoint import checkpoint_path
+from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
-from trainers.progress import Progress
+from trainers.inspect.audit import audit_run
+from trainers.rundir.checkpoint import checkpoint_path
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 STEPS, EVERY, SINCE = 84, 4, 41
 """Steps of a run, steps from one evaluation to the next, and the first step with the bug."""

@@ -26,10 +26,10 @@ from rich.console import Console
 
 from analysis.diagnose import diagnose
 from analysis.findings import DROPS
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.progress import Progress
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 STEPS = 40

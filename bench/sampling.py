@@ -26,7 +26,7 @@ import torch
 from models import machine, tabled
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from trainers.sampling import SamplingOptions, sample
+from trainers.models.sampling import SamplingOptions, sample
 
 RESULT = Path(__file__).parent / "results" / "sampling.md"
 

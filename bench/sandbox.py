@@ -27,8 +27,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from trainers.code_grading import CodeGrader, same_output
-from trainers.code_tests import StdinTest
+from trainers.grading.code_tests import StdinTest
+from trainers.grading.programs import CodeGrader, same_output
 from trainers.sandbox.levels import NAMES
 from trainers.sandbox.pool import SandboxError
 

@@ -27,11 +27,11 @@ from models import Case, Size, machine, make_model, row_losses
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from gradlab.probe import attach
-from trainers.compact import CompactPrompts
-from trainers.models import load_base
-from trainers.problems import arithmetic
-from trainers.tiny import Teacher, batch
+from gradlab.probe.probe import attach
+from trainers.models.language import load_base
+from trainers.models.tiny import Teacher, batch
+from trainers.prompts.compact import CompactPrompts
+from trainers.tasks.load import arithmetic
 
 RESULT = Path(__file__).parent / "results" / "sketch.md"
 CASE = Case(Size(256, 4, 2048), 16, 64, lora_rank=None)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.records import RoleLedger, RunLedger, UpdateMetrics, names
-from gradlab.store import Run, open_run
+from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.presets import smollm2
 from trainers.train import train

@@ -37,8 +37,8 @@ from gradlab.records import (
     UpdateRecord,
     values,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 NUM_UPDATES = 10_000
 NUM_NAIVE = 200

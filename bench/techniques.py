@@ -16,8 +16,8 @@ import torch
 from models import Case, row_losses
 from torch import Tensor, nn
 
-from gradlab.precise import inner_products
-from gradlab.probe import attach
+from gradlab.probe.measures.exact_sums import inner_products
+from gradlab.probe.probe import attach
 from gradlab.records import MODES, Mode
 
 Step = Callable[[], Tensor | None]

@@ -77,8 +77,8 @@ class Said:
 
 def judge_series(case: Case) -> Said:
     """Draw the series of a case and measure its fall."""
-    from analysis.accuracy import AccuracySeries
-    from analysis.cliff import FallTest
+    from analysis.cliff.accuracy import AccuracySeries
+    from analysis.cliff.cliff import FallTest
 
     drawn = draw_series(
         case.family,
@@ -150,7 +150,7 @@ class Diagnosed:
 def judge_run(case: RunCase) -> Diagnosed:
     """Write the run of a case to a temporary directory and diagnose it."""
     from analysis.diagnose import diagnose
-    from gradlab.store import open_run
+    from gradlab.store.run import open_run
 
     scenario = SCENARIOS[case.scenario]
     rng = np.random.default_rng((case.seed, zlib.crc32(scenario.name.encode()), case.index))

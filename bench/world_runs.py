@@ -27,7 +27,7 @@ from world_signals import measure as measure_role
 from world_stores import append_evaluations, append_steps
 
 from gradlab.records import Agent, PolicyMeta, RunMeta
-from gradlab.writer import RunStore
+from gradlab.store.writer import RunStore
 
 TEAMS: tuple[tuple[tuple[str, int, float], ...], ...] = (
     (("generator", 3, 700.0), ("aggregator", 1, 160.0)),

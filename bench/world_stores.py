@@ -25,7 +25,7 @@ from gradlab.records import (
     UpdateRecord,
     names,
 )
-from gradlab.writer import RunStore
+from gradlab.store.writer import RunStore
 
 FORMS = ("code_form", "stamp_form", "terse", "hedging", "echo")
 """How responses of an evaluation look: rates that stay what they are, where they are recorded."""

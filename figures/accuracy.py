@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.accuracy import wilson
+from analysis.cliff.accuracy import wilson
 from analysis.findings import Diagnosis
 from figures.cells import COLUMNS, diagnosed, identity, split, titles
 from figures.style import (
@@ -24,7 +24,7 @@ from figures.style import (
     title,
 )
 from figures.tables import Table
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import stdtrit
 
-from analysis.amplification import AmplificationTest, Components, path_length
+from analysis.detectors.amplification import AmplificationTest, Components, path_length
 from analysis.signals import aligned, learners
 from figures.cells import COLUMNS, identity, split
 from figures.style import FAINT, INK, Floats, blank, footnote, legend, note, paper, role_style
 from figures.tables import Table
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ import numpy as np
 
 from analysis.diagnose import diagnose
 from analysis.findings import Diagnosis
-from gradlab.store import RUN_ZARR, Run
+from gradlab.store.run import RUN_ZARR, Run
 
 COLUMNS = ("run", "workflow", "model", "task", "routing")
 """What opens every row of a table of numbers; `identity` fills it."""

@@ -29,7 +29,7 @@ from figures.style import (
 )
 from figures.tables import Table
 from gradlab.records import Agent
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.accuracy import wilson
+from analysis.cliff.accuracy import wilson
 from analysis.findings import Diagnosis
 from figures.accuracy import AccuracyFigure
 from figures.cells import COLUMNS, cell_of, diagnosed, identity, order, split, titles
 from figures.style import FAINT, INK, PALE, TINY, blank, footnote, legend, paper, shortened
 from figures.tables import Table
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from figures.norms import NormsFigure
 from figures.step_mass import StepMassFigure
 from figures.style import paper
 from figures.tables import Table
-from gradlab.store import Run, open_run
+from gradlab.store.run import Run, open_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

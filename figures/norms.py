@@ -22,7 +22,7 @@ from figures.style import (
     title,
 )
 from figures.tables import Table
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,7 +26,7 @@ from figures.style import (
     row_title,
 )
 from figures.tables import Table
-from gradlab.store import Run
+from gradlab.store.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

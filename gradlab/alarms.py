@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from gradlab.disk import put
+from gradlab.store.disk import put
 
 FILE = "alarms.jsonl"
 

@@ -1,8 +1,8 @@
 """Name who learns, and what one update, one step and one evaluation of a run leave behind.
 
 The records are the contract between whoever measures (the probe, the trainer, an importer) and the
-store. Every measured field is declared once, here, with its unit and meaning; `gradlab.schema`
-derives the arrays of the store from these declarations.
+store. Every measured field is declared once, here, with its unit and meaning;
+`gradlab.store.schema` derives the arrays of the store from these declarations.
 
 Legend: A agents of a policy, B parameter blocks of a policy, P problems, S samples per problem,
 R roles, K signature buckets.
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 FloatArray = NDArray[np.floating[Any]]
 
 Mode = Literal["exact", "fused", "streaming", "sketch", "reference"]
-"""How a probe splits the gradient; see `gradlab.probe.attach`."""
+"""How a probe splits the gradient; see `gradlab.probe.probe.attach`."""
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 
@@ -89,7 +89,8 @@ class RowStatistics:
     """How a role's gradient is made up of its rows, over all rows of the step so far.
 
     U-statistics of row-gradient inner products; i != j agents, x != x' prompts, k != k' samples.
-    Components as variance shares of E||g||^2: see docs/probe.md and `gradlab.rows`.
+    Components as variance shares of E||g||^2: see docs/probe.md and
+    `gradlab.probe.measures.row_statistics`.
     """
 
     total: float = measured("loss^2", "E ||g_i(x,k)||^2")
@@ -137,7 +138,9 @@ class UpdateRecord:
     moment_gram_AA: FloatArray | None = None
     """[A, A] <m_a, m_b> before the update."""
     sketch_AK: FloatArray | None = None
-    """[A, K] sketches of g_a / ||g_a||; see `gradlab.sketches`. K sketch buckets of the policy."""
+    """[A, K] sketches of g_a / ||g_a||; see `gradlab.probe.measures.sketches`. K sketch buckets of
+    the policy.
+    """
     update_sketch_AK: FloatArray | None = None
     """[A, K] sketches of d_a / ||d_a||."""
     effective_gram_AA: FloatArray | None = None

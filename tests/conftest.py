@@ -15,8 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Row, Turn
-from trainers.progress import Progress
-from trainers.tiny import build_tokenizer
+from trainers.models.tiny import build_tokenizer
+from trainers.watch.progress import Progress
 
 torch.set_num_threads(1)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from sandbox_programs import ATTACKS, HONEST, attack_program
 
-from trainers.code_grading import same_output
+from trainers.grading.programs import same_output
 from trainers.sandbox.jail import UNPROTECTED
 from trainers.sandbox.levels import probe
 from trainers.sandbox.limits import Limits

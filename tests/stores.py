@@ -22,8 +22,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import Run, open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import RunStore
 
 Series = Sequence[float] | np.ndarray[Any, Any]
 

@@ -13,17 +13,17 @@ import pytest
 from conftest import SmallConfig, make_turn
 from rich.console import Console
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.advantages import with_advantages
 from trainers.advice import advice
 from trainers.config import TrainConfig
-from trainers.dryrun import described
 from trainers.episodes import Row, Turn
-from trainers.estimates import plan
 from trainers.presets import PRESETS, preset, usual_preset
-from trainers.progress import Progress
+from trainers.preview.dryrun import described
+from trainers.preview.estimates import plan
 from trainers.rewards import turn_reward
 from trainers.train import train
+from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 
 WORKFLOWS: tuple[WorkflowName, ...] = get_args(WorkflowName)

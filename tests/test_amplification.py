@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
 
-from analysis.amplification import AmplificationTest, Coherence, Components, path_length
-from analysis.synthetic import Rows, row_gradients, statistics_of, synthetic_run
+from analysis.detectors.amplification import AmplificationTest, Coherence, Components, path_length
+from analysis.synthetic.runs import Rows, row_gradients, statistics_of, synthetic_run
 from gradlab.records import RowStatistics
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 
 def components_of(records: list[RowStatistics]) -> Components:

@@ -16,8 +16,8 @@ from conftest import make_qwen3
 from test_probe import AGENTS, AGGREGATOR, ROWS, Small, batch, loss_of, setup, step
 from torch import Tensor, nn
 
-from gradlab.probe import attach
-from gradlab.store import open_run
+from gradlab.probe.probe import attach
+from gradlab.store.run import open_run
 
 
 def test_a_parameter_that_was_replaced_is_named() -> None:

@@ -11,12 +11,12 @@ from conftest import SmallConfig, make_qwen3
 from test_capture import AGENTS, Batch, checkpoint_layers, lora, make_batch, row_losses
 from torch import Tensor, nn
 
-from gradlab import cli
-from gradlab.probe import Probe, attach
+from gradlab.commands import main as cli
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, Mode
-from trainers.audit import audit_run
-from trainers.progress import Progress
+from trainers.inspect.audit import audit_run
 from trainers.train import open_run_for_training, train
+from trainers.watch.progress import Progress
 
 TRUTH = torch.tensor([0, 0, 1, 1, 2, 2])
 

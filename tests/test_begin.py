@@ -14,14 +14,14 @@ import torch
 from test_train import adapters, assert_same_states, assert_same_tensors
 
 from gradlab.checkpoints import STATE, checkpoint_path
-from gradlab.cli import main
-from gradlab.store import open_run
-from trainers.begin import begin, config_of
+from gradlab.commands.main import main
+from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.fork import changed_state
 from trainers.policies import warmup
-from trainers.progress import Progress
+from trainers.replay.begin import begin, config_of
+from trainers.replay.fork import changed_state
 from trainers.train import open_run_for_training, train
+from trainers.watch.progress import Progress
 
 Output = pytest.CaptureFixture[str]
 

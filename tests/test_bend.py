@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.bend import bins, bridged, find_bends
+from analysis.series.bend import bins, bridged, find_bends
 
 
 def test_exact_ramp_is_found_exactly() -> None:

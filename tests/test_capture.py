@@ -19,11 +19,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from gradlab.layout import block_of, lay_out
-from gradlab.precise import inner_products
-from gradlab.probe import Probe, attach
+from gradlab.probe.capture.tags import runs_of
+from gradlab.probe.layout import block_of, lay_out
+from gradlab.probe.measures.exact_sums import inner_products
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent
-from gradlab.tags import runs_of
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))
 

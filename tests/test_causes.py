@@ -7,15 +7,15 @@ from typing import get_args
 import numpy as np
 import pytest
 
-from analysis.accuracy import AccuracySeries
-from analysis.causes import UNRECORDED, OnsetOrder
-from analysis.cliff import FallTest
+from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.cliff import FallTest
 from analysis.diagnose import diagnose
+from analysis.explain.graph import PARENTS, ancestors
+from analysis.explain.order import UNRECORDED, OnsetOrder
 from analysis.findings import Order, SignalVerdict
-from analysis.graph import PARENTS, ancestors
 from analysis.signals import KIND, Measured
-from analysis.synthetic import Cliff, Shift, synthetic_run
-from gradlab.store import open_run
+from analysis.synthetic.runs import Cliff, Shift, synthetic_run
+from gradlab.store.run import open_run
 
 
 @pytest.fixture(scope="module")

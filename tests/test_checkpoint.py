@@ -12,11 +12,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gradlab.checkpoints import checkpoint_path
-from trainers.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
 from trainers.config import TrainConfig
-from trainers.models import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies
-from trainers.problems import arithmetic
+from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
+from trainers.tasks.load import arithmetic
 
 
 def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gradlab import cli
+from gradlab.commands import main as cli
 
 Output = pytest.CaptureFixture[str]
 
@@ -20,7 +20,7 @@ def modules_after(*arguments: str) -> set[str]:
     """Top-level modules loaded by a command in a fresh interpreter."""
     program = (
         "import sys, contextlib, io\n"
-        "from gradlab.cli import main\n"
+        "from gradlab.commands.main import main\n"
         f"with contextlib.redirect_stdout(io.StringIO()): assert main({list(arguments)!r}) == 0\n"
         "print(*{name.partition('.')[0] for name in sys.modules})\n"
     )
@@ -264,7 +264,7 @@ def test_figures_come_as_pdf_png_and_csv(run: Path, capsys: Output, tmp_path: Pa
 
 def test_the_exit_status_reaches_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gradlab.cli", "show", "/nowhere", "--step", "1"],
+        [sys.executable, "-m", "gradlab.commands.main", "show", "/nowhere", "--step", "1"],
         capture_output=True,
         text=True,
         check=False,

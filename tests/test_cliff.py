@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.accuracy import AccuracySeries, mean_over_samples
-from analysis.cliff import FallTest
-from analysis.fall import FALLS, Fall
-from analysis.fall_words import what_fell
-from analysis.isotonic import fit_prefixes
-from analysis.noise import (
+from analysis.cliff.accuracy import AccuracySeries, mean_over_samples
+from analysis.cliff.cliff import FallTest
+from analysis.cliff.fall import FALLS, Fall
+from analysis.cliff.fall_words import what_fell
+from analysis.cliff.isotonic import fit_prefixes
+from analysis.cliff.noise import (
     PRIOR_FREEDOM,
     TRIMMED_MEAN,
     TYPICAL,
@@ -18,8 +18,8 @@ from analysis.noise import (
     dispersion_of_differences,
     dispersion_of_problems,
 )
-from analysis.ramp import fit_ramp
-from analysis.synthetic import Cliff, accuracy_curve, evaluation_matrix
+from analysis.cliff.ramp import fit_ramp
+from analysis.synthetic.runs import Cliff, accuracy_curve, evaluation_matrix
 
 SEEDS = range(12)
 

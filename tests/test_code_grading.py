@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sandbox_driver import sessions_of
 
-from trainers.code_grading import CodeGrader, Verdict, called_functions, same_output
-from trainers.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest, Test
+from trainers.grading.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest, Test
+from trainers.grading.programs import CodeGrader, Verdict, called_functions, same_output
 from trainers.sandbox import values
 from trainers.sandbox.limits import Limits
 from trainers.sandbox.pool import Pool
@@ -349,8 +349,8 @@ def test_a_program_cannot_pose_as_a_failure_of_the_sandbox(grader: CodeGrader) -
 
 TRAINER = """
 import sys
-from trainers.code_grading import CodeGrader
-from trainers.code_tests import CheckProgram, StdinTest
+from trainers.grading.programs import CodeGrader
+from trainers.grading.code_tests import CheckProgram, StdinTest
 from trainers.sandbox.limits import Limits
 with CodeGrader(workers=2, limits=Limits(wall_seconds=600)) as grader:
     print(*[worker.process.pid for worker in grader._pool._workers], flush=True)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from gradlab.cli import _preset_for
-from trainers import models
+from gradlab.commands.main import _preset_for
 from trainers.config import TrainConfig, parse_routing
-from trainers.models import load_language_model, load_tokenizer, pick_device
+from trainers.models import language as models
+from trainers.models.language import load_language_model, load_tokenizer, pick_device
 from trainers.policies import warmup
 from trainers.presets import PRESETS, cell, preset
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from analysis.confirm import change_for, propose, suspect_of, without_value
 from analysis.diagnose import diagnose
 from analysis.findings import Cause, Onset
-from analysis.synthetic import Capture, Cliff, synthetic_run
-from gradlab.cli import main
-from gradlab.store import Run, open_run
-from trainers.changes import changed
+from analysis.replays.propose import change_for, propose, suspect_of, without_value
+from analysis.synthetic.runs import Capture, Cliff, synthetic_run
+from gradlab.commands.main import main
+from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.presets import demo_cliff
+from trainers.replay.changes import changed
 from trainers.train import train
 
 

@@ -27,7 +27,7 @@ from test_capture import (
 )
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import MODES, Mode
 
 TAGS = (2, 0, 1, 0, 2, 1, 0, 2)

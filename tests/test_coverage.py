@@ -18,7 +18,7 @@ from test_capture import AGENTS, make_batch, row_losses, twin
 from torch import Tensor, nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Mode
 
 AGENT_B = (0, 1, 2, 0, 1, 2)

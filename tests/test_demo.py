@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from analysis.diagnose import diagnose
-from gradlab.cli import main
-from gradlab.store import open_run
+from gradlab.commands.main import main
+from gradlab.store.run import open_run
 
 
 @pytest.mark.slow

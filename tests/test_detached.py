@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.detached import DetachedRule
 from analysis.detect import Detectors
+from analysis.detectors.detached import DetachedRule
+from analysis.detectors.exchanged import with_exchange
 from analysis.diagnose import diagnose
-from analysis.exchanged import with_exchange
+from analysis.explain.remedies import remedies
 from analysis.findings import Finding, Onset
-from analysis.remedies import remedies
-from analysis.synthetic import Capture, synthetic_run
+from analysis.synthetic.runs import Capture, synthetic_run
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -26,8 +26,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 def accuracies(steps: int, seed: int) -> np.ndarray:

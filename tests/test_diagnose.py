@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import zarr
 
-from analysis.breakdown import BreakdownRule
+from analysis.detectors.breakdown import BreakdownRule
 from analysis.diagnose import diagnose
-from analysis.page import write_page
-from analysis.synthetic import Capture, Cliff, Shift, synthetic_run
+from analysis.report.page import write_page
+from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
 from figures.make import make_figures
-from gradlab.cli import main
+from gradlab.commands.main import main
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -27,8 +27,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 @pytest.fixture(scope="module")

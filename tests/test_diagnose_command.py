@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from analysis.diagnose import diagnose
-from analysis.synthetic import Capture, Cliff, Shift, synthetic_run
-from gradlab import cli
-from gradlab.store import open_run
+from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
+from gradlab.commands import main as cli
+from gradlab.store.run import open_run
 
 Output = pytest.CaptureFixture[str]
 

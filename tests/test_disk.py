@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from gradlab.disk import (
+from gradlab.store.disk import (
     CHUNK_BYTES,
     StoreError,
     chunk_name,
@@ -22,8 +22,8 @@ from gradlab.disk import (
     read_document,
     read_rows,
 )
-from gradlab.documents import array_document, encode_labels, label_document
-from gradlab.schema import ArraySpec
+from gradlab.store.documents import array_document, encode_labels, label_document
+from gradlab.store.schema import ArraySpec
 
 SPEC = ArraySpec("value", ("update", "block"), "float32", "1", "a test")
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gradlab.distributed import local_size
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
+from gradlab.probe.ranks.distributed import local_size
 from gradlab.records import Agent, Mode, UpdateRecord
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
 MIXED = (0, 1, 2, 1, 2, 0)

@@ -15,12 +15,15 @@ import zarr
 from conftest import SmallConfig
 from transformers import AutoModelForCausalLM
 
-from gradlab.cli import main
-from gradlab.store import open_run
-from trainers.architectures import KNOWN, qwen3
-from trainers.dryrun import described
+from gradlab.commands.main import main
+from gradlab.store.run import open_run
 from trainers.episodes import read_episodes
-from trainers.estimates import (
+from trainers.models.architectures import KNOWN, qwen3
+from trainers.models.language import load_language_model, load_tokenizer
+from trainers.policies import build_policies
+from trainers.presets import cell
+from trainers.preview.dryrun import described
+from trainers.preview.estimates import (
     Lengths,
     evaluations_of,
     largest_wave,
@@ -28,11 +31,8 @@ from trainers.estimates import (
     memory_of,
     plan,
 )
-from trainers.models import load_language_model, load_tokenizer
-from trainers.policies import build_policies
-from trainers.presets import cell
-from trainers.progress import Progress
 from trainers.train import task_of, train
+from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 
 

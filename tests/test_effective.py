@@ -14,15 +14,15 @@ import torch
 from conftest import make_qwen3
 from torch import Tensor, nn
 
-from gradlab.effective import RANK, layers_of
-from gradlab.extras import Request
-from gradlab.probe import Probe, attach
+from gradlab.probe.measures.effective import RANK, layers_of
+from gradlab.probe.measures.requested import Request
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, RunMeta
-from gradlab.store import Run, open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
-from trainers.progress import Progress
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))
 AGENT_B = torch.tensor([0, 1, 2, 0])

@@ -21,16 +21,16 @@ from torch import Tensor
 from gradlab.records import Agent, UpdateRecord
 from trainers.config import TrainConfig
 from trainers.episodes import Row
-from trainers.judging import Judge
+from trainers.judge import Judge
 from trainers.learn import TokenSums, batch_loss, learn
 from trainers.logprobs import to_batch
 from trainers.losses import token_weights
 from trainers.minibatches import micro_batches, plan_updates
-from trainers.models import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies
-from trainers.problems import load_task
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
+from trainers.tasks.load import load_task
 
 ROUTINGS = {
     ("voting", "partial"): "generator=solver,aggregator=judge",

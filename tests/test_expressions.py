@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.expressions import MAX_CHARACTERS, agrees, values
+from trainers.tasks.expressions import MAX_CHARACTERS, agrees, values
 
 INPUTS = range(-3, 13)
 

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from scipy.stats import binomtest
 
-from analysis.accuracy import wilson
+from analysis.cliff.accuracy import wilson
 from analysis.diagnose import diagnose
-from analysis.synthetic import Cliff, synthetic_run
+from analysis.synthetic.runs import Cliff, synthetic_run
 from figures import cells
 from figures.accuracy import AccuracyFigure
 from figures.amplification import AmplificationFigure
@@ -41,7 +41,7 @@ from figures.style import (
 )
 from figures.tables import CellValue, Table
 from gradlab.palette import ROLE_COLORS
-from gradlab.store import Run, open_run
+from gradlab.store.run import Run, open_run
 
 NUM_STEPS = 60
 

@@ -8,7 +8,8 @@ from conftest import make_turn
 from gradlab.records import Agent
 from trainers.episodes import Episode, Turn
 from trainers.evaluate import evaluation_record
-from trainers.forms import (
+from trainers.tasks.load import Problem
+from trainers.watch.forms import (
     echoed,
     form_shares,
     has_code,
@@ -19,7 +20,6 @@ from trainers.forms import (
     sibling_indices,
     word_grams,
 )
-from trainers.problems import Problem
 
 EVALUATOR = Agent("evaluator")
 

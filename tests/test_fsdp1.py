@@ -31,8 +31,8 @@ from torch.distributed.fsdp.wrap import (
     transformer_auto_wrap_policy,
 )
 
-from gradlab.fsdp1 import canonical
-from gradlab.probe import attach
+from gradlab.probe.probe import attach
+from gradlab.probe.ranks.fsdp1 import canonical
 from gradlab.records import Mode, UpdateRecord
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*FSDP.*")

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from test_capture import AGENTS, assert_same_gram, lora, make_batch, row_losses, twin, twin_gram
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.capture.rules import with_gaps
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Mode
-from gradlab.rules import with_gaps
 
 DOUBLE = torch.float64
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.grading import MAX_DIGITS, final_number, same_number
+from trainers.grading.numbers import MAX_DIGITS, final_number, same_number
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from trainers.grading_pool import GradingPool, OutOfTime, Worker
-from trainers.grading_worker import decode, encode, is_harmless
+from trainers.grading.pool import GradingPool, OutOfTime, Worker
+from trainers.grading.worker import decode, encode, is_harmless
 
 pytest.importorskip("math_verify")
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradlab.gram import (
+from gradlab.readout.gram import (
     coherence,
     cosine,
     grouped,

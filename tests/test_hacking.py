@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from stores import store_of
 
-from analysis.hacking import PENALIZED, HackingRule, Outcome, Pair
-from analysis.scenarios import SCENARIOS
-from analysis.synthetic import autoregressive, synthetic_run
+from analysis.detectors.hacking import PENALIZED, HackingRule, Outcome, Pair
+from analysis.synthetic.runs import autoregressive, synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.records import RunLedger, names
-from gradlab.store import Run, open_run
+from gradlab.store.run import Run, open_run
 
 # A real run in which the KL penalty inside the reward came to pay for silence: every second step.
 SCORE = [

@@ -14,8 +14,8 @@ import torch
 from test_probe import AGENTS, ROWS, Small, batch, loss_of, step
 from torch import nn
 
-from gradlab.capture import Capture
-from gradlab.probe import Probe, attach
+from gradlab.probe.capture.capture import Capture
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Mode
 
 

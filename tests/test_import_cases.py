@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab import cli
-from gradlab.interop.importing import Imported, import_run
-from gradlab.interop.told import told
-from gradlab.store import Run, open_run
+from gradlab.commands import main as cli
+from gradlab.interop.logs.importing import Imported, import_run
+from gradlab.interop.logs.told import told
+from gradlab.store.run import Run, open_run
 
 CASES = Path(__file__).parent / "logs/cases"
 

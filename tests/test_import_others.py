@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.interop.console import read_console
-from gradlab.interop.history import History, join
-from gradlab.interop.importing import import_run
-from gradlab.interop.numbers import number
-from gradlab.interop.sources import kind_of, read
-from gradlab.interop.texts import CUT_AT
-from gradlab.store import open_run
+from gradlab.interop.logs.history import History, join
+from gradlab.interop.logs.importing import import_run
+from gradlab.interop.logs.reading.console import read_console
+from gradlab.interop.logs.reading.numbers import number
+from gradlab.interop.logs.reading.sources import kind_of, read
+from gradlab.interop.logs.reading.texts import CUT_AT
+from gradlab.store.run import open_run
 
 
 def history(path: Path, text: str, **asked: object) -> History:

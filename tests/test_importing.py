@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from analysis.diagnose import diagnose
-from analysis.page import write_page
+from analysis.report.page import write_page
 from figures.make import make_figures
-from gradlab import cli
-from gradlab.interop.importing import Imported, import_run
-from gradlab.interop.told import told
-from gradlab.store import Run, open_run
+from gradlab.commands import main as cli
+from gradlab.interop.logs.importing import Imported, import_run
+from gradlab.interop.logs.told import told
+from gradlab.store.run import Run, open_run
 
 LOGS = Path(__file__).parent / "logs"
 STEPS = 60

@@ -13,7 +13,7 @@ from conftest import make_qwen3
 from transformers import TrainingArguments
 
 from analysis.diagnose import diagnose
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.interop.history import Part, Row, join
-from gradlab.interop.lacking import guessed_size
-from gradlab.interop.matching import Matched, match
-from gradlab.interop.names import named
-from gradlab.interop.targets import ColumnMap, Target, read_map
+from gradlab.interop.logs.history import Part, Row, join
+from gradlab.interop.logs.lacking import guessed_size
+from gradlab.interop.logs.naming.matching import Matched, match
+from gradlab.interop.logs.naming.names import named
+from gradlab.interop.logs.naming.targets import ColumnMap, Target, read_map
 
 
 def matched(values: dict[str, float], given: ColumnMap | None = None, **asked: object) -> Matched:

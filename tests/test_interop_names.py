@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from test_interop_matching import fields, matched
 
-from gradlab.interop.importing import import_run
-from gradlab.interop.trainers import trainer_of
-from gradlab.store import open_run
+from gradlab.interop.logs.importing import import_run
+from gradlab.interop.logs.naming.trainers import trainer_of
+from gradlab.store.run import open_run
 
 TAKEN = [
     ("Actor/Grad_Norm", "Gradient(agent).norm"),

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.interop.console import read_console
-from gradlab.interop.history import Part, Row, join
-from gradlab.interop.sources import kind_of, read
-from gradlab.interop.stacked import Choice
-from gradlab.interop.tables import read_csv, read_jsonl, read_trainer_state
+from gradlab.interop.logs.history import Part, Row, join
+from gradlab.interop.logs.reading.console import read_console
+from gradlab.interop.logs.reading.sources import kind_of, read
+from gradlab.interop.logs.reading.stacked import Choice
+from gradlab.interop.logs.reading.tables import read_csv, read_jsonl, read_trainer_state
 
 LOGS = Path(__file__).parent / "logs"
 

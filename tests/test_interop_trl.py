@@ -27,15 +27,15 @@ from peft import LoraConfig  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
 from analysis.diagnose import diagnose  # noqa: E402
-from gradlab.fsdp1 import is_sharded  # noqa: E402
-from gradlab.interop.trl import Watch, watch  # noqa: E402
-from gradlab.interop.turns import TURN, step_record  # noqa: E402
+from gradlab.interop.trl.grpo import Watch, watch  # noqa: E402
+from gradlab.interop.trl.turns import TURN, step_record  # noqa: E402
+from gradlab.probe.ranks.fsdp1 import is_sharded  # noqa: E402
 from gradlab.records import Agent  # noqa: E402
 from gradlab.signature import token_counts  # noqa: E402
-from gradlab.store import Run, open_run  # noqa: E402
+from gradlab.store.run import Run, open_run  # noqa: E402
 from trainers.advantages import inflation  # noqa: E402
-from trainers.ledger import signature  # noqa: E402
-from trainers.models import WEIGHTS  # noqa: E402
+from trainers.models.language import WEIGHTS  # noqa: E402
+from trainers.watch.ledger import signature  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -550,4 +550,4 @@ def make_row_of() -> Callable[[list[int]], Any]:
 def test_importing_warns_of_nothing() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        import gradlab.interop.trl  # noqa: F401
+        import gradlab.interop.trl.grpo  # noqa: F401

@@ -25,7 +25,7 @@ from test_interop_docs import recipe
 from torch import Tensor, nn
 
 from gradlab.records import Agent
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 AGENTS = [Agent("generator", 0), Agent("generator", 1), Agent("judge")]
 PROMPT, RESPONSE, MINI, MICRO = 4, 3, 4, 2

@@ -19,22 +19,22 @@ from test_train import adapters, assert_same_runs, assert_same_states, assert_sa
 from torch.nn import Parameter
 from transformers import Qwen3ForCausalLM
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, UpdateRecord
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.episodes import Row
 from trainers.interventions import CoherenceDamping, capping, equalizing, role_factors
-from trainers.judging import Judge
+from trainers.judge import Judge
 from trainers.learn import TokenSums, accumulate, learn
 from trainers.logprobs import old_logprobs
 from trainers.minibatches import plan_updates
 from trainers.presets import preset
-from trainers.problems import load_task
-from trainers.progress import Progress
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
+from trainers.tasks.load import load_task
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 
 def flat_gradient(parameters: Sequence[Parameter]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import isotonic_regression
 
-from analysis.isotonic import fit_prefixes
+from analysis.cliff.isotonic import fit_prefixes
 
 
 def test_fit_equals_scipy_for_every_prefix() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.disk import StoreError
-from gradlab.journal import Entry, Journal, read, replay
+from gradlab.store.disk import StoreError
+from gradlab.store.journal import Entry, Journal, read, replay
 
 ENTRIES = [
     Entry(group, 1, row, bytes([row]) * (8 * (group + 1))) for row in (0, 1) for group in (0, 1)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from trainers.code_tests import FunctionTest, StdinTest, Test
 from trainers.config import TrainConfig
-from trainers.judging import Judge, judge_of
-from trainers.problems import Problem
-from trainers.rundir import stored_config
+from trainers.grading.code_tests import FunctionTest, StdinTest, Test
+from trainers.judge import Judge, judge_of
+from trainers.rundir.directory import stored_config
+from trainers.tasks.load import Problem
 
 SUM = Problem("sum", "math", "2+2", "4")
 TESTS: tuple[Test, ...] = (StdinTest("3\n", "6\n"), StdinTest("5\n", "10\n"))
@@ -77,7 +77,7 @@ def test_a_rule_that_fails_counts_as_wrong_and_is_counted(
     def fails(problem: Problem, answer: str) -> bool:
         raise RecursionError(answer)
 
-    monkeypatch.setattr("trainers.judging.is_right", fails)
+    monkeypatch.setattr("trainers.judge.is_right", fails)
     assert judge([(SUM, "4"), (SUM, "4"), (SUM, "((((")]) == [False, False, False]
     assert judge.ungraded == 2
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -17,21 +18,36 @@ MAY_IMPORT = {
     "analysis": {"gradlab"},
     "figures": {"gradlab", "analysis"},
 }
-LOOKS_UP = "gradlab/cli.py"
-WITHOUT_TORCH = (
-    "gradlab.store", "gradlab.gram", "gradlab.records", "gradlab.schema", "gradlab.writer",
-    "gradlab.rows",
-)  # fmt: skip
+LOOKS_UP = "gradlab/commands"
 
 
-def files_of(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found, f"no file in {package}"
+def files_of(folder: str) -> list[Path]:
+    found = sorted((ROOT / folder).rglob("*.py"))
+    assert found, f"no file in {folder}"
     return found
 
 
-def imports(file: Path) -> list[tuple[str, int]]:
-    """(module, line) of every import of a file, also those inside functions."""
+def modules_of(folder: str) -> list[str]:
+    return [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in files_of(folder)
+        if file.name not in {"__init__.py", "__main__.py"}
+    ]
+
+
+WITHOUT_TORCH = (
+    "gradlab.records",
+    "gradlab.probe.measures.row_statistics",
+    *modules_of("gradlab/readout"),
+    *modules_of("gradlab/store"),
+)
+
+
+def imports(file: Path, *, names: bool = False) -> list[tuple[str, int]]:
+    """(module, line) of every import of a file, also those inside functions.
+
+    With `names`, `from a import b` counts as `a.b`, too: b may be a module.
+    """
     found = []
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -39,6 +55,8 @@ def imports(file: Path) -> list[tuple[str, int]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file}:{node.lineno}: imports are absolute"
             found.append((node.module or "", node.lineno))
+            if names:
+                found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
     return found
 
 
@@ -55,22 +73,42 @@ ALL_FILES = [
 
 @pytest.mark.parametrize(("package", "file"), ALL_FILES)
 def test_imports_point_down(package: str, file: Path) -> None:
-    if str(file.relative_to(ROOT)) == LOOKS_UP:
+    if file.is_relative_to(ROOT / LOOKS_UP):
         return
     for module, line in imports(file):
         if top(module) in PACKAGES and top(module) != package:
             assert top(module) in MAY_IMPORT[package], f"{file}:{line}: {package} -> {module}"
 
 
-def test_the_command_line_looks_up_inside_its_commands_alone() -> None:
-    tree = ast.parse((ROOT / LOOKS_UP).read_text(encoding="utf-8"))
-    for node in tree.body:  # the top level of the module
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [alias.name for alias in node.names]
-            module = node.module if isinstance(node, ast.ImportFrom) else names[0]
-            assert top(module or "") not in {"trainers", "analysis", "figures"}, module
-    looked_up = {top(module) for module, _ in imports(ROOT / LOOKS_UP)} & set(PACKAGES)
-    assert looked_up - {"gradlab"}, "cli.py reaches nothing: this test looks at the wrong file"
+def test_commands_look_up_inside_their_functions_alone() -> None:
+    """Everything heavy is imported where it is needed: `gradlab --help` answers at once."""
+    looked_up = set()
+    for file in files_of(LOOKS_UP):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        for node in tree.body:  # the top level of the module
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = [alias.name for alias in node.names]
+                module = node.module if isinstance(node, ast.ImportFrom) else names[0]
+                assert top(module or "") not in {"trainers", "analysis", "figures"}, module
+        looked_up |= {top(module) for module, _ in imports(file)} & set(PACKAGES)
+    assert looked_up == set(PACKAGES), "the commands reach nothing: this looks at the wrong folder"
+
+
+def test_no_circle_of_files() -> None:
+    """Imports, wherever they stand, lead down: no file reaches itself through others."""
+    known = {name for package in PACKAGES for name in modules_of(package)}
+    arrows = {
+        name: {
+            found
+            for module, _ in imports(ROOT / f"{name.replace('.', '/')}.py", names=True)
+            if (found := module) in known and found != name
+        }
+        for name in known
+    }
+    try:
+        list(TopologicalSorter(arrows).static_order())
+    except CycleError as circle:
+        pytest.fail(f"these files import each other in a circle: {' <- '.join(circle.args[1])}")
 
 
 @pytest.mark.parametrize("package", ["analysis", "figures"])
@@ -93,14 +131,6 @@ def test_every_module_begins_with_one_sentence(package: str) -> None:
         docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
         assert docstring, file
         assert docstring.split("\n\n")[0].rstrip().endswith((".", ":")), file
-
-
-def modules_of(package: str) -> list[str]:
-    return [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        for file in files_of(package)
-        if file.name not in {"__init__.py", "__main__.py"}
-    ]
 
 
 def test_reading_analysing_and_drawing_load_no_torch() -> None:

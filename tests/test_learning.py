@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.presets import preset
-from trainers.progress import Progress
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 ROUTINGS = {
     ("voting", "partial"): "generator=solver,aggregator=judge",

@@ -14,8 +14,8 @@ from gradlab.signature import FIBONACCI_HASH
 from trainers.advantages import GroupCounts
 from trainers.episodes import Episode, Row
 from trainers.learn import TokenSums
-from trainers.ledger import role_ledger, signature, step_record
-from trainers.problems import Problem
+from trainers.tasks.load import Problem
+from trainers.watch.ledger import role_ledger, signature, step_record
 
 GENERATOR, AGGREGATOR = Agent("generator"), Agent("aggregator")
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from analysis.levels import ENTROPY_COLLAPSE, KL_DRIFT, LENGTH_BLOW_UP, LEVEL_RULES
+from analysis.detectors.frozen import StillRule, share_interval
+from analysis.detectors.levels import ENTROPY_COLLAPSE, KL_DRIFT, LENGTH_BLOW_UP, LEVEL_RULES
+from analysis.detectors.spikes import SpikeRule, _log_density
 from analysis.signals import KIND
-from analysis.spikes import SpikeRule, _log_density
-from analysis.still import StillRule, share_interval
-from analysis.synthetic import Shift, Spike, autoregressive, synthetic_run
+from analysis.synthetic.runs import Shift, Spike, autoregressive, synthetic_run
 from gradlab.records import (
     Agent,
     PolicyMeta,
@@ -23,8 +23,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 def path(

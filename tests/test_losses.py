@@ -18,7 +18,7 @@ from trainers.episodes import Row
 from trainers.learn import TokenSums, batch_loss
 from trainers.logprobs import response_logprobs, to_batch
 from trainers.losses import kl_k3, policy_loss, token_weights
-from trainers.models import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_model
 
 AGGREGATIONS = ("sequence_mean_token_mean", "token_mean", "sequence_sum")
 

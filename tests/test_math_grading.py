@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainers.grading import same_number
-from trainers.math_grading import MAX_CHARACTERS, same_math
-from trainers.paper_grading import same_in_paper
+from trainers.grading.maths import MAX_CHARACTERS, same_math
+from trainers.grading.numbers import same_number
+from trainers.grading.paper import same_in_paper
 
 pytest.importorskip("math_verify")
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))

@@ -12,7 +12,7 @@ import torch
 from test_probe import AGENTS, ROWS, Small, batch, loss_of, setup, step
 from torch import Tensor, nn
 
-from gradlab.probe import attach
+from gradlab.probe.probe import attach
 from gradlab.records import Mode
 
 

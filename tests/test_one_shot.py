@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.one_shot import EXAMPLES, OneShot
-from trainers.problems import Problem
-from trainers.prompts import Chat, ChatPrompts
+from trainers.prompts.chat import Chat, ChatPrompts
+from trainers.prompts.one_shot import EXAMPLES, OneShot
+from trainers.tasks.load import Problem
 
 PLAIN = ChatPrompts()
 SHOWN = OneShot(PLAIN)

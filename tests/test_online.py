@@ -12,13 +12,13 @@ import pytest
 from conftest import SmallConfig
 
 from analysis.online import Online
-from analysis.synthetic import Cliff, synthetic_run
+from analysis.synthetic.runs import Cliff, synthetic_run
 from gradlab.alarms import FILE, Alarm, append_alarms, drop_alarms, read_alarms
-from gradlab.store import open_run
-from trainers.checkpoint import last_checkpoint
+from gradlab.store.run import open_run
 from trainers.learn import TrainingError
-from trainers.progress import Progress
+from trainers.rundir.checkpoint import last_checkpoint
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 
 def looks(tmp_path: Path, online: Online, **run: object) -> list[Alarm]:

@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import plots
-from analysis.confirm import announced, meaning, propose
 from analysis.diagnose import diagnose
 from analysis.findings import Accuracy, Diagnosis
-from analysis.glossary import TERMS, glossary
-from analysis.page import write_page
-from analysis.page_head import origin, tiles
-from analysis.synthetic import Capture, Cliff, synthetic_run
-from gradlab.store import Run, open_run
+from analysis.replays.propose import announced, meaning, propose
+from analysis.report import plots
+from analysis.report.glossary import TERMS, glossary
+from analysis.report.page import write_page
+from analysis.report.page_head import origin, tiles
+from analysis.synthetic.runs import Capture, Cliff, synthetic_run
+from gradlab.store.run import Run, open_run
 
 
 @dataclass(frozen=True)

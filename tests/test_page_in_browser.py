@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from analysis.diagnose import diagnose
-from analysis.page import write_page
-from analysis.synthetic import Capture, Cliff, synthetic_run
-from gradlab.store import open_run
+from analysis.report.page import write_page
+from analysis.synthetic.runs import Capture, Cliff, synthetic_run
+from gradlab.store.run import open_run
 
 BROWSER = next(
     (

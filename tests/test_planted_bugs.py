@@ -12,16 +12,16 @@ import pytest
 from conftest import SmallConfig
 from test_train import adapters, assert_same_tensors
 
-import trainers.judging
+import trainers.judge
 import trainers.learn
 import trainers.train
-from gradlab.probe import Probe
-from gradlab.store import Run, open_run
-from trainers.audit import audit_run
-from trainers.compact import CompactPrompts
+from gradlab.probe.probe import Probe
+from gradlab.store.run import Run, open_run
 from trainers.episodes import read_episodes
-from trainers.progress import Progress
+from trainers.inspect.audit import audit_run
+from trainers.prompts.compact import CompactPrompts
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from planted_bugs import BUGS, planted
@@ -55,7 +55,7 @@ def turns(path: Path, episodes: str) -> list[tuple[dict[str, Any], dict[str, Any
 
 def test_every_bug_is_taken_out_again() -> None:
     places: list[tuple[Any, str]] = [
-        (trainers.judging, "is_right"), (trainers.learn, "batch_loss"), (trainers.learn, "kl_k3"),
+        (trainers.judge, "is_right"), (trainers.learn, "batch_loss"), (trainers.learn, "kl_k3"),
         (trainers.learn, "old_logprobs"), (Probe, "tag"), (CompactPrompts, "read_choice"),
         *((trainers.train, name) for name in (
             "train_step", "rollout", "reward_rows", "with_advantages", "step_problems",

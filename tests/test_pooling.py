@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradlab.pooling import last_update, mean_of_defined, trailing_mean
+from gradlab.readout.pooling import last_update, mean_of_defined, trailing_mean
 
 
 def test_means_over_updates_and_windows_skip_what_is_not_defined() -> None:

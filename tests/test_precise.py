@@ -7,8 +7,8 @@ import torch
 from test_capture import AGENTS
 from torch import nn
 
-from gradlab.precise import adds_up_in_float32, norm_of, total_of
-from gradlab.probe import attach
+from gradlab.probe.measures.exact_sums import adds_up_in_float32, norm_of, total_of
+from gradlab.probe.probe import attach
 from gradlab.records import Mode
 
 

@@ -13,10 +13,10 @@ import torch
 from conftest import make_qwen3
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, UpdateRecord
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 GENERATOR, SECOND, AGGREGATOR = Agent("generator", 0), Agent("generator", 1), Agent("aggregator")
 AGENTS = (GENERATOR, SECOND, AGGREGATOR)

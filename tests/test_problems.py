@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainers.code_tests import FunctionTest, StdinTest
-from trainers.judging import Judge
-from trainers.problems import Problem, Task, arithmetic, load_task, write_problem_list
+from trainers.grading.code_tests import FunctionTest, StdinTest
+from trainers.judge import Judge
+from trainers.tasks.load import Problem, Task, arithmetic, load_task, write_problem_list
 
 GSM8K = {"question": "2+2 apples?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
 

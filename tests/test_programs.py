@@ -6,9 +6,9 @@ import random
 
 import pytest
 
-from trainers.judging import Judge
-from trainers.problems import Problem, load_task, programs
-from trainers.programs import (
+from trainers.judge import Judge
+from trainers.tasks.load import Problem, load_task, programs
+from trainers.tasks.programs import (
     INPUTS,
     functions,
     list_programs,
@@ -99,6 +99,6 @@ def test_the_task_is_split_and_hashed_like_any_other() -> None:
 def test_other_hidden_inputs_are_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task("programs", heldout=300, seed=0)
     before = task.content_hash
-    monkeypatch.setattr("trainers.programs.INPUTS", range(14))
+    monkeypatch.setattr("trainers.tasks.programs.INPUTS", range(14))
     assert load_task("programs", heldout=300, seed=0) == task
     assert task.content_hash != before

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gradlab.disk import StoreError
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -20,8 +19,9 @@ from gradlab.records import (
     RunMeta,
     StepRecord,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.disk import StoreError
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 META = RunMeta.of_policies("r", [PolicyMeta("p", (Agent("solver"),), ("all",), 1)], rates=True)
 

@@ -6,10 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.compact import CompactPrompts
-from trainers.problems import Problem
-from trainers.prompts import ChatPrompts
-from trainers.reading import (
+from trainers.grading.reading import (
     boxed_answer,
     boxed_choice,
     boxed_verdict,
@@ -17,6 +14,9 @@ from trainers.reading import (
     last_boxed,
     numbered_strategies,
 )
+from trainers.prompts.chat import ChatPrompts
+from trainers.prompts.compact import CompactPrompts
+from trainers.tasks.load import Problem
 
 PROBLEM = Problem("sum-1-1", "math", "1+1", "2")
 

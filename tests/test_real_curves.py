@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.accuracy import AccuracySeries
-from analysis.cliff import FallTest
-from analysis.fall import Fall
-from analysis.fall_words import how_it_fell
-from analysis.verdict import outcome_in_words
+from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.cliff import FallTest
+from analysis.cliff.fall import Fall
+from analysis.cliff.fall_words import how_it_fell
+from analysis.explain.verdict import outcome_in_words
 
 ANSWERS = 1412
 CURVES: dict[str, tuple[int, ...]] = {

@@ -13,10 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.explain.remedies import (
+    BAD_WHEN_LOWER,
+    BY_FINDING,
+    BY_SIGNAL,
+    OF_ROLES,
+    TITLES,
+    remedies,
+)
+from analysis.explain.vocabulary import PLAIN, TERMS, UNKNOWN_VALUE, limit_of, phrase, trainer_of
 from analysis.findings import Cause, Finding, Onset, SignalVerdict
-from analysis.remedies import BAD_WHEN_LOWER, BY_FINDING, BY_SIGNAL, OF_ROLES, TITLES, remedies
 from analysis.signals import KIND
-from analysis.vocabulary import PLAIN, TERMS, UNKNOWN_VALUE, limit_of, phrase, trainer_of
 from gradlab.records import (
     Agent,
     PolicyMeta,
@@ -27,8 +34,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import Run, open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
 
 ROLES = ("generator", "aggregator")
@@ -165,7 +172,7 @@ def test_the_first_suspect_says_what_the_first_remedy_changes(
 
 def test_every_command_is_one_that_train_takes(tmp_path: Path) -> None:
     """Options are parsed as typed, onto the configuration of the run."""
-    from gradlab.parsing import parse_training
+    from gradlab.commands.parsing import parse_training
 
     run = trained(tmp_path / "run", (20, 40), max_share={"aggregator": 0.7})
     kinds = [found("fall"), *(found(kind, "generator") for kind in BY_FINDING)]
@@ -288,7 +295,7 @@ def test_a_log_of_trl_whose_responses_reach_the_limit(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the log to what is told: imported, diagnosed, printed."""
-    from gradlab.cli import main
+    from gradlab.commands.main import main
 
     rows = [
         {

@@ -14,21 +14,21 @@ import pytest
 from conftest import SmallConfig
 from test_train import adapters, assert_same_states, assert_same_tensors
 
-from analysis.replay import Difference, compare, described
-from analysis.replayed import read_replays
+from analysis.replays.compare import Difference, compare, described
+from analysis.replays.results import read_replays
 from gradlab.checkpoints import checkpoint_path, continuable
-from gradlab.cli import main
+from gradlab.commands.main import main
 from gradlab.records import Agent, EvalRecord, PolicyMeta, RoleEvaluation, RunMeta, StepRecord
-from gradlab.store import Run, open_run
-from gradlab.writer import RunStore
-from trainers.begin import config_of
-from trainers.changes import changed
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
-from trainers.fork import policy_origins
 from trainers.policies import Policy
-from trainers.progress import Progress
-from trainers.replay import ReplayPlan, arm_config, make_plan, run_arms
+from trainers.replay.arms import ReplayPlan, arm_config, make_plan, run_arms
+from trainers.replay.begin import config_of
+from trainers.replay.changes import changed
+from trainers.replay.fork import policy_origins
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -380,7 +380,7 @@ def test_a_control_that_differs_is_told(made: MakeRun) -> None:
 def test_the_interval_holds_the_truth_as_often_as_it_says(made: MakeRun) -> None:
     """200 experiments of 3 seeds and 60 problems, a true gain of 0.2 that differs by problem and
     seed."""
-    from analysis.replay import difference_of
+    from analysis.replays.compare import difference_of
 
     rng, held = np.random.default_rng(4), 0
     for number in range(200):

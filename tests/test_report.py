@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from analysis.diagnose import diagnose
-from analysis.page import write_page
-from analysis.synthetic import Capture, Cliff, Shift, synthetic_run
-from analysis.terminal import print_text
-from gradlab.store import open_run
+from analysis.report.page import write_page
+from analysis.report.terminal import print_text
+from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
+from gradlab.store.run import open_run
 
 CASES: dict[str, dict[str, object]] = {
     "fallen": {
@@ -117,7 +117,7 @@ def test_ids_of_the_plots_do_not_collide(told: tuple[str, str, str]) -> None:
 
 def test_text_and_judgement_need_no_plotting_library() -> None:
     code = (
-        "import sys, analysis.page, analysis.terminal, analysis.diagnose\n"
+        "import sys, analysis.report.page, analysis.report.terminal, analysis.diagnose\n"
         "bad = {'matplotlib', 'torch', 'scipy.stats', 'trainers', 'figures'} & set(sys.modules)\n"
         "sys.exit(', '.join(bad) or 0)"
     )

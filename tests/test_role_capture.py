@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.capture import CaptureRule
-from analysis.consequences import changed, continued
-from analysis.episodes import correlation_time, hysteresis, lasting, running_median
-from analysis.synthetic import Capture, Shift, autoregressive, synthetic_run
-from gradlab.store import open_run
+from analysis.detectors.consequences import changed, continued
+from analysis.detectors.role_capture import CaptureRule
+from analysis.series.stretches import correlation_time, hysteresis, lasting, running_median
+from analysis.synthetic.runs import Capture, Shift, autoregressive, synthetic_run
+from gradlab.store.run import open_run
 
 SEEDS = range(8)
 

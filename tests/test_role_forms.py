@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from stores import store_of
 
-from analysis.forms import FormRule, WorkRule
-from analysis.scenarios import SCENARIOS
-from analysis.synthetic import synthetic_run
-from gradlab.store import Run, open_run
+from analysis.detectors.forms import FormRule, WorkRule
+from analysis.synthetic.runs import synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
+from gradlab.store.run import Run, open_run
 
 NUM = 21
 

@@ -9,11 +9,11 @@ from conftest import SmallConfig
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, read_episodes, save_episodes
 from trainers.evaluate import evaluate, evaluation_record
-from trainers.judging import Judge
-from trainers.models import LanguageModel, load_language_model
-from trainers.problems import Problem, arithmetic
+from trainers.judge import Judge
+from trainers.models.language import LanguageModel, load_language_model
 from trainers.rewards import reward_rows
 from trainers.rollout import rng, rollout
+from trainers.tasks.load import Problem, arithmetic
 
 PROBLEMS = arithmetic(2)[1000:1006]
 

@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
+from gradlab.probe.measures.row_statistics import UNTAGGED, Rows, deff, icc, row_statistics
 from gradlab.records import RowStatistics
-from gradlab.rows import UNTAGGED, Rows, deff, icc, row_statistics
 
 Array = NDArray[np.float64]
 Ints = NDArray[np.int64]

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.accuracy import AccuracySeries
+from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.same_problems import ChangedSetRule, changed_set, reliability
 from analysis.diagnose import diagnose
-from analysis.same_problems import ChangedSetRule, changed_set, reliability
-from analysis.scenarios import SCENARIOS
-from analysis.synthetic import evaluation_matrix, synthetic_run
+from analysis.synthetic.runs import evaluation_matrix, synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -20,8 +20,8 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 def series_of(correct_TPS: np.ndarray) -> AccuracySeries:

@@ -13,7 +13,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
-from trainers.sampling import Sample, SamplingOptions, left_padded, sample
+from trainers.models.sampling import Sample, SamplingOptions, left_padded, sample
 
 OPTIONS = SamplingOptions(
     temperature=0.8, max_tokens=12, max_rows=64, end_ids=(1, *range(40, 55)), pad_id=0

@@ -6,8 +6,8 @@ import secrets
 
 import pytest
 
-from trainers.code_grading import CodeGrader
-from trainers.code_tests import AssertTest, FunctionTest, StdinTest, Test
+from trainers.grading.code_tests import AssertTest, FunctionTest, StdinTest, Test
+from trainers.grading.programs import CodeGrader
 from trainers.sandbox.limits import Limits
 
 SCAN = """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.scan import largest_loss, stretches
+from analysis.cliff.scan import largest_loss, stretches
 
 
 def slowly(value_T: np.ndarray, variance_T: np.ndarray, weight_T: np.ndarray) -> float:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from analysis.findings import FindingKind
-from analysis.planted import Cliff
-from analysis.scenarios import SCENARIOS, fall
+from analysis.synthetic.planted import Cliff
+from analysis.synthetic.scenarios import SCENARIOS, fall
 
 
 def test_settings_depend_on_the_seed_alone() -> None:

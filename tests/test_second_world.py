@@ -10,7 +10,7 @@ import pytest
 from scipy.optimize import brentq
 from scipy.stats import beta, betabinom, lognorm, norm
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 

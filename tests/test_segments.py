@@ -10,9 +10,9 @@ import torch
 from conftest import make_qwen3
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
+from gradlab.probe.segment_checks import first_mixed, mixes_tokens
 from gradlab.records import Agent
-from gradlab.segments import first_mixed, mixes_tokens
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("judge"))
 TAGS = torch.tensor([[0, 0, 0, 0, 2, 2, 2, 2, 2, 1, 1, 1]])

@@ -14,15 +14,12 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from conftest import SmallConfig
 
-from gradlab import cli
-from trainers.compact import CompactPrompts
+from gradlab.commands import main as cli
 from trainers.episodes import read_episodes
-from trainers.models import render
-from trainers.problems import Kind
-from trainers.progress import Progress
-from trainers.prompts import ChatPrompts, Message, Prompts
-from trainers.reading import boxed_answer, boxed_verdict, fenced_code, numbered_strategies
-from trainers.show_prompts import (
+from trainers.grading.reading import boxed_answer, boxed_verdict, fenced_code, numbered_strategies
+from trainers.models.language import render
+from trainers.models.tiny import build_tokenizer
+from trainers.preview.prompts import (
     COMPACT_SAMPLES,
     REPLIES,
     SAMPLES,
@@ -30,8 +27,11 @@ from trainers.show_prompts import (
     prompts_of,
     replies_of,
 )
-from trainers.tiny import build_tokenizer
+from trainers.prompts.chat import ChatPrompts, Message, Prompts
+from trainers.prompts.compact import CompactPrompts
+from trainers.tasks.load import Kind
 from trainers.train import train
+from trainers.watch.progress import Progress
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
 TEMPLATES = Path(__file__).parent / "templates"

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from analysis.signals import KIND, aligned, collect, divergence, drift, smoothed
-from analysis.synthetic import synthetic_run
+from analysis.synthetic.runs import synthetic_run
 from gradlab.records import Signal
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 
 
 def test_aligned_puts_values_on_their_steps() -> None:

@@ -21,8 +21,8 @@ from test_capture import (
 )
 from torch import Tensor, nn
 
-from gradlab.probe import Probe, attach
-from gradlab.projections import draw, projected
+from gradlab.probe.capture.projections import draw, projected
+from gradlab.probe.probe import Probe, attach
 
 TAGS = (2, 0, 1, 0, 2, 1)
 

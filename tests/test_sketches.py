@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gradlab.across import cosine_between, cosines, directness
-from gradlab.probe import Probe, attach
+from gradlab.probe.measures.sketches import Sketcher
+from gradlab.probe.probe import Probe, attach
+from gradlab.readout.sketch_cosines import cosine_between, cosines, directness
 from gradlab.records import Agent
-from gradlab.sketches import Sketcher
-from gradlab.store import Run, open_run
+from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
-from trainers.progress import Progress
 from trainers.train import train
+from trainers.watch.progress import Progress
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))
 AGENT_B = torch.tensor([0, 1, 2, 0, 1, 2, 0])

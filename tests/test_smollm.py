@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers import smollm
+from trainers.models import smollm
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from trainers.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest
-from trainers.judging import Judge
-from trainers.problems import Problem, Task, load_task
+from trainers.grading.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest
+from trainers.judge import Judge
+from trainers.tasks.load import Problem, Task, load_task
 
 SHARED = Path("../shared/data")
 

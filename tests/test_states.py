@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from stores import store_of
 
-from analysis.levels import LENGTH_COLLAPSE
-from analysis.measurement import gap_limit, stale_rollouts
-from analysis.scenarios import SCENARIOS
-from analysis.states import CutRule, NoSpreadRule, NotFiniteRule
-from analysis.still import StillRule
-from analysis.synthetic import synthetic_run
-from gradlab.store import open_run
+from analysis.detectors.frozen import StillRule
+from analysis.detectors.levels import LENGTH_COLLAPSE
+from analysis.detectors.measurement import gap_limit, stale_rollouts
+from analysis.detectors.states import CutRule, NoSpreadRule, NotFiniteRule
+from analysis.synthetic.runs import synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
+from gradlab.store.run import open_run
 
 NAN = float("nan")
 

@@ -14,7 +14,6 @@ import pytest
 import xarray
 import zarr
 
-from gradlab.disk import StoreError, decode_chunk, encode_chunk
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -30,8 +29,9 @@ from gradlab.records import (
     UpdateRecord,
     names,
 )
-from gradlab.store import Run, open_run
-from gradlab.writer import RunStore
+from gradlab.store.disk import StoreError, decode_chunk, encode_chunk
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import RunStore
 
 VOTERS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))
 META = RunMeta.of_policies(
@@ -275,7 +275,7 @@ def test_arrays_cannot_be_written_to_by_accident(run: Run) -> None:
 
 def test_reading_needs_no_torch_and_no_zarr(directory: Path) -> None:
     code = (
-        "import sys; from gradlab.store import open_run\n"
+        "import sys; from gradlab.store.run import open_run\n"
         "assert not {'torch', 'zarr', 'numcodecs', 'xarray'} & set(sys.modules)\n"
         f"open_run({str(directory)!r}).step_mass()\n"
         "assert not {'torch', 'zarr', 'xarray'} & set(sys.modules)"

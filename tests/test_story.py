@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from analysis.detectors.multiplicity import correct, weights
 from analysis.diagnose import diagnose
-from analysis.family import correct, weights
 from analysis.findings import Finding, FindingKind
-from analysis.replayed import read_replays
-from analysis.scenarios import SCENARIOS
-from analysis.synthetic import synthetic_run
-from gradlab.store import open_run
+from analysis.replays.results import read_replays
+from analysis.synthetic.runs import synthetic_run
+from analysis.synthetic.scenarios import SCENARIOS
+from gradlab.store.run import open_run
 
 
 def finding(kind: FindingKind, p_value: float | None) -> Finding:

@@ -12,8 +12,8 @@ from test_capture import AGENTS, assert_same_gram, make_batch, row_losses, twin,
 from test_sketch import TAGS, TiedHead
 from torch import nn
 
-from gradlab.probe import Probe, attach
-from gradlab.streaming import Stream
+from gradlab.probe.capture.streaming import Stream
+from gradlab.probe.probe import Probe, attach
 
 
 def streaming(model: nn.Module, lr: float = 0.0) -> tuple[Probe, torch.optim.Optimizer]:

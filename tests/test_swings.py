@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.swings import find_swings
+from analysis.cliff.swings import find_swings
 
 
 def test_swing_by_hand() -> None:

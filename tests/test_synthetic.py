@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.synthetic import (
+from analysis.synthetic.runs import (
     Capture,
     Cliff,
     Rows,
@@ -17,8 +17,8 @@ from analysis.synthetic import (
     row_gradients,
     synthetic_run,
 )
-from gradlab.gram import shares
-from gradlab.store import open_run
+from gradlab.readout.gram import shares
+from gradlab.store.run import open_run
 
 
 def test_curves_fall_when_and_as_told() -> None:

@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from trainers.compact import CompactPrompts
 from trainers.config import TrainConfig
 from trainers.evaluate import evaluate
-from trainers.judging import Judge
-from trainers.models import TINY, WEIGHTS, load_language_model
-from trainers.problems import Problem, arithmetic, load_task
-from trainers.prompts import Message
-from trainers.tiny import Build, Teacher, backward, batch, build_model, build_tokenizer, main
+from trainers.judge import Judge
+from trainers.models.language import TINY, WEIGHTS, load_language_model
+from trainers.models.tiny import Build, Teacher, backward, batch, build_model, build_tokenizer, main
+from trainers.prompts.chat import Message
+from trainers.prompts.compact import CompactPrompts
+from trainers.tasks.load import Problem, arithmetic, load_task
 
 PROBLEM = Problem("sum-47-38", "math", "47+38", "85")
 PROGRAM = Problem("line-3-2-at-124", "expression", "1>5 2>8 4>14", "3*x+2")

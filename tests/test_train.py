@@ -20,18 +20,18 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from gradlab.checkpoints import checkpoint_path
-from gradlab.store import open_run
-from gradlab.writer import RunStore
-from trainers.checkpoint import last_checkpoint
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
 from trainers.episodes import read_episodes
 from trainers.learn import TrainingError, learn
 from trainers.presets import preset
-from trainers.progress import Progress
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
-from trainers.rundir import STORE
+from trainers.rundir.checkpoint import last_checkpoint
+from trainers.rundir.directory import STORE
 from trainers.train import open_run_for_training, step_problems, train, train_step
+from trainers.watch.progress import Progress
 
 
 def adapters(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -319,7 +319,7 @@ def test_problems_of_a_step_go_through_an_epoch_before_any_comes_twice(
 
 
 def open_task(config: TrainConfig) -> tuple:  # type: ignore[type-arg]
-    from trainers.problems import load_task
+    from trainers.tasks.load import load_task
 
     return load_task("arithmetic", heldout=1, seed=config.seed).train
 
@@ -399,7 +399,7 @@ SMALLEST = {
 def signal_after_step(out: Path, steps: int, step: int, number: int) -> tuple[int, str]:
     """Train in a process of its own and send it a signal after a step; its status and stderr."""
     options = {"out": out, "steps": steps, "threads": 1, "device": "cpu", **SMALLEST}
-    command = [sys.executable, "-m", "gradlab.cli", "train"]
+    command = [sys.executable, "-m", "gradlab.commands.main", "train"]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     with subprocess.Popen(

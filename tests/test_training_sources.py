@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gradlab.store import open_run
+from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.models import load_tokenizer
-from trainers.problems import read_problem_list
+from trainers.models.language import load_tokenizer
+from trainers.tasks.load import read_problem_list
 from trainers.train import train
 from trainers.workflows import WorkflowName
 

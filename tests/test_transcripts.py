@@ -11,10 +11,10 @@ import pytest
 
 from analysis.diagnose import diagnose
 from analysis.findings import Diagnosis
-from analysis.page import write_page
-from analysis.synthetic import Cliff, synthetic_run
-from analysis.transcripts import LONGEST, around, transcripts
-from gradlab.store import Run, open_run
+from analysis.report.page import write_page
+from analysis.report.transcripts import LONGEST, around, transcripts
+from analysis.synthetic.runs import Cliff, synthetic_run
+from gradlab.store.run import Run, open_run
 
 
 @pytest.fixture(scope="module")

@@ -24,16 +24,16 @@ from transformers import AutoTokenizer
 
 from gradlab.checkpoints import checkpoint_path
 from gradlab.records import RunLedger, StepRecord
-from gradlab.store import open_run
-from gradlab.writer import RunStore
-from trainers.checkpoint import CheckpointError, last_checkpoint
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
 from trainers.episodes import read_episodes
-from trainers.grading_pool import Worker
+from trainers.grading.pool import Worker
 from trainers.learn import TrainingError
-from trainers.models import load_language_model
-from trainers.progress import Progress
+from trainers.models.language import load_language_model
+from trainers.rundir.checkpoint import CheckpointError, last_checkpoint
 from trainers.train import Run, open_run_for_training, train, train_step
+from trainers.watch.progress import Progress
 
 # Disks that refuse.
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from analysis.diagnose import diagnose
-from analysis.synthetic import Cliff, synthetic_run
-from gradlab.cli import main
-from gradlab.store import open_run
-from gradlab.writer import RunStore
+from analysis.synthetic.runs import Cliff, synthetic_run
+from gradlab.commands.main import main
+from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 @pytest.mark.parametrize("until", [0, 1, 97, 150, 199, 200, 500])

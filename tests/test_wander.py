@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from analysis.synthetic import autoregressive
-from analysis.wander import GRID, find_change, tail_probability
+from analysis.series.wander import GRID, find_change, tail_probability
+from analysis.synthetic.runs import autoregressive
 
 
 def p_values(change: float, correlation: float, num: int = 40) -> list[float]:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from gradlab.records import Agent
-from trainers.compact import CompactPrompts
-from trainers.judging import Judge
-from trainers.problems import Problem
+from trainers.judge import Judge
+from trainers.prompts.compact import CompactPrompts
+from trainers.tasks.load import Problem
 from trainers.workflows import Ask, Play, Reply, Sizes, Wave, Workflow, WorkflowName
 
 PROBLEM = Problem("sum-80-11", "math", "80+11", "91")

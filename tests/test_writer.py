@@ -17,8 +17,6 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gradlab import writer as writer_module
-from gradlab.disk import StoreError, journal_path
 from gradlab.records import (
     Agent,
     EvalRecord,
@@ -32,8 +30,10 @@ from gradlab.records import (
     UpdateMetrics,
     UpdateRecord,
 )
-from gradlab.store import Run, open_run
-from gradlab.writer import Record, RunStore
+from gradlab.store import writer as writer_module
+from gradlab.store.disk import StoreError, journal_path
+from gradlab.store.run import Run, open_run
+from gradlab.store.writer import Record, RunStore
 
 SOLVER = PolicyMeta(
     "solver", (Agent("generator", 0), Agent("generator", 1)), ("layers.0.mlp", "head"), 10

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from trainers.config import TrainConfig
-from trainers.models import TINY, pick_device
+from trainers.models.language import TINY, pick_device
 from trainers.presets import preset, usual_preset
 
 MADE_FOR = {name: "programs" if name == "tiny-code" else "arithmetic" for name in ("tiny", *TINY)}

@@ -9,12 +9,12 @@ import numpy as np
 from gradlab.records import EvalRecord, RoleEvaluation
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
-from trainers.forms import form_shares, sibling_indices
-from trainers.judging import Judge
-from trainers.ledger import mean
-from trainers.models import LanguageModel
-from trainers.problems import Problem
+from trainers.judge import Judge
+from trainers.models.language import LanguageModel
 from trainers.rollout import rollout
+from trainers.tasks.load import Problem
+from trainers.watch.forms import form_shares, sibling_indices
+from trainers.watch.ledger import mean
 from trainers.workflows import Workflow
 
 EVALUATION = 1 << 20

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradlab.gram import grouped, grouping
+from gradlab.readout.gram import grouped, grouping
 from trainers.config import TrainConfig
 
 if TYPE_CHECKING:

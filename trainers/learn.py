@@ -27,7 +27,7 @@ from trainers.logprobs import (
 )
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.minibatches import micro_batches, plan_updates
-from trainers.models import LanguageModel
+from trainers.models.language import LanguageModel
 from trainers.policies import Policy, adapter_parameters, not_finite
 
 MONITORED_ROWS = 16

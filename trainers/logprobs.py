@@ -17,8 +17,8 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Row
 from trainers.minibatches import micro_batches
-from trainers.models import LanguageModel
-from trainers.sampling import left_padded
+from trainers.models.language import LanguageModel
+from trainers.models.sampling import left_padded
 
 
 @dataclass(frozen=True)

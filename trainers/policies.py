@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch.nn import Parameter
 
-from gradlab.probe import Probe, attach
+from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, PolicyMeta
 from trainers.config import TrainConfig
 from trainers.interventions import CoherenceDamping, damping_of
-from trainers.models import LanguageModel
+from trainers.models.language import LanguageModel
 
 
 @dataclass(frozen=True)

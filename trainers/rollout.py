@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from trainers.episodes import Episode, Turn
-from trainers.judging import Judge
+from trainers.grading.reading import Reading
+from trainers.judge import Judge
 from trainers.learn import TrainingError
-from trainers.models import LanguageModel
+from trainers.models.language import LanguageModel
+from trainers.models.sampling import Sample, sample
 from trainers.policies import not_finite
-from trainers.problems import Problem
-from trainers.reading import Reading
-from trainers.sampling import Sample, sample
+from trainers.tasks.load import Problem
 from trainers.workflows import Ask, Play, Reply, Workflow
 
 _Asked = tuple[int, int, tuple[int, ...]]

@@ -24,24 +24,20 @@ import torch
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.records import EvalRecord, RunMeta, StepRecord
-from gradlab.writer import RunStore
+from gradlab.store.writer import RunStore
 from trainers.advantages import with_advantages
 from trainers.advice import advice
-from trainers.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.config import TrainConfig
 from trainers.episodes import save_episodes
 from trainers.evaluate import evaluate
-from trainers.judging import Judge, judge_of
+from trainers.judge import Judge, judge_of
 from trainers.learn import TokenSums, TrainingError, learn
-from trainers.ledger import step_record
-from trainers.lookout import Lookout, check_watch
-from trainers.models import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, build_policies
-from trainers.problems import Problem, Task, load_task, problem_ids
-from trainers.progress import Progress
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
-from trainers.rundir import (
+from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
+from trainers.rundir.directory import (
     STORE,
     check_unstarted,
     create_run_directory,
@@ -50,6 +46,10 @@ from trainers.rundir import (
     read_run_directory,
     stored_config,
 )
+from trainers.tasks.load import Problem, Task, load_task, problem_ids
+from trainers.watch.ledger import step_record
+from trainers.watch.lookout import Lookout, check_watch
+from trainers.watch.progress import Progress
 from trainers.workflows import Workflow
 
 TRAINING = 0

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 from gradlab.records import Agent
-from trainers.problems import Problem
-from trainers.prompts import Chat, Prompts
-from trainers.reading import Reading
+from trainers.grading.reading import Reading
+from trainers.prompts.chat import Chat, Prompts
+from trainers.tasks.load import Problem
 
 WorkflowName = Literal["voting", "evaluator_optimizer", "orchestrator_workers", "solo"]
 

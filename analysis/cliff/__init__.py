@@ -1,0 +1,1 @@
+"""Did accuracy fall: by how much, since when, how sharply, and where."""

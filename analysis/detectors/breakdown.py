@@ -1,0 +1,148 @@
+"""Find roles that stopped doing their job, whether or not accuracy shows it.
+
+A workflow can hide a broken role: when the aggregator's choices no longer parse, the fallback votes
+for it and accuracy stays. Two signals say so without a model of the workflow: responses that do not
+parse, and responses cut by the token limit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis.findings import Finding, Onset, percent
+from analysis.series.bend import bins, bridged, find_bends
+from analysis.series.wander import MAX_POINTS, find_change
+from analysis.signals import KIND, MIN_FINITE, aligned
+from gradlab.store.run import Run
+
+SIGNALS = {
+    "parse_failures": "{share} of its responses do not parse",
+    "truncated": "{share} of its responses are cut by the token limit",
+}
+BESIDE = ("length_mean", "entropy", "kl", "own_accuracy")
+
+
+@dataclass(frozen=True)
+class BreakdownRule:
+    """Thresholds of the rule."""
+
+    min_share: float = 0.5
+    """Of responses that fail, at the end of the change."""
+    min_rise: float = 0.3
+    """Rise of that share: a role that failed from the start did not break down in this run."""
+    min_effect: float = 2.5
+    """Rise in residual standard deviations."""
+    alpha: float = 0.05
+    """Largest p-value of the rise against wander."""
+    min_steps: int = 20
+    """Below, there is no level before and after."""
+    max_bins: int = 100
+    """Points that a change is dated on: the search is quadratic."""
+    seed: int = 0
+    """Of the draws, so that a diagnosis can be repeated."""
+
+    def __call__(self, run: Run) -> list[Finding]:
+        """One finding per broken role, with the signal that broke first."""
+        if len(run.steps) < self.min_steps:
+            return []
+        findings = []
+        for role in run.roles:
+            broken = [found for name in SIGNALS if (found := self._signal(run, role, name))]
+            if broken:
+                findings.append(min(broken, key=_began))
+        return sorted(findings, key=_began)
+
+    def num_tested(self, run: Run) -> int:
+        """Both signals of every role: either one makes a finding."""
+        return len(SIGNALS) * len(run.roles)
+
+    def measure(self, share_T: NDArray[np.float64]) -> Breakdown | None:
+        """Where the share of failing responses rose for good; None where it did not."""
+        stride = max(1, math.ceil(len(share_T) / self.max_bins))
+        series = bins(share_T, stride)
+        if np.isfinite(series).mean() < MIN_FINITE:
+            return None
+        rng = np.random.default_rng(self.seed)
+        bend = find_bends(bridged(series)[None, :], rng, num_draws=200)[0]
+        still = float(np.nanmedian(share_T[-max(5, len(share_T) // 10) :]))
+        if (
+            bend.after - bend.before < self.min_rise
+            or min(bend.after, still) < self.min_share
+            or bend.effect < self.min_effect
+        ):
+            return None
+        coarse = bridged(bins(share_T, math.ceil(len(share_T) / MAX_POINTS)))
+        p_value = find_change(coarse, np.random.default_rng(self.seed), sign=1).p_value
+        if p_value > self.alpha:
+            return None
+        low, high = np.quantile(bend.onset_B, [0.05, 0.95])
+        at_B = bins(np.arange(len(share_T), dtype=np.float64), stride)
+        onset, lower, upper = (
+            float(np.interp(index, np.arange(len(at_B)), at_B))
+            for index in (bend.onset, min(low, bend.onset), max(high, bend.onset) + 1)
+        )
+        return Breakdown(p_value, onset, lower, upper, bend.before, bend.after, bend.effect)
+
+    def _signal(self, run: Run, role: str, name: str) -> Finding | None:
+        found = self.measure(aligned(run.steps, run.ledger(name, role)))
+        if found is None:
+            return None
+        at, lower, upper = (
+            round(float(np.interp(index, np.arange(len(run.steps)), run.steps)))
+            for index in (found.onset, found.lower, found.upper)
+        )
+        what = SIGNALS[name].format(share=percent(found.after))
+        return Finding(
+            "role breakdown",
+            role,
+            f"{role} broke down from step {at} ({lower} to {upper}): {what}, "
+            f"{percent(max(found.before, 0.0))} before.",
+            found.after - found.before,
+            "rise of the share of responses",
+            "high" if found.effect > 2 * self.min_effect else "moderate",
+            Onset(at, lower, upper),
+            found.p_value,
+            tuple(_beside(run, role, at)),
+        )
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A lasting rise of the share of failing responses; positions are indices of steps."""
+
+    p_value: float
+    onset: float
+    lower: float
+    upper: float
+    before: float
+    after: float
+    effect: float
+    """Rise in residual standard deviations."""
+
+
+def _began(finding: Finding) -> int:
+    return finding.onset.step if finding.onset else 0
+
+
+def _beside(run: Run, role: str, step: int) -> list[str]:
+    """What else of the role is different at the end, where it is different by much."""
+    sentences = []
+    before = run.steps <= step
+    last = run.steps > run.steps[-1] - max(5, len(run.steps) // 10)
+    for name in BESIDE:
+        kind = KIND[name]
+        value_T = aligned(run.steps, run.ledger(name, role))
+        early, late = value_T[before & np.isfinite(value_T)], value_T[last & np.isfinite(value_T)]
+        if not len(early) or not len(late):
+            continue
+        first, final = float(np.median(early)), float(np.median(late))
+        ends = kind.on_scale(np.array([first, final]))
+        if abs(ends[1] - ends[0]) >= kind.min_change:
+            unit = run.ledger(name, role).unit
+            unit = "" if unit == "1" else f" {unit}"
+            sentences.append(f"{kind.title} went from {first:.3g} to {final:.3g}{unit}")
+    return sentences

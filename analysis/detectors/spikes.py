@@ -1,0 +1,149 @@
+"""Find single updates whose gradient is far out of line with the updates around them.
+
+Legend: T steps.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln, stdtr, stdtrit
+
+from analysis.findings import Finding, Onset
+from analysis.signals import aligned, learners
+from gradlab.store.run import Run
+
+Floats = NDArray[np.float64]
+
+DEGREES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
+"""Of freedom, that the tails of log norms may have."""
+
+
+@dataclass(frozen=True)
+class Spikes:
+    """Steps out of line."""
+
+    index: NDArray[np.int64]
+    """Of the steps, the largest first."""
+    factor: Floats
+    """Norm over the local median, of each."""
+    p_value: float
+    """Of the largest, corrected for the number of steps."""
+
+
+@dataclass(frozen=True)
+class SpikeRule:
+    """Thresholds of the rule."""
+
+    min_factor: float = 5.0
+    """Times the median of the steps around it: clipping at the usual norm removes 4/5 of it."""
+    window: int = 21
+    """Steps of the running median: longer than a spike, shorter than a trend."""
+    max_length: int = 5
+    """Steps; a gradient that stays large longer is a change of level, not a spike."""
+    max_degrees: float = 8.0
+    """Of Student's t that log norms are compared with, fitted to the run's own: norms with heavy
+    tails are no spikes. Never lighter tails than this, since a run shows too little of them."""
+    slack: float = 0.5
+    """Of the log-likelihood, for lighter tails than the likeliest: 200 steps tell little about
+    them, and at 0 a clear spike among ordinary norms is missed in every seventh run."""
+    max_share: float = 0.02
+    """Of the steps that may be spikes, or `max_length` if that is more: the largest residuals,
+    which the fit of the tails must not learn from."""
+    alpha: float = 0.05
+    """Largest p-value after Bonferroni over the steps of the run."""
+    min_steps: int = 30
+    """Below, the spread of ordinary steps is not known."""
+
+    def __call__(self, run: Run) -> list[Finding]:
+        """One finding per role with spikes."""
+        findings = []
+        for role in learners(run):
+            norm_T = aligned(run.steps, run.norm(role))
+            spikes = self.measure(norm_T)
+            if spikes is None:
+                continue
+            step = int(run.steps[spikes.index[0]])
+            others = "" if len(spikes.index) == 1 else f" and {len(spikes.index) - 1} more"
+            findings.append(
+                Finding(
+                    "gradient spike",
+                    role,
+                    f"Gradient spike of {role} at step {step}{others}: "
+                    f"{spikes.factor[0]:.0f} times the norm of the steps around it.",
+                    float(spikes.factor[0]),
+                    "times the local median",
+                    "high" if spikes.p_value <= 0.01 else "moderate",
+                    Onset(step, step, step),
+                    spikes.p_value,
+                    (f"p = {spikes.p_value:.2g}, corrected for {len(norm_T)} steps",),
+                )
+            )
+        return findings
+
+    def num_tested(self, run: Run) -> int:
+        return len(learners(run))
+
+    def measure(self, norm_T: Floats) -> Spikes | None:
+        """Spikes of one series of norms; None without any."""
+        known = np.flatnonzero(np.isfinite(norm_T) & (norm_T > 0))
+        if len(known) < self.min_steps:
+            return None
+        log_T = np.log(norm_T[known])
+        half = self.window // 2
+        padded = np.pad(log_T, half, mode="reflect")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * half + 1)
+        residual_T = log_T - np.median(windows, axis=1)
+        high_T = residual_T >= math.log(self.min_factor)
+        if not high_T.any() or not np.median(np.abs(residual_T)) > 0:
+            return None
+        degrees, scale = self._fit_tails(residual_T)
+        p_T = np.minimum(len(log_T) * stdtr(degrees, -residual_T / scale), 1.0)
+        kept = [t for t in np.flatnonzero(high_T) if p_T[t] <= self.alpha]
+        kept = [t for t in kept if self._is_short(high_T, int(t))]
+        if not kept:
+            return None
+        order = sorted(kept, key=lambda t: -residual_T[t])
+        factor = np.exp(residual_T[order])
+        return Spikes(known[order], np.asarray(factor), float(p_T[order[0]]))
+
+    def _fit_tails(self, residual_T: Floats) -> tuple[float, float]:
+        """Degrees of freedom and scale of ordinary residuals.
+
+        The scale puts the quartiles where they are; the degrees are the most of `DEGREES` that are
+        about as likely as the likeliest, with the largest residuals, which may be spikes, censored.
+        """
+        ordered = np.sort(residual_T)
+        censored = max(self.max_length, math.ceil(self.max_share * len(ordered)))
+        quartile = float(np.median(np.abs(ordered)))
+        kept, limit = ordered[:-censored], ordered[-censored - 1]
+
+        def likelihood(degrees: float) -> float:
+            scale = quartile / stdtrit(degrees, 0.75)
+            inside = _log_density(kept / scale, degrees).sum() - len(kept) * math.log(scale)
+            return float(inside + censored * np.log(stdtr(degrees, -limit / scale)))
+
+        by_degrees = {degrees: likelihood(degrees) for degrees in DEGREES}
+        enough = max(by_degrees.values()) - self.slack
+        likely = max(degrees for degrees, found in by_degrees.items() if found >= enough)
+        degrees = min(likely, self.max_degrees)
+        return degrees, quartile / float(stdtrit(degrees, 0.75))
+
+    def _is_short(self, high_T: NDArray[np.bool_], t: int) -> bool:
+        start = stop = t
+        while start > 0 and high_T[start - 1]:
+            start -= 1
+        while stop + 1 < len(high_T) and high_T[stop + 1]:
+            stop += 1
+        return stop - start + 1 <= self.max_length
+
+
+def _log_density(x: Floats, degrees: float) -> Floats:
+    """Of Student's t; scipy.stats has it too, and takes a second to import."""
+    half = (degrees + 1) / 2
+    constant = gammaln(half) - gammaln(degrees / 2) - math.log(degrees * math.pi) / 2
+    density: Floats = constant - half * np.log1p(x**2 / degrees)
+    return density

@@ -1,0 +1,1 @@
+"""What moved before a fall, what explains what, and what to change."""

@@ -1,0 +1,363 @@
+"""Rank what may explain a drop: what moved before it, in which role, how surely, and what objects.
+
+A suspect leads. Suspects are findings and signals whose onset is earlier than the fall in 90 % of
+the draws, beyond wander, and that no other suspect explains; a finding stands for the signals that
+it is made of. Where nothing leads, a setting that was raised with the fall is told ('consistent
+with'): nobody falls into a higher learning rate. So is a constant rate whose steps were too long
+by their own measure. Everything else that moved before or with the fall is told beside them, and
+explains nobody away. 'Confirmed by replay' (the run repeated with that one thing changed did not
+fall) is the only word on a cause; two suspects that lead are not separated by any statistic of
+this run.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from analysis.cliff.fall import Fall
+from analysis.explain.constant_rate import TooLarge
+from analysis.explain.graph import ancestors
+from analysis.explain.signal_words import told_order
+from analysis.findings import Cause, Finding, SignalVerdict, Strength
+from analysis.replays.results import Replayed
+from analysis.signals import KIND
+
+MADE_OF: dict[str, tuple[str, ...]] = {
+    "capture": ("share", "pull", "update", "grad_norm", "conflict", "update_norm", "drift"),
+    "role breakdown": ("parse_failures", "truncated", "length_mean", "drift"),
+    "entropy collapse": ("entropy", "zero_variance_groups", "reward_std"),
+    "length blow-up": ("length_mean", "truncated"),
+    "KL drift": ("kl", "drift", "entropy"),
+    "rollout gap": ("logprob_gap", "ratio_std", "clip_fraction"),
+    "gradient spike": ("grad_norm", "update_norm", "share", "update", "pull"),
+    "detached reward": ("reward_mean", "reward_std", "zero_variance_groups"),
+}
+"""Kinds of signal that a finding stands for; `drift` of a starved role included. Starvation is not
+among them: groups without spread follow from rewards, by arithmetic."""
+HEAD: dict[str, tuple[str, ...]] = {
+    "capture": ("share", "pull", "update"),
+    "role breakdown": ("parse_failures", "truncated"),
+    "gradient spike": (),
+    "detached reward": (),
+}
+"""Kinds of signal that date a finding; the first of `MADE_OF` if it is not here."""
+
+
+NO_OPTION = frozenset({"detached reward"})
+"""Suspects in the code of a reward: a replay with another option says nothing about them."""
+
+
+@dataclass(frozen=True)
+class Storyteller:
+    """Thresholds of the ranking."""
+
+    max_lead: int = 100
+    """Steps between an onset and the drop; further apart, anything precedes anything."""
+    min_probability: float = 0.9
+    """That a suspect's onset is before the fall's."""
+    far: int = 50
+    """Steps of lead that count against a suspect: whatever acts at once does not wait so long."""
+
+    def __call__(
+        self,
+        drop: Fall,
+        findings: tuple[Finding, ...],
+        verdicts: tuple[SignalVerdict, ...],
+        policy_of: dict[str, str],
+        replays: tuple[Replayed, ...] = (),
+        constant: tuple[TooLarge, ...] = (),
+    ) -> tuple[Cause, ...]:
+        """Suspects, the strongest first; empty without a drop."""
+        if drop.onset is None:
+            return ()
+        found = [cause for f in findings if (cause := self._of_finding(f, drop, verdicts))]
+        signals = [v for v in verdicts if v.is_candidate and not _stands_for(v, found, policy_of)]
+        causes = found + [self._of_signal(verdict) for verdict in signals]
+        if not causes:
+            causes = [self._of_signal(v) for v in verdicts if _raised_with_the_fall(v)]
+        if not causes:
+            causes = [self._of_constant(one, drop) for one in constant]
+        causes = [_with_replays(cause, replays) for cause in causes]
+        causes = [
+            self._with_objections(c, findings, verdicts)
+            for c in _merged(_unexplained(causes, policy_of))
+        ]
+        order = ("confirmed by replay", "preceded by", "consistent with", "contradicted by replay")
+        return tuple(sorted(causes, key=lambda c: (order.index(c.words), c.p_value, -c.lead)))
+
+    def _of_finding(
+        self, finding: Finding, drop: Fall, verdicts: tuple[SignalVerdict, ...]
+    ) -> Cause | None:
+        """None if it does not lead."""
+        if finding.kind not in MADE_OF or finding.onset is None or drop.onset is None:
+            return None
+        lead = float(drop.onset.step - finding.onset.step)
+        heads = HEAD.get(finding.kind, MADE_OF[finding.kind][:1])
+        own = [v for v in verdicts if v.kind in heads and finding.subject in v.subject]
+        dated = [v for v in own if v.order != "no evidence"]
+        if dated:
+            leads = any(v.order == "precedes" for v in dated)
+        else:  # a trend of the signal is no event, whatever a ramp through it says
+            is_trend = any(v.change == "trend" for v in own)
+            leads = not is_trend and self._chance(finding, drop) > self.min_probability
+        if not leads or lead > self.max_lead or lead <= 0:
+            return None
+        p_value = finding.p_family if finding.p_family is not None else finding.p_value or 1.0
+        return Cause(
+            f"{finding.kind} {'by' if finding.kind == 'capture' else 'of'} {finding.subject}",
+            finding.kind,
+            finding.subject,
+            "preceded by",
+            finding.onset,
+            lead,
+            p_value,
+            (finding.summary,),
+        )
+
+    def _chance(self, finding: Finding, drop: Fall) -> float:
+        """That a finding began before the fall: a triangle over its interval against the fall's."""
+        assert finding.onset is not None
+        at = finding.onset
+        rng = np.random.default_rng(0)
+        step_T = drop.onset_step_T.astype(np.float64)
+        pick = rng.choice(len(step_T), 500, p=drop.onset_weight_T)
+        after = np.minimum(pick + 1, len(step_T) - 1)
+        fall_B = step_T[pick] + rng.random(500) * (step_T[after] - step_T[pick])
+        if at.lower == at.upper:
+            return float(np.mean(fall_B > at.step))
+        return float(np.mean(fall_B > rng.triangular(at.lower, at.step, at.upper, 500)))
+
+    def _of_constant(self, found: TooLarge, drop: Fall) -> Cause:
+        assert drop.onset is not None
+        return Cause(
+            f"{found.policy} learning rate too large throughout",
+            "learning_rate",
+            found.policy,
+            "consistent with",
+            drop.onset,
+            0.0,
+            math.nan,
+            found.evidence,
+            place="throughout",
+        )
+
+    def _of_signal(self, verdict: SignalVerdict) -> Cause:
+        assert verdict.onset is not None
+        chance = f"p = {verdict.p_value:.2g} corrected for the signals judged"
+        if KIND[verdict.kind].is_set:
+            chance = "a setting, which does not move by chance"
+        way = "up" if verdict.after > verdict.before else "down"
+        leads = verdict.order == "precedes"
+        evidence = f"with the fall; {chance}"
+        if leads:
+            evidence = (
+                f"{verdict.when} ({max(verdict.lead_lower, 0):.0f} to {verdict.lead_upper:.0f})"
+            )
+            if math.isfinite(verdict.effect):
+                evidence += f", {abs(verdict.effect):.0f} residual standard deviations"
+            evidence += f"; {chance}"
+        return Cause(
+            f"{verdict.title} {way}",
+            verdict.kind,
+            verdict.subject,
+            "preceded by" if leads else "consistent with",
+            verdict.onset,
+            verdict.lead,
+            verdict.p_value,
+            (evidence, *((verdict.told,) if verdict.told else ())),
+            place="before" if leads else "with",
+        )
+
+    def _with_objections(
+        self,
+        cause: Cause,
+        findings: tuple[Finding, ...],
+        verdicts: tuple[SignalVerdict, ...],
+    ) -> Cause:
+        """What does not fit the story."""
+        against = list(cause.against)
+        if cause.lead > self.far:
+            against.append(f"accuracy held for {cause.lead:.0f} steps after it")
+        fell = [
+            v.subject
+            for v in verdicts
+            if v.key.startswith("own_accuracy:")
+            and v.order in ("precedes", "coincides")
+            and v.after < v.before
+        ]
+        if fell and cause.subject not in fell and cause.kind != "capture":
+            against.append(f"own accuracy fell in {', '.join(fell)}, not in {cause.subject}")
+        for finding in findings:
+            if cause.kind == finding.kind == "capture" and finding.subject == cause.subject:
+                against += [s for s in finding.evidence if "no harm" in s or "disagrees" in s]
+        if cause.place == "with":
+            against.append("whether it came before the drop is not resolved")
+        if cause.place == "throughout":
+            against.append("it was the same while accuracy held")
+        return replace(cause, against=tuple(against))
+
+
+def _raised_with_the_fall(verdict: SignalVerdict) -> bool:
+    return (
+        KIND[verdict.kind].is_set
+        and KIND[verdict.kind].suspect != "never"
+        and verdict.order == "coincides"
+        and verdict.after > verdict.before
+    )
+
+
+def separation(
+    causes: tuple[Cause, ...],
+    signals: tuple[SignalVerdict, ...] = (),
+    *,
+    can_replay: bool = True,
+) -> str:
+    """A few sentences on how far the evidence goes, what else moved before or with the fall, and
+    the run that would take it further.
+
+    `can_replay`: whether the run has a checkpoint to repeat it from.
+    """
+    confirmed = [cause.name for cause in causes if cause.words == "confirmed by replay"]
+    refuted = [cause.name for cause in causes if cause.words == "contradicted by replay"]
+    first = [cause for cause in causes if cause.words in ("preceded by", "consistent with")]
+    also = told_order(signals, tuple(_signals_of(cause) for cause in causes))
+    if confirmed:
+        return f"Confirmed by replay: {', '.join(confirmed)}."
+    if refuted and not first:
+        return f"Refuted by replay: {', '.join(refuted)}. {_nothing_leads(also, is_else=True)}"
+    if not first:
+        return _nothing_leads(also, is_else=False)
+    name, how = first[0].name, " (gradlab diagnose RUN --confirm)" if can_replay else ""
+    before = f"from before step {min(cause.onset.lower for cause in first)}"
+    if len(first) > 1:
+        more = f" (nor from {len(first) - 2} more)" if len(first) > 2 else ""
+        moved = "moved before the drop" if first[1].place == "before" else "are told by it alike"
+        if first[1].place == "with":
+            moved = "changed with the drop"
+        return (
+            f"Cannot separate {name} from {first[1].name}{more}: both {moved}. "
+            f"{also + ' ' if also else ''}"
+            f"The run that would: repeat {before} with {name} alone taken away{how}."
+        )
+    to_do = f"To confirm: repeat {before} with that alone taken away{how}."
+    if first[0].kind in NO_OPTION:
+        to_do = "No option takes that away: look at what is paid there, then train on from before."
+    if first[0].place == "throughout":
+        return (
+            "Nothing that was recorded leads it as a cause would. The drop is consistent with "
+            f"{name}: {'; '.join(first[0].evidence)}. {also + ' ' if also else ''}"
+            f"To confirm: repeat {before} with half of it{how}."
+        )
+    if first[0].place == "with":
+        return (
+            f"The drop is consistent with {name}, which changed with the fall: nothing that was "
+            f"recorded leads it as a cause would. {also + ' ' if also else ''}{to_do}"
+        )
+    if also:
+        return f"The drop is preceded by {name} ({first[0].when}). {also} {to_do}"
+    return (
+        f"The drop is preceded by {name} ({first[0].when}) and nothing else that was recorded. "
+        f"{to_do}"
+    )
+
+
+def _nothing_leads(also: str, *, is_else: bool) -> str:
+    what = "Nothing else that was recorded" if is_else else "Nothing that was recorded"
+    if also:
+        return f"{what} was seen to move before the drop as a cause would. {also}"
+    return f"{what} moved before or with the drop: an unrecorded cause, or chance."
+
+
+def _signals_of(cause: Cause) -> tuple[frozenset[str], str]:
+    """Kinds of signal, and the subject, that a suspect speaks for."""
+    return frozenset(MADE_OF.get(cause.kind, (cause.kind,))), cause.subject
+
+
+def _stands_for(verdict: SignalVerdict, found: list[Cause], policy_of: dict[str, str]) -> bool:
+    """Is the signal part of a finding, or explained by one that is no later?"""
+    kind = verdict.kind
+    subjects = [subject.strip() for subject in verdict.subject.split(",")]
+    policies = {policy_of.get(subject, subject) for subject in subjects}
+    for cause in found:
+        same_policy = policy_of.get(cause.subject, cause.subject) in policies
+        reach = same_policy if cause.kind == "capture" else cause.subject in subjects
+        parts = MADE_OF[cause.kind]
+        if reach and kind in parts:
+            return True
+        is_later = verdict.onset is not None and cause.onset.lower <= verdict.onset.upper
+        if same_policy and is_later and ancestors(kind) & set(parts[:3]):
+            return True
+    return False
+
+
+def _unexplained(causes: list[Cause], policy_of: dict[str, str]) -> list[Cause]:
+    """Without what another suspect of the role, or a setting of its policy, explains by the graph.
+
+    Across roles nothing is explained away: whether one role's failure is another's is the question.
+    """
+    kept = []
+    for cause in causes:
+        head = MADE_OF.get(cause.kind, (cause.kind,))[0]
+        explained = any(
+            other is not cause
+            and (
+                other.subject == cause.subject
+                or (other.kind == "learning_rate" and other.subject == policy_of.get(cause.subject))
+            )
+            and MADE_OF.get(other.kind, (other.kind,))[0] in ancestors(head)
+            and other.onset.lower <= cause.onset.upper
+            for other in causes
+        )
+        if not explained:
+            kept.append(cause)
+    return kept
+
+
+def _merged(causes: list[Cause]) -> list[Cause]:
+    """The same event in several roles or policies, such as a learning rate, is one suspect."""
+    merged: list[Cause] = []
+    for cause in causes:
+        same = [
+            other
+            for other in merged
+            if other.kind == cause.kind
+            and other.words == cause.words
+            and other.onset.lower <= cause.onset.upper
+            and cause.onset.lower <= other.onset.upper
+        ]
+        if same:
+            index = merged.index(same[0])
+            name = same[0].name.removesuffix(" too)")
+            name = (
+                f"{name}, {cause.subject}" if name != same[0].name else f"{name} ({cause.subject}"
+            )
+            evidence = tuple(dict.fromkeys((*same[0].evidence, *cause.evidence)))
+            merged[index] = replace(same[0], name=f"{name} too)", evidence=evidence)
+        else:
+            merged.append(cause)
+    return merged
+
+
+def _with_replays(cause: Cause, replays: tuple[Replayed, ...]) -> Cause:
+    """Words and evidence after the replays of this suspect, in whatever order they were made."""
+    own = [
+        replay
+        for replay in replays
+        if replay.kind in (cause.kind, cause.name) and replay.subject in ("", cause.subject)
+    ]
+    refuting = [replay for replay in own if not replay.confirms and not replay.is_open]
+    words: Strength = cause.words
+    against: tuple[str, ...] = ()
+    if any(replay.confirms for replay in own):
+        words = "confirmed by replay"
+        against = tuple(
+            f"refuted with {replay.change.removeprefix('--with ')}: replays disagree"
+            for replay in refuting
+        )
+    elif refuting:
+        words = "contradicted by replay"
+    evidence = (*cause.evidence, *(replay.sentence for replay in own))
+    return replace(cause, words=words, evidence=evidence, against=(*cause.against, *against))

@@ -1,0 +1,1 @@
+"""What repeated runs say about a suspect."""

@@ -1,0 +1,1 @@
+"""Tell a diagnosis on a screen of text and on a page."""

@@ -1,0 +1,1 @@
+"""Changes, trends and schedules in single series."""

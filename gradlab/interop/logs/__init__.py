@@ -1,0 +1,1 @@
+"""Turn what another trainer logged into a run store."""

@@ -1,0 +1,1 @@
+"""Match the metric names of other trainers with fields of our records."""

@@ -1,0 +1,1 @@
+"""Read logs of any kind as tables of metrics by step."""

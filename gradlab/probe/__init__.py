@@ -1,0 +1,1 @@
+"""Measure every agent's gradient on every backward pass."""

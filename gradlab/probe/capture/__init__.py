@@ -1,0 +1,1 @@
+"""Catch each agent's share of a gradient while the backward runs."""

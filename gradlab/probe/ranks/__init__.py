@@ -1,0 +1,1 @@
+"""Measure where a policy is trained on several devices."""

@@ -1,0 +1,1 @@
+"""Read norms, cosines and series out of what a store holds."""

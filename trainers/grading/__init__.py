@@ -1,0 +1,1 @@
+"""Read answers out of responses, and tell right ones from wrong ones."""

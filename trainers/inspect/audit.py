@@ -1,0 +1,86 @@
+"""Replay a step of a run from its last checkpoint and check whose gradient is whose.
+
+Every policy does one update of the step that would follow the checkpoint, first as in training and
+then once per agent with everybody else's rows at weight zero. Nothing in the run is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gradlab.probe.audit import Audit
+from trainers.config import TrainConfig
+from trainers.episodes import Row
+from trainers.judge import judge_of
+from trainers.learn import TokenSums, accumulate
+from trainers.logprobs import old_logprobs
+from trainers.minibatches import plan_updates
+from trainers.models.language import LanguageModel, load_language_model
+from trainers.policies import Policy, build_policies
+from trainers.rewards import reward_rows
+from trainers.rollout import rollout
+from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
+from trainers.rundir.directory import check_trained, read_run_directory, stored_config
+from trainers.train import TRAINING, step_problems, task_of
+
+
+def audit_run(out: Path) -> tuple[int, list[Audit]]:
+    """The step that was replayed, and the audit of every policy that had rows in it.
+
+    Raises ValueError for a directory without a run or a checkpoint.
+    """
+    check_trained(out, "an imported one has no model to check")
+    done = last_checkpoint(out)
+    if done is None:
+        raise ValueError(
+            f"{out} has no checkpoint yet; a run writes one every --checkpoint-every steps, at its "
+            "end and on Ctrl-C"
+        )
+    config = stored_config(read_run_directory(out), TrainConfig(out=out))
+    if config.probe == "off":
+        config = replace(config, probe="exact")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    workflow, routing = config.build_workflow(), config.policy_by_role()
+    task = task_of(config)
+    language = load_language_model(config, list(dict.fromkeys(routing.values())))
+    policies = build_policies(language, config, workflow.agents)
+    load_checkpoint(out, done, language, policies)
+    step = done + 1
+    problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
+    judge = judge_of(config, problems)
+    episodes = rollout(language, workflow, routing, problems, config.samples, key, judge)
+    # Any advantages tell agents apart; the step's own may be zero for all rows of one.
+    draw = np.random.default_rng(key)
+    rows = [replace(row, advantage=float(draw.normal())) for row in reward_rows(episodes, config)]
+    found = []
+    for policy in policies.values():
+        mine = [row for row in rows if row.turn.agent.role in policy.roles]
+        if mine:
+            found.append(audit_update(language, policy, mine, config, step))
+    return step, found
+
+
+def audit_update(
+    language: LanguageModel, policy: Policy, rows: Sequence[Row], config: TrainConfig, step: int
+) -> Audit:
+    """Do the policy's first update of the step up to its optimizer, and audit it."""
+    assert policy.probe is not None
+    language.activate(policy.name)
+    language.model.train()
+    old = old_logprobs(language, rows, config)
+    problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
+    update = plan_updates(rows, config, (config.training_seed, step, *policy.name.encode()))[0]
+    sums = {role: TokenSums() for role in policy.roles}  # nobody reads them
+    again = partial(accumulate, language, policy, update, old, problems, config, step, sums)
+    again()
+    found = policy.probe.audit(lambda agent: again(only=agent))
+    policy.probe.discard()
+    policy.optimizer.zero_grad(set_to_none=True)
+    return found

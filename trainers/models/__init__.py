@@ -1,0 +1,1 @@
+"""Load, build and sample from language models."""

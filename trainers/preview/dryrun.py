@@ -1,0 +1,93 @@
+"""Say what a training run will take before it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from trainers.advice import advice
+from trainers.config import TrainConfig
+from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
+from trainers.tasks.load import Task
+from trainers.train import task_of
+
+
+def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
+    """Say what a run will take.
+
+    Raises ValueError, once all else is said, where its problems cannot be read.
+    """
+    task, missing = None, None
+    try:
+        task = task_of(config)
+    except ValueError as error:
+        missing = error
+    for line in described(config, plan(config, task), task):
+        say(line)
+    if missing is not None:
+        raise missing
+
+
+def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Iterator[str]:
+    """The plan in words, line by line."""
+    if task is not None:
+        yield (
+            f"data        {', '.join(map(str, task.paths)) or f'{task.name}, generated'}: "
+            f"{len(task.train) + len(task.heldout):,} problems, {len(task.heldout):,} held out"
+        )
+    memory = found.memory
+    yield f"model       {found.model}: {found.parameters:,} parameters, {config.dtype}"
+    for policy in found.policies:
+        yield (
+            f"policy      {policy.name}: {policy.num_parameters:,} trainable parameters, "
+            f"spoken by {', '.join(map(str, policy.agents))}, at most {found.updates[policy.name]} "
+            "updates a step"
+        )
+    yield (
+        f"step        {config.problems_per_step} problems x {config.samples} samples, at most "
+        f"{found.turns:,} turns; {found.tokens:,} tokens with prompts of "
+        f"{found.lengths.prompt:,.0f} and responses of {found.lengths.response:,.0f} "
+        f"({found.lengths.source})"
+    )
+    yield (
+        f"memory      about {size(memory.peak)}: weights {size(memory.weights)}, adapters and Adam "
+        f"{size(memory.adapters)}, probe {size(memory.probe)}, then the larger of activations "
+        f"{size(memory.activations)} and rollout cache {size(memory.cache)}"
+    )
+    if memory.cache_at_limits > memory.cache:
+        yield (
+            f"            a rollout with every prompt at --max-prompt-tokens would hold "
+            f"{size(memory.cache_at_limits)} of cache: --rollout-rows is {config.rollout_rows}"
+        )
+    disk = found.disk
+    yield (
+        f"disk        at most {size(disk.store + disk.adapters + disk.states + disk.episodes)}: "
+        f"store {size(disk.store)} before compression, {disk.checkpoints[0]} checkpoints with "
+        f"adapters of {size(disk.adapters)}, {disk.checkpoints[1]} of them with optimizer states "
+        f"of {size(disk.states)}, episodes about {size(disk.episodes)}"
+    )
+    work = f"{found.flops / 1e12:,.2f} TFLOP a step"
+    if found.seconds is None or found.all_seconds is None or found.rate is None:
+        yield f"time        {work}; --device {config.device} is not here, so no seconds"
+    else:
+        yield (
+            f"time        {work}: about {duration(found.seconds)} a step, "
+            f"{duration(found.all_seconds)} for {config.steps} steps and their evaluations, if "
+            f"products run at {UTILIZATION:.0%} of the {found.rate / 1e12:.2g} TFLOP/s measured "
+            "here"
+        )
+    for text in advice(config):
+        yield f"warning     {text}"
+
+
+def size(num_bytes: float) -> str:
+    """In the unit that suits it."""
+    for unit, name in ((GIB, "GiB"), (1 << 20, "MiB")):
+        if num_bytes >= unit:
+            return f"{num_bytes / unit:,.1f} {name}"
+    return f"{num_bytes / 1024:,.1f} KiB"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,392 @@
+"""Estimate what a training run will take: sizes, memory, time and disk.
+
+Everything is computed from shapes, and from the problems and the tokenizer where they are here: no
+weights are read. Memory and time are estimates of the largest tensors and products;
+docs/training.md says what was measured against them.
+
+Legend: A agents of a policy, P trainable parameters of a policy.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM
+
+from gradlab.probe.layout import block_of, block_order
+from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.store.schema import groups
+from trainers.config import TrainConfig
+from trainers.minibatches import num_updates
+from trainers.models.architectures import KNOWN, architecture
+from trainers.models.language import (
+    add_adapters,
+    load_tokenizer,
+    locate,
+    near,
+    pick_device,
+    prompts_for,
+    reachable,
+    render,
+)
+from trainers.policies import adapter_parameters
+from trainers.preview.prompts import is_compact, played, replies_of
+from trainers.tasks.load import Task
+
+GIB = 1 << 30
+TYPICAL_PROMPT = 1024
+"""Tokens of a prompt where none can be measured and the limit is not lower; limits of 20,000 are
+for rare long ones."""
+MEASURED = 16
+"""Problems whose prompts are measured."""
+UTILIZATION = 0.35
+"""Share of the rate of one large product that training reaches."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of a turn."""
+
+    prompt: float
+    """Mean over turns."""
+    longest_prompt: int
+    response: float
+    """Mean over turns: at its limit, but of the embedded models, whose answers are known."""
+    source: str
+    """Where the numbers are from, in words."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes of a run directory at its end."""
+
+    store: int
+    """Of the arrays of the run store, before compression."""
+    adapters: int
+    """Of all checkpoints."""
+    states: int
+    """Optimizer and probe states of the checkpoints that keep them."""
+    checkpoints: tuple[int, int]
+    """How many there are, and how many of them keep states."""
+    episodes: int
+    """Estimated, compressed."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on the device."""
+
+    weights: int
+    adapters: int
+    """Parameters, gradients and Adam's two moments, float32."""
+    probe: int
+    """Each agent's gradient and moment, and the starting point, float32."""
+    activations: int
+    """Kept for the backward of one micro-batch, its logits included."""
+    cache: int
+    """Keys and values of one chunk of rollout rows, prompts typical and responses at the limit."""
+    cache_at_limits: int
+    """The same with all prompts at their limit."""
+
+    @property
+    def peak(self) -> int:
+        """The larger of rollout and training, beside what is always there."""
+        return self.weights + self.adapters + self.probe + max(self.activations, self.cache)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    model: str
+    parameters: int
+    policies: tuple[PolicyMeta, ...]
+    turns: int
+    """Most turns in a step."""
+    tokens: int
+    """Tokens of a step with typical prompts and responses at their limit."""
+    updates: dict[str, int]
+    """Most updates per policy and step."""
+    memory: Memory
+    flops: float
+    """Of that step."""
+    seconds: float | None
+    """Of that step on this machine; None where its device is not here."""
+    all_seconds: float | None
+    """Of all steps and evaluations."""
+    rate: float | None
+    """Products measured here, FLOP/s."""
+    lengths: Lengths
+    disk: Disk
+
+
+def plan(config: TrainConfig, task: Task | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here.
+
+    Raises ValueError for a model whose shapes are neither known nor to be found.
+    """
+    workflow, routing = config.build_workflow(), config.policy_by_role()
+    names = list(dict.fromkeys(routing.values()))
+    shapes, model = empty_model(config, names)
+    policies = []
+    for name in names:
+        sizes = adapter_parameters(model, name)
+        blocks = sorted({block_of(key) for key in sizes}, key=block_order)
+        agents = tuple(agent for agent in workflow.agents if routing[agent.role] == name)
+        size = sum(p.numel() for p in sizes.values())
+        policies.append(measured_policy(config, name, agents, tuple(blocks), size))
+    trained = sum(p.num_parameters for p in policies)
+    base = sum(p.numel() for p in model.parameters()) - trained
+    turns = turns_of(config)
+    episodes, evaluated = episodes_of(config)
+    total_turns = sum(turns.values()) * episodes
+    updates = {
+        policy.name: num_updates(
+            episodes * sum(turns[role] for role in turns if routing[role] == policy.name), config
+        )
+        for policy in policies
+    }
+    lengths = lengths_of(config, task)
+    tokens = round(total_turns * (lengths.prompt + lengths.response))
+    forward, learning = passes(config, base, trained / len(policies))
+    flops = tokens * (forward + learning)
+    evaluations = evaluations_of(config) * evaluated / episodes * tokens * forward
+    rate = measured_rate(config)
+    return Plan(
+        config.model,
+        base,
+        tuple(policies),
+        total_turns,
+        tokens,
+        updates,
+        memory_of(config, shapes, base, policies, lengths),
+        flops,
+        None if rate is None else flops / (rate * UTILIZATION),
+        None if rate is None else (flops * config.steps + evaluations) / (rate * UTILIZATION),
+        rate,
+        lengths,
+        disk_of(config, policies, updates, model, lengths),
+    )
+
+
+def passes(config: TrainConfig, base: int, adapter: float) -> tuple[float, float]:
+    """FLOP per token of a forward, and of all that an update takes.
+
+    A product of a forward is 2 FLOP per parameter. The backward takes as much for the gradient of
+    its input and, of adapters alone, as much again for that of its weight; the probe repeats that.
+    """
+    forward = 2.0 * (base + adapter)
+    learning = (2 + config.gradient_checkpointing) * forward + 2 * adapter
+    return forward, learning + (2 * adapter if config.probe != "off" else 0)
+
+
+def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
+    """Lengths of the prompts of the task's first problems in an episode that goes on to its end.
+
+    Replies are those that the embedded models are taught, or as long as they can be. Where task or
+    tokenizer are not here, lengths are assumed.
+    """
+    limit = config.max_response_tokens
+    try:
+        tokenizer = None if task is None else load_tokenizer(config.model, only_here=True)
+    except ValueError:
+        tokenizer = None
+    if task is None or tokenizer is None:
+        assumed = min(config.max_prompt_tokens, TYPICAL_PROMPT)
+        missing = "problems are" if task is None else "tokenizer is"
+        return Lengths(assumed, assumed, limit, f"assumed, since the {missing} not here")
+    workflow, prompts = config.build_workflow(), prompts_for(tokenizer, config)
+    prompt_B, response_B = [], []
+    for problem in task.train[:MEASURED]:
+        replies = replies_of(tokenizer, problem.kind, config.workers)
+        if not is_compact(tokenizer):
+            replies = {kind: filled(tokenizer, text, limit) for kind, text in replies.items()}
+        for wave in played(workflow, prompts, problem, replies):
+            for ask in wave:
+                text = render(tokenizer, ask.chat)
+                prompt_B.append(len(tokenizer.encode(text, add_special_tokens=False)))
+                reply = tokenizer.encode(replies[ask.kind], add_special_tokens=False)
+                response_B.append(min(len(reply) + 1, limit))  # with the end token
+    kept = np.minimum(prompt_B, config.max_prompt_tokens)
+    return Lengths(
+        float(kept.mean()), int(kept.max()), float(np.mean(response_B)),
+        f"measured on {min(MEASURED, len(task.train))} problems",
+    )  # fmt: skip
+
+
+def filled(tokenizer: Any, text: str, tokens: int) -> str:
+    """A reply of about so many tokens that is read as `text` is."""
+    missing = tokens - len(tokenizer.encode(text, add_special_tokens=False))
+    return "so " * missing + text
+
+
+def measured_policy(
+    config: TrainConfig, name: str, agents: tuple[Agent, ...], blocks: tuple[str, ...], size: int
+) -> PolicyMeta:
+    """What the store will say about a policy, which decides what is kept of each update."""
+    if config.probe == "off":
+        return PolicyMeta(name, agents, ("unmeasured",), size)
+    return PolicyMeta(
+        name, agents, blocks, size, config.probe, config.sketch_buckets,
+        effective="yes" if config.effective else "",
+    )  # fmt: skip
+
+
+def empty_model(config: TrainConfig, names: list[str]) -> tuple[Any, Any]:
+    """The architecture, and a model of it with adapters and without storage."""
+    # The hub has nothing to add to shapes that are known.
+    where, options = locate(config.model) if config.model in KNOWN else reachable(config.model)
+    try:
+        shapes = architecture(config.model, where, **options)
+    except OSError as error:
+        raise ValueError(
+            f"--model {config.model}: its config.json cannot be found "
+            f"({str(error).splitlines()[0]}); give a local directory that holds one"
+            f"{near(config.model)}"
+        ) from error
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(shapes)  # type: ignore[no-untyped-call]
+        return shapes, add_adapters(model, config, names)
+
+
+def turns_of(config: TrainConfig) -> dict[str, int]:
+    """Most turns of each role in an episode."""
+    workflow = config.build_workflow()
+    turns = {role: sum(agent.role == role for agent in workflow.agents) for role in workflow.roles}
+    if config.workflow == "evaluator_optimizer":
+        return dict.fromkeys(turns, config.rounds)
+    return turns
+
+
+def episodes_of(config: TrainConfig) -> tuple[int, int]:
+    """Episodes of a step, and of an evaluation."""
+    return config.problems_per_step * config.samples, config.eval_problems * config.eval_samples
+
+
+def evaluations_of(config: TrainConfig) -> int:
+    """Step 0 and the last step are always evaluated."""
+    return 1 + math.ceil(config.steps / config.eval_every)
+
+
+def largest_wave(config: TrainConfig) -> int:
+    """Most responses wanted at once: one of every episode's agent, or of its parallel agents."""
+    workflow = config.build_workflow()
+    parallel = max(sum(a.role == role for a in workflow.agents) for role in workflow.roles)
+    return max(episodes_of(config)) * parallel
+
+
+def memory_of(
+    config: TrainConfig, shapes: Any, base: int, policies: list[PolicyMeta], lengths: Lengths
+) -> Memory:
+    element = torch.finfo(getattr(torch, config.dtype)).bits // 8
+    hidden, layers = shapes.hidden_size, shapes.num_hidden_layers
+    heads, wide = shapes.num_attention_heads, shapes.intermediate_size
+    width = getattr(shapes, "head_dim", None) or hidden // heads
+    queries, keys = heads * width, (getattr(shapes, "num_key_value_heads", None) or heads) * width
+    # What autograd keeps of a layer and token: two norms with their inputs, queries, keys and
+    # values before and after rotation, the attention's result, gate, up, their product and SiLU.
+    per_token = 6 * hidden + 3 * queries + 3 * keys + 4 * wide
+    kept = layers * hidden + per_token if config.gradient_checkpointing else layers * per_token
+    tokens = max(config.micro_tokens, 1)
+    longest = lengths.longest_prompt + config.max_response_tokens
+    answered = min(tokens, max(1, tokens // longest) * config.max_response_tokens)
+    logits = answered * shapes.vocab_size * (element + 12)
+    row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
+    probe = 0
+    if config.probe != "off":
+        probe = sum((2 * len(p.agents) + 2) * p.num_parameters * 4 for p in policies)
+    return Memory(
+        weights=base * element,
+        adapters=sum(p.num_parameters for p in policies) * 16,
+        probe=probe,
+        activations=tokens * kept * element + logits,
+        cache=longest * row_bytes,
+        cache_at_limits=(config.max_prompt_tokens + config.max_response_tokens) * row_bytes,
+    )
+
+
+def disk_of(
+    config: TrainConfig,
+    policies: list[PolicyMeta],
+    updates: dict[str, int],
+    model: Any,
+    lengths: Lengths,
+) -> Disk:
+    """What a run leaves, without what alarms save."""
+    last, every = config.steps, config.checkpoint_every
+    steps = sorted({*range(every, last + 1, every), last})
+    kept = set(steps[-config.keep_states :])  # all of them for 0
+    if config.keep_state_every:
+        kept |= {step for step in steps if step % config.keep_state_every == 0}
+    tensors = {p.name: len(adapter_parameters(model, p.name)) for p in policies}
+    adapters = sum(4 * p.num_parameters + 128 * tensors[p.name] for p in policies)
+    turns = sum(turns_of(config).values())
+    episodes, evaluated = episodes_of(config)
+    played = config.steps * episodes + evaluations_of(config) * evaluated
+    return Disk(
+        store_bytes(config, policies, updates),
+        len(steps) * adapters,
+        len(kept) * sum(state_bytes(config, p, tensors[p.name]) for p in policies),
+        (len(steps), len(kept)),
+        round(played * turns * (8 + 1.5 * lengths.response)),
+    )
+
+
+def state_bytes(config: TrainConfig, policy: PolicyMeta, tensors: int) -> int:
+    """Size of a policy's trainer_state.pt: float32 vectors as long as its adapter.
+
+    Adam keeps two; the probe one and one per agent; coherence damping one.
+    """
+    vectors = 2 + (config.damping_of(policy.agents[0].role) > 0)
+    if config.probe != "off":
+        vectors += 1 + len(policy.agents)
+    return 4 * vectors * policy.num_parameters + 800 * tensors + 6000  # names, random state
+
+
+def store_bytes(config: TrainConfig, policies: list[PolicyMeta], updates: dict[str, int]) -> int:
+    """Bytes of the arrays of the run store, before compression."""
+    workflow = config.build_workflow()
+    meta = RunMeta(
+        "dry-run", config.workflow, config.task, config.model, workflow.roles,
+        config.policy_by_role(), tuple(policies),
+        problems=tuple(str(i) for i in range(config.eval_problems)),
+        eval_samples=config.eval_samples,
+    )  # fmt: skip
+    total = 0
+    for group in groups(meta):
+        row = sum(
+            math.prod(group.row_shape(array)) * np.dtype(array.dtype).itemsize
+            for array in group.arrays
+        )
+        rows = {"step": config.steps, "eval": evaluations_of(config)}.get(group.row)
+        if rows is None:
+            rows = config.steps * updates[group.path.removeprefix("updates/")]
+            rows *= config.probe != "off"
+        total += rows * row
+    return total
+
+
+def measured_rate(config: TrainConfig, seconds: float = 0.3) -> float | None:
+    """FLOP/s of large products in the run's dtype on its device; None if it is not here."""
+    pick_device(config.device, check=False)  # what is no device at all is an error
+    try:
+        device = pick_device(config.device)
+    except ValueError:
+        return None
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    size = 1024 if device.type == "cpu" else 8192
+    left = torch.randn(size, size, device=device).to(getattr(torch, config.dtype))
+    best, until = math.inf, time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        left @ left
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best

@@ -1,0 +1,132 @@
+"""Print what each role of a workflow is asked, exactly as a model sees it.
+
+The workflow is played on a sample problem with canned replies, so that what is printed is what a
+run would ask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainers.config import TrainConfig
+from trainers.models.language import load_tokenizer, prompts_for, render
+from trainers.prompts.chat import Prompts
+from trainers.prompts.compact import STRATEGIES
+from trainers.tasks.load import Kind, Problem
+from trainers.workflows import Ask, Reply, Workflow
+
+SAMPLES: dict[Kind, Problem] = {
+    "math": Problem("sample", "math", "A train covers 150 km in 2 hours. How fast is it?", "75"),
+    "code": Problem(
+        "sample",
+        "code",
+        "Read an integer n from standard input and print the sum of its decimal digits.\n\n"
+        "Example input:\n1024\n\nExample output:\n7",
+        "",
+    ),
+    "expression": Problem("line-3-2-at-124", "expression", "1>5 2>8 4>14", "3*x+2"),
+}
+COMPACT_SAMPLES: dict[Kind, Problem] = {
+    "math": Problem("sum-47-38", "math", "47+38", "85"),
+    "code": SAMPLES["expression"],
+    "expression": SAMPLES["expression"],
+}
+"""The embedded models write expressions where others write programs."""
+
+_PROGRAM = "```python\nprint(sum(map(int, input())))\n```"
+REPLIES: dict[Kind, Mapping[str, str]] = {
+    "math": {
+        "answer": r"150 km in 2 hours are 150/2 = 75 km in one. \boxed{75}",
+        "choice": r"\boxed{1}",
+        "verdict": r"The unit is missing. \boxed{Incorrect}",
+    },
+    "code": {
+        "answer": f"I add the digits of the line.\n{_PROGRAM}",
+        "choice": r"\boxed{1}",
+        "verdict": r"A sign is not handled. \boxed{Incorrect}",
+    },
+    "expression": {
+        "answer": r"\boxed{3*x+2}",
+        "choice": r"\boxed{1}",
+        "verdict": r"1>5 is wrong. \boxed{Incorrect}",
+    },
+}
+_COMPACT = {"choice": "[1]", "verdict": "[n]"}
+COMPACT_REPLIES: dict[Kind, Mapping[str, str]] = {
+    "math": {"answer": "[85]", **_COMPACT},
+    "expression": {"answer": "[3*x+2]", **_COMPACT},
+}
+"""What is replied to each kind of ask but plans, see `replies_of`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One ask of a workflow, as text."""
+
+    agent: str
+    round: int
+    text: str
+    num_tokens: int
+
+
+def show_prompts(config: TrainConfig, kind: Kind) -> None:
+    """Print every ask of the configuration's workflow to its model."""
+    tokenizer = load_tokenizer(config.model)
+    prompts = prompts_for(tokenizer, config)
+    for asked in prompts_of(tokenizer, prompts, config.build_workflow(), kind):
+        print(f"=== {asked.agent}, round {asked.round + 1}: {asked.num_tokens} tokens")
+        print(asked.text)
+        print()
+
+
+def prompts_of(tokenizer: Any, prompts: Prompts, workflow: Workflow, kind: Kind) -> Iterator[Asked]:
+    """Play the workflow on a sample problem; parallel agents with the same prompt are one."""
+    samples = COMPACT_SAMPLES if is_compact(tokenizer) else SAMPLES
+    problem = samples[kind]
+    replies = replies_of(tokenizer, problem.kind, workflow.sizes.workers)
+    for wave in played(workflow, prompts, problem, replies):
+        seen: set[str] = set()
+        for ask in wave:
+            text = render(tokenizer, ask.chat)
+            if text not in seen:
+                num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
+                yield Asked(_who(wave, ask), ask.round, text, num_tokens)
+            seen.add(text)
+
+
+def played(
+    workflow: Workflow, prompts: Prompts, problem: Problem, replies: Mapping[str, str]
+) -> Iterator[list[Ask]]:
+    """The waves of an episode in which every ask gets the reply of its kind: as long as it can be,
+    since the verdict is no."""
+    play = workflow.play(problem, prompts)
+    wave = next(play)
+    while True:
+        yield wave
+        said = [Reply(replies[a.kind], a.read(replies[a.kind]).value, False) for a in wave]
+        try:
+            wave = play.send(said)
+        except StopIteration:
+            return
+
+
+def is_compact(tokenizer: Any) -> bool:
+    """Whether it is one of an embedded model."""
+    return bool(tokenizer.init_kwargs.get("prompt_style") == "compact")
+
+
+def replies_of(tokenizer: Any, kind: Kind, workers: int) -> dict[str, str]:
+    """What is replied to each kind of ask about a problem; a plan has work for all workers."""
+    if is_compact(tokenizer):
+        plan = f"[{STRATEGIES[:workers]}]"
+        return {**COMPACT_REPLIES.get(kind, COMPACT_REPLIES["math"]), "plan": plan}
+    numbers = range(1, workers + 1)
+    plan = "\n".join(f"STRATEGY {number}: (strategy {number})" for number in numbers)
+    return {**REPLIES[kind], "plan": plan}
+
+
+def _who(wave: list[Ask], ask: Ask) -> str:
+    """The agents that are asked this."""
+    return ", ".join(str(other.agent) for other in wave if other.chat == ask.chat)

@@ -1,0 +1,1 @@
+"""Repeat a run from a checkpoint, as it was or with something changed."""

@@ -1,0 +1,158 @@
+"""Begin a run where another one was: its checkpoint, with settings and policies changed.
+
+Policies may be divided or joined. A role that gets a policy of its own starts with a copy of the
+adapter it shared, so that the model answers as before. Joining has no such start: the mean of two
+low-rank products is no low-rank product, and the mean of their factors is neither's model. So a
+joined policy starts as one role's adapter, which has to be named, and the others start over from
+there. Optimizer moments come with the adapter; the agents' parts of them only where a policy keeps
+all its agents.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradlab.checkpoints import STATE, checkpoint_path
+from trainers.config import TrainConfig
+from trainers.policies import warmup
+from trainers.rundir.checkpoint import checked, seal
+from trainers.rundir.directory import PROBLEMS, read_run_directory, versions, write_description
+from trainers.tasks.load import Task, write_problem_list
+
+WARMING = ("warmup_steps", "scheduler_tick")
+"""Options that say at which step the schedule has which rate."""
+
+
+def fork(
+    source: Path, step: int, original: TrainConfig, config: TrainConfig, merge_from: str | None
+) -> None:
+    """Make `config.out` an arm of a replay, which continues `source` from its checkpoint of `step`.
+
+    The directory gets its name when it is whole. Raises ValueError for policies that have no start.
+    """
+    origins = policy_origins(original, config, merge_from)
+    about = read_run_directory(source)
+    target = config.out
+    about |= {
+        "run_id": f"{about['run_id']}-{target.parent.name}-{target.name}",
+        "config": replace(config, resume=False).to_json(),
+        "versions": versions(),
+        "replay": {"of": about["run_id"], "step": step},
+    }
+    write_fork(source, step, original, config, origins, about)
+
+
+def write_fork(
+    source: Path,
+    step: int,
+    original: TrainConfig,
+    config: TrainConfig,
+    origins: Mapping[str, str],
+    about: Mapping[str, Any],
+    task: Task | None = None,
+) -> None:
+    """Write `config.out` with the checkpoint of another run, changed where the configuration is.
+
+    `origins` as `policy_origins` gives it; `task`: whose problems are listed in the directory.
+    """
+    checked(checkpoint_path(source, step))  # what is sealed below would pass for whole
+    target = config.out
+    temporary = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    directory = checkpoint_path(temporary, step)
+    directory.mkdir(parents=True)
+    for name, origin in origins.items():
+        shutil.copytree(checkpoint_path(source, step) / origin, directory / name)
+        state = torch.load(directory / name / STATE, map_location="cpu", weights_only=True)
+        agents = [
+            (agent.role, agent.number)
+            for agent in config.build_workflow().agents
+            if config.policy_by_role()[agent.role] == name
+        ]
+        with open(directory / name / STATE, "wb") as file:
+            torch.save(changed_state(state, original, config, agents, (origin, name)), file)
+    seal(directory, step, list(origins))
+    if task is not None:
+        write_problem_list(temporary / PROBLEMS, task)
+    write_description(temporary, about)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary.rename(target)
+
+
+def policy_origins(
+    original: TrainConfig, config: TrainConfig, merge_from: str | None
+) -> dict[str, str]:
+    """New policy -> the old one it starts as a copy of.
+
+    Raises ValueError for policies that would be joined, unless `merge_from` says whose adapter the
+    joined one begins with.
+    """
+    old, new = original.policy_by_role(), config.policy_by_role()
+    if merge_from is not None and merge_from not in old:
+        raise ValueError(f"--with merge:{merge_from}: no such role; the run has {', '.join(old)}")
+    origins = {}
+    for policy in dict.fromkeys(new.values()):
+        roles = [role for role, name in new.items() if name == policy]
+        found = list(dict.fromkeys(old[role] for role in roles))
+        if len(found) > 1 and merge_from not in roles:
+            raise ValueError(
+                f"policy '{policy}' would join {', '.join(found)}, which have no common start: "
+                f"say whose adapter it begins with in a replay, gradlab replay RUN --with "
+                f"merge:{roles[0]}, or train with that routing from the start"
+            )
+        origins[policy] = found[0] if len(found) == 1 else old[str(merge_from)]
+    return origins
+
+
+def changed_state(
+    state: dict[str, Any],
+    original: TrainConfig,
+    config: TrainConfig,
+    agents: list[tuple[str, int]],
+    names: tuple[str, str],
+) -> dict[str, Any]:
+    """A policy's trainer state under another configuration, its old and new names given."""
+    _change_rates(state, original, config)
+    for group in state["optimizer"]["param_groups"]:
+        group["weight_decay"] = config.weight_decay
+    probe = state["probe"]
+    if probe is not None and [tuple(agent) for agent in probe["agents"]] != agents:
+        # What the new agents' parts of the moments would be, nobody measured.
+        state["probe"] = {**probe, "agents": agents, "moment_AP": None, "decay_P": None}
+    if probe is not None and names[0] != names[1]:
+        slots = [(renamed(slot, *names), shape) for slot, shape in probe["slots"]]
+        state["probe"] = {**state["probe"], "slots": slots}
+    return state
+
+
+def _change_rates(state: dict[str, Any], original: TrainConfig, config: TrainConfig) -> None:
+    """Scale the rates that are there, which --alarm slow may have lowered, and the schedule's place
+    in a warm-up that is another one."""
+    old, new = original.learning_rate, config.learning_rate
+    schedule, groups = state["schedule"], state["optimizer"]["param_groups"]
+
+    def scaled(rate: float) -> float:
+        return new if rate == old else new / old * rate  # the new one itself, not its rounding
+
+    if new != old:
+        for group in groups:
+            group |= {name: scaled(group[name]) for name in ("lr", "initial_lr")}
+        for name in ("base_lrs", "_last_lr"):
+            schedule[name] = [scaled(rate) for rate in schedule[name]]
+    if any(getattr(config, name) != getattr(original, name) for name in WARMING):
+        factor = warmup(config)(schedule["last_epoch"])
+        schedule["_last_lr"] = [factor * rate for rate in schedule["base_lrs"]]
+        for group, rate in zip(groups, schedule["_last_lr"], strict=True):
+            group["lr"] = rate
+
+
+def renamed(parameter: str, old: str, new: str) -> str:
+    """Name of an adapter's parameter under another adapter name: the last part but one."""
+    *path, adapter, last = parameter.split(".")
+    return ".".join([*path, new if adapter == old else adapter, last])

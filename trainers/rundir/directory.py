@@ -1,0 +1,205 @@
+"""Create or reopen a run directory: configuration, versions and data that explain the run.
+
+run.zarr/       the measurements             config.json     configuration, versions, data
+episodes/       what every agent said        checkpoints/    adapters and optimizer state
+problems.jsonl.gz   id, split and content hash of every problem
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from gradlab.store.disk import PARTIAL, put
+from gradlab.store.run import open_run
+from trainers.config import TrainConfig
+from trainers.tasks.load import Task, problem_ids, write_problem_list
+
+CONFIG = "config.json"
+PROBLEMS = "problems.jsonl.gz"
+STORE = "run.zarr"
+
+
+def create_run_directory(
+    config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Make `config.out` and write config.json; returns what was written.
+
+    `begun`: what a run that begins where another one was remembers of it.
+    Raises ValueError when the directory is not empty or cannot be written.
+    """
+    out = config.out
+    check_free(out)
+    about = description(config, task, begun)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_problem_list(out / PROBLEMS, task)
+        write_description(out, about)  # last: now it is a run
+    except OSError as error:
+        raise unwritable(out, error) from error
+    return about
+
+
+def unwritable(out: Path, error: OSError) -> ValueError:
+    return ValueError(f"--out {out} cannot be written ({error.strerror}); give another")
+
+
+def check_free(out: Path) -> None:
+    """Raise ValueError for a directory that a new run would overwrite."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file; expected a directory to create")
+    # A kill right at the start leaves these, which nobody can continue or miss.
+    if out.is_dir() and {path.name for path in out.iterdir()} - {CONFIG + PARTIAL, PROBLEMS}:
+        what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
+        raise ValueError(
+            f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
+            "another --out"
+        )
+
+
+def description(
+    config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What config.json of a new run holds."""
+    about = {
+        "run_id": uuid.uuid4().hex[:12],
+        "created": now(),
+        "config": config.to_json(),
+        "versions": versions(),
+        "data": {
+            "task": task.name,
+            "train_problems": len(task.train),
+            "heldout": list(problem_ids(task.heldout)),
+            "sha256": task.content_hash,
+            "files": dict(task.files),
+        },
+    }
+    return about | ({"from": dict(begun)} if begun else {})
+
+
+def write_description(out: Path, about: Mapping[str, Any]) -> None:
+    put(out / CONFIG, (json.dumps(about, indent=1) + "\n").encode())
+
+
+def now() -> str:
+    """The time as config.json has it, in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def first_step(about: Mapping[str, Any]) -> int:
+    """Step of the checkpoint that a run began with, in a replay or by --from; else 0."""
+    origin = about.get("replay") or about.get("from") or {}
+    return int(origin.get("step", 0))
+
+
+def check_trained(run: Path, otherwise: str) -> None:
+    """Raise ValueError for what is not the directory of a trained run; `otherwise` says more."""
+    if not (run / CONFIG).is_file():
+        raise ValueError(
+            f"{run} has no {CONFIG}: expected the directory of a run trained by gradlab; "
+            f"{otherwise}"
+        )
+
+
+def read_run_directory(out: Path) -> dict[str, Any]:
+    """config.json of an existing run.
+
+    Raises ValueError when there is none, or it cannot be read.
+    """
+    path = out / CONFIG
+    if not path.is_file():
+        raise ValueError(f"{out} holds no {CONFIG}; expected the directory of a trained run")
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        about["config"]["steps"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); restore it from a copy, or train anew"
+        ) from error
+    return about
+
+
+def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
+    """The configuration a run was made with.
+
+    Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
+    far, not what. Options that are younger than the run have their defaults, which do what was done
+    before there were options.
+
+    Raises ValueError for options that this version does not know, and for an --extend-to that
+    extends nothing.
+    """
+    stored = dict(about["config"])
+    unknown = sorted(set(stored) - {field.name for field in fields(TrainConfig)})
+    if unknown:
+        raise ValueError(
+            f"{given.out / CONFIG} was written by gradlab {about['versions'].get('gradlab')} and "
+            f"has options that this version does not know: {', '.join(unknown)}; use that version"
+        )
+    stored["data"] = Path(stored["data"]) if stored.get("data") else None
+    stored |= {"out": given.out, "device": given.device, "threads": given.threads}
+    config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
+    if not given.extend_to:
+        return config
+    if given.extend_to <= config.steps:
+        raise ValueError(
+            f"--extend-to is {given.extend_to} and the run in {given.out} is one of {config.steps} "
+            f"steps; expected more than {config.steps}, or --resume alone to finish it"
+        )
+    return replace(config, steps=given.extend_to, extend_to=given.extend_to)
+
+
+def last_recorded(out: Path) -> int:
+    """The last training step in the store of a run; 0 where there is none."""
+    if not (out / STORE).exists():
+        return 0
+    return max(open_run(out).steps.tolist(), default=0)
+
+
+def check_unstarted(config: TrainConfig, first: int) -> None:
+    """Let a run without any checkpoint start over only if it was killed before its first one.
+
+    `first`: step of the checkpoint that a replay begins with. Raises ValueError for a record that
+    longer training left: its checkpoints are gone, and starting over would throw it away.
+    """
+    recorded = last_recorded(config.out)
+    # A kill or a full disk at the last step leaves an open store, or the directory.
+    is_finished = (
+        recorded >= config.steps
+        and open_run(config.out).closed
+        and not (config.out / "checkpoints").is_dir()
+    )
+    if recorded <= config.checkpoint_every and not is_finished and not first:
+        return
+    raise ValueError(
+        f"--resume: {config.out} has measurements up to step {recorded} and no checkpoint to "
+        f"continue from; expected one in {config.out / 'checkpoints'}. Put them back from a copy, "
+        "or train from the beginning elsewhere with another --out (or here, once this directory is "
+        "moved away); nothing was changed, and what was measured is readable"
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything whose change could change a number, and the commit if there is one."""
+    packages = ("gradlab", "torch", "transformers", "peft", "numpy", "zarr")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    found["python"] = platform.python_version()
+    found["machine"] = f"{platform.system()} {platform.machine()}"
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if commit.returncode == 0:
+        found["commit"] = commit.stdout.strip()
+    return found

@@ -1,0 +1,1 @@
+"""What is trained on: problems with stable ids and a judge."""
