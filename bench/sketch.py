@@ -31,7 +31,7 @@ from gradlab.probe.probe import attach
 from trainers.models.language import load_base
 from trainers.models.tiny import Teacher, batch
 from trainers.prompts.compact import CompactPrompts
-from trainers.tasks.load import arithmetic
+from trainers.tasks.sources.embedded import arithmetic
 
 RESULT = Path(__file__).parent / "results" / "sketch.md"
 CASE = Case(Size(256, 4, 2048), 16, 64, lora_rank=None)

@@ -16,7 +16,7 @@ from trainers.config import TrainConfig
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint, save_checkpoint
-from trainers.tasks.load import arithmetic
+from trainers.tasks.sources.embedded import arithmetic
 
 
 def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:

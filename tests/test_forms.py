@@ -8,7 +8,7 @@ from conftest import make_turn
 from gradlab.records import Agent
 from trainers.episodes import Episode, Turn
 from trainers.evaluate import evaluation_record
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.watch.forms import (
     echoed,
     form_shares,

@@ -13,7 +13,7 @@ from trainers.config import TrainConfig
 from trainers.grading.code_tests import FunctionTest, StdinTest, Test
 from trainers.judge import Judge, judge_of
 from trainers.rundir.directory import stored_config
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 SUM = Problem("sum", "math", "2+2", "4")
 TESTS: tuple[Test, ...] = (StdinTest("3\n", "6\n"), StdinTest("5\n", "10\n"))

@@ -14,7 +14,7 @@ from gradlab.signature import FIBONACCI_HASH
 from trainers.advantages import GroupCounts
 from trainers.episodes import Episode, Row
 from trainers.learn import TokenSums
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.watch.ledger import role_ledger, signature, step_record
 
 GENERATOR, AGGREGATOR = Agent("generator"), Agent("aggregator")

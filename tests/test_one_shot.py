@@ -6,7 +6,7 @@ import pytest
 
 from trainers.prompts.chat import Chat, ChatPrompts
 from trainers.prompts.one_shot import EXAMPLES, OneShot
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 PLAIN = ChatPrompts()
 SHOWN = OneShot(PLAIN)

@@ -10,7 +10,10 @@ import pytest
 
 from trainers.grading.code_tests import FunctionTest, StdinTest
 from trainers.judge import Judge
-from trainers.tasks.load import Problem, Task, arithmetic, load_task, write_problem_list
+from trainers.tasks.load import load_task
+from trainers.tasks.problem import Problem, Task
+from trainers.tasks.problem_list import write_problem_list
+from trainers.tasks.sources.embedded import arithmetic
 
 GSM8K = {"question": "2+2 apples?", "answer": "2+2=<<2+2=4>>4\n#### 4"}
 

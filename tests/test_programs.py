@@ -7,7 +7,8 @@ import random
 import pytest
 
 from trainers.judge import Judge
-from trainers.tasks.load import Problem, load_task, programs
+from trainers.tasks.load import load_task
+from trainers.tasks.problem import Problem
 from trainers.tasks.programs import (
     INPUTS,
     functions,
@@ -17,6 +18,7 @@ from trainers.tasks.programs import (
     same_function,
     workings,
 )
+from trainers.tasks.sources.embedded import programs
 
 PROBLEM = Problem("line-3-2-at-124", "expression", "1>5 2>8 4>14", "3*x+2")
 

@@ -9,7 +9,7 @@ import pytest
 
 from trainers.prompts.chat import Chat, ChatPrompts, Prompts, numbered
 from trainers.prompts.compact import CompactPrompts
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("p1", "math", "What is 80+11?", "91")
 SUM = Problem("sum-80-11", "math", "80+11", "91")

@@ -16,7 +16,7 @@ from trainers.grading.reading import (
 )
 from trainers.prompts.chat import ChatPrompts
 from trainers.prompts.compact import CompactPrompts
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("sum-1-1", "math", "1+1", "2")
 

@@ -8,7 +8,7 @@ from conftest import SmallConfig, make_turn
 from gradlab.records import Agent
 from trainers.episodes import Episode, Turn
 from trainers.rewards import reward_rows, rubric_reward, turn_reward
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("p", "math", "80+11", "91")
 

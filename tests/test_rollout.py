@@ -13,7 +13,8 @@ from trainers.judge import Judge
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.rewards import reward_rows
 from trainers.rollout import rng, rollout
-from trainers.tasks.load import Problem, arithmetic
+from trainers.tasks.problem import Problem
+from trainers.tasks.sources.embedded import arithmetic
 
 PROBLEMS = arithmetic(2)[1000:1006]
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from gradlab.records import Agent
 from trainers.episodes import Episode, Row, save_episodes
 from trainers.inspect.episodes import show_episodes
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("sum-80-11", "math", "80+11", "91")
 OTHER = Problem("sum-1-1", "math", "What is\n[bold]1+1[/bold]?", "2")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gradlab.probe.measures.sketches import Sketcher
 from gradlab.probe.probe import Probe, attach
-from gradlab.readout.sketch_cosines import cosine_between, cosines, directness
+from gradlab.readout.sketch_cosines import cosines, directness
 from gradlab.records import Agent
 from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
@@ -202,7 +202,7 @@ def test_runs_are_compared_by_their_sketches(
         optimizer.step()
         optimizer.zero_grad()
     probe.close()
-    found = cosine_between(run, open_run(tmp_path / "other.zarr"), "generator")
+    found = run.cosine_between(open_run(tmp_path / "other.zarr"), "generator")
     assert found.shape == (NUM_UPDATES, 2)
     expected = exact_cosines(gradient_UAP[:, :2].sum(1), gradient_AP[None, :2].sum(1))
     np.testing.assert_allclose(found[:, 1:], expected, atol=2e-3)
@@ -210,7 +210,7 @@ def test_runs_are_compared_by_their_sketches(
     model, optimizer, probe = attached(tmp_path / "finer.zarr", 103)
     probe.close()
     with pytest.raises(ValueError, match=r"sketch_buckets of policy 'shared' .* is 101, .* 103"):
-        cosine_between(run, open_run(tmp_path / "finer.zarr"), "generator")
+        run.cosine_between(open_run(tmp_path / "finer.zarr"), "generator")
 
 
 def test_gradients_of_zero_have_no_angle(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from trainers.grading.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest
 from trainers.judge import Judge
-from trainers.tasks.load import Problem, Task, load_task
+from trainers.tasks.load import load_task
+from trainers.tasks.problem import Problem, Task
 
 SHARED = Path("../shared/data")
 

@@ -16,7 +16,9 @@ from trainers.models.language import TINY, WEIGHTS, load_language_model
 from trainers.models.tiny import Build, Teacher, backward, batch, build_model, build_tokenizer, main
 from trainers.prompts.chat import Message
 from trainers.prompts.compact import CompactPrompts
-from trainers.tasks.load import Problem, arithmetic, load_task
+from trainers.tasks.load import load_task
+from trainers.tasks.problem import Problem
+from trainers.tasks.sources.embedded import arithmetic
 
 PROBLEM = Problem("sum-47-38", "math", "47+38", "85")
 PROGRAM = Problem("line-3-2-at-124", "expression", "1>5 2>8 4>14", "3*x+2")

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.models.language import load_tokenizer
-from trainers.tasks.load import read_problem_list
+from trainers.tasks.problem_list import read_problem_list
 from trainers.train import train
 from trainers.workflows import WorkflowName
 

@@ -9,7 +9,7 @@ import pytest
 from gradlab.records import Agent
 from trainers.judge import Judge
 from trainers.prompts.compact import CompactPrompts
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.workflows import Ask, Play, Reply, Sizes, Wave, Workflow, WorkflowName
 
 PROBLEM = Problem("sum-80-11", "math", "80+11", "91")

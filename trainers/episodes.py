@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.records import Agent
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 
 @dataclass(frozen=True)

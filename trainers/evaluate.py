@@ -12,7 +12,7 @@ from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
 from trainers.models.language import LanguageModel
 from trainers.rollout import rollout
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
 from trainers.watch.ledger import mean
 from trainers.workflows import Workflow

@@ -12,17 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from gradlab.readout.gram import grouped, grouping
 from trainers.config import TrainConfig
-
-if TYPE_CHECKING:
-    from trainers.policies import Policy
 
 MAX_FACTOR = 10.0
 """Largest factor of --equalize: a role with hardly any gradient is mostly noise."""
@@ -82,31 +78,6 @@ def damping_of(
     if not strength:
         return None
     return CoherenceDamping(parameters, strength, config.coherence_window, config.coherence_start)
-
-
-def intervene(policy: Policy, config: TrainConfig) -> None:
-    """Change the gradient of the update in hand as `config` says; nothing without its options."""
-    if any((config.role_weight, config.role_clip, config.max_share, config.equalize)):
-        assert policy.probe is not None, "the configuration was checked"
-        gram_AA = policy.probe.captured_gram()
-        norm2_R = grouped(gram_AA, grouping(policy.agents, policy.roles)).diagonal()
-        masses = {
-            role: math.sqrt(max(float(norm2), 0.0))
-            for role, norm2 in zip(policy.roles, norm2_R, strict=True)
-        }
-        factors = role_factors(masses, config)
-        if any(factor != 1 for factor in factors.values()):
-            policy.probe.reweight(factors)
-    if policy.damping is not None:
-        factor = policy.damping.factor()
-        if factor == 1:
-            return
-        if policy.probe is not None:
-            policy.probe.reweight(dict.fromkeys(policy.roles, factor))
-            return
-        for parameter in policy.parameters:
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
 
 
 def role_factors(masses: Mapping[str, float], config: TrainConfig) -> dict[str, float]:

@@ -16,7 +16,7 @@ from trainers.grading.numbers import same_number
 from trainers.grading.pool import GradingPool
 from trainers.grading.programs import CodeGrader
 from trainers.sandbox.limits import MIB, Limits
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.tasks.programs import same_function
 
 

@@ -5,6 +5,7 @@ Legend: B rows of a micro-batch, T response tokens (right-padded).
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gradlab.readout.gram import grouped, grouping
 from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Row
-from trainers.interventions import intervene
+from trainers.interventions import role_factors
 from trainers.logprobs import (
     Batch,
     old_logprobs,
@@ -149,6 +151,31 @@ def clip_and_step(language: LanguageModel, policy: Policy, config: TrainConfig, 
         )
     policy.optimizer.step()
     policy.optimizer.zero_grad(set_to_none=True)
+
+
+def intervene(policy: Policy, config: TrainConfig) -> None:
+    """Change the gradient of the update in hand as `config` says; nothing without its options."""
+    if any((config.role_weight, config.role_clip, config.max_share, config.equalize)):
+        assert policy.probe is not None, "the configuration was checked"
+        gram_AA = policy.probe.captured_gram()
+        norm2_R = grouped(gram_AA, grouping(policy.agents, policy.roles)).diagonal()
+        masses = {
+            role: math.sqrt(max(float(norm2), 0.0))
+            for role, norm2 in zip(policy.roles, norm2_R, strict=True)
+        }
+        factors = role_factors(masses, config)
+        if any(factor != 1 for factor in factors.values()):
+            policy.probe.reweight(factors)
+    if policy.damping is not None:
+        factor = policy.damping.factor()
+        if factor == 1:
+            return
+        if policy.probe is not None:
+            policy.probe.reweight(dict.fromkeys(policy.roles, factor))
+            return
+        for parameter in policy.parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
 
 
 def batch_loss(

@@ -17,7 +17,7 @@ from trainers.learn import TrainingError
 from trainers.models.language import LanguageModel
 from trainers.models.sampling import Sample, sample
 from trainers.policies import not_finite
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.workflows import Ask, Play, Reply, Workflow
 
 _Asked = tuple[int, int, tuple[int, ...]]

@@ -46,7 +46,8 @@ from trainers.rundir.directory import (
     read_run_directory,
     stored_config,
 )
-from trainers.tasks.load import Problem, Task, load_task, problem_ids
+from trainers.tasks.load import load_task
+from trainers.tasks.problem import Problem, Task, problem_ids
 from trainers.watch.ledger import step_record
 from trainers.watch.lookout import Lookout, check_watch
 from trainers.watch.progress import Progress

@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 from gradlab.records import Agent
 from trainers.grading.reading import Reading
 from trainers.prompts.chat import Chat, Prompts
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 WorkflowName = Literal["voting", "evaluator_optimizer", "orchestrator_workers", "solo"]
 

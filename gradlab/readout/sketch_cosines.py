@@ -4,22 +4,18 @@ Legend: K sketch buckets, T training steps, U and V updates.
 
 Example:
     >>> run.cosine_across("generator")[10, 50]  # of the gradients of updates 10 and 50
-    >>> cosine_between(first_run, second_run, "generator")  # [U, V]: do two runs go the same way?
+    >>> first_run.cosine_between(second_run, "generator")  # [U, V]: do two runs go the same way?
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gradlab.readout.gram import quotient
 from gradlab.readout.pooling import sum_over_updates
-from gradlab.records import Agent
-
-if TYPE_CHECKING:
-    from gradlab.store.run import Run
 
 Float64Array = NDArray[np.float64]
 
@@ -41,31 +37,6 @@ def paired_cosines(sketch_UK: Float64Array, other_UK: Float64Array) -> Float64Ar
     """[U] estimated cosine of each with its partner."""
     norm_U = np.linalg.norm(sketch_UK, axis=1) * np.linalg.norm(other_UK, axis=1)
     return np.clip(quotient((sketch_UK * other_UK).sum(1), norm_U), -1.0, 1.0)
-
-
-def cosine_between(
-    first: Run,
-    second: Run,
-    a: str | Agent,
-    b: str | Agent | None = None,
-    *,
-    of: Sketched = "gradient",
-) -> Float64Array:
-    """[U, V] estimated cosines of `a` in updates of `first` and `b` (None: `a`) of `second`.
-
-    The runs must train the same parameters: it is their order along the flat axis that is compared.
-    """
-    b = a if b is None else b
-    left, right = first.policy_for(a), second.policy_for(b)
-    for what in ("sketch_buckets", "sketch_seed", "num_parameters", "blocks"):
-        mine, theirs = getattr(left, what), getattr(right, what)
-        if mine != theirs:
-            raise ValueError(
-                f"cosine_between: {what} of policy '{left.name}' in {first.path} is {mine}, of "
-                f"'{right.name}' in {second.path} {theirs}; only sketches over the same parameters "
-                "with the same buckets compare"
-            )
-    return cosines(first.sketch(a, of=of), second.sketch(b, of=of))
 
 
 def directness(

@@ -363,11 +363,31 @@ class Run:
     ) -> Float64Array:
         """[U, U] estimated cosine of a in one update and b (None: a) in another, of one policy.
 
-        Off by about (1 - cos^2) / sqrt(sketch buckets). `across.cosine_between` compares runs.
+        Off by about (1 - cos^2) / sqrt(sketch buckets). `cosine_between` compares runs.
         """
         b = a if b is None else b
         self._common_policy(a, b)
         return cosines(self.sketch(a, of=of), self.sketch(b, of=of))
+
+    def cosine_between(
+        self, other: Run, a: str | Agent, b: str | Agent | None = None, *, of: Sketched = "gradient"
+    ) -> Float64Array:
+        """[U, V] estimated cosines of `a` in updates of this run and `b` (None: `a`) of `other`.
+
+        Raises ValueError unless both train the same parameters: it is their order along the flat
+        axis that is compared.
+        """
+        b = a if b is None else b
+        left, right = self.policy_for(a), other.policy_for(b)
+        for what in ("sketch_buckets", "sketch_seed", "num_parameters", "blocks"):
+            mine, theirs = getattr(left, what), getattr(right, what)
+            if mine != theirs:
+                raise ValueError(
+                    f"cosine_between: {what} of policy '{left.name}' in {self.path} is {mine}, of "
+                    f"'{right.name}' in {other.path} {theirs}; only sketches over the same "
+                    "parameters with the same buckets compare"
+                )
+        return cosines(self.sketch(a, of=of), other.sketch(b, of=of))
 
     def directness(self, who: str | Agent, *, window: int = 10) -> Signal:
         """||sum d|| / sum ||d|| of who's parts of the last `window` steps: march or random walk."""

@@ -36,8 +36,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from trainers.prompts.compact import STRATEGIES, CompactPrompts
-from trainers.tasks.load import Problem, arithmetic, programs
+from trainers.tasks.problem import Problem
 from trainers.tasks.programs import near_miss, workings
+from trainers.tasks.sources.embedded import arithmetic, programs
 
 MODELS = Path(__file__).parent / "weights"
 PAD, END, USER, ASSISTANT = "<pad>", "<end>", "<user>", "<assistant>"

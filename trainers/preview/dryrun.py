@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from trainers.advice import advice
 from trainers.config import TrainConfig
 from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
-from trainers.tasks.load import Task
+from trainers.tasks.problem import Task
 from trainers.train import task_of
 
 

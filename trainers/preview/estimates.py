@@ -36,7 +36,7 @@ from trainers.models.language import (
 )
 from trainers.policies import adapter_parameters
 from trainers.preview.prompts import is_compact, played, replies_of
-from trainers.tasks.load import Task
+from trainers.tasks.problem import Task
 
 GIB = 1 << 30
 TYPICAL_PROMPT = 1024

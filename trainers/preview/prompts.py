@@ -14,7 +14,7 @@ from trainers.config import TrainConfig
 from trainers.models.language import load_tokenizer, prompts_for, render
 from trainers.prompts.chat import Prompts
 from trainers.prompts.compact import STRATEGIES
-from trainers.tasks.load import Kind, Problem
+from trainers.tasks.problem import Kind, Problem
 from trainers.workflows import Ask, Reply, Workflow
 
 SAMPLES: dict[Kind, Problem] = {

@@ -19,7 +19,7 @@ from trainers.grading.reading import (
     numbered_strategies,
 )
 from trainers.prompts.wording import WORDING
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 
 @dataclass(frozen=True)

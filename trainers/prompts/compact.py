@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from trainers.grading.reading import Reading
 from trainers.prompts.chat import Chat, ask
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 
 STRATEGIES = "tod"
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainers.grading.reading import Reading
 from trainers.prompts.chat import Chat, ChatPrompts, Message
-from trainers.tasks.load import Kind, Problem
+from trainers.tasks.problem import Kind, Problem
 
 
 @dataclass(frozen=True)

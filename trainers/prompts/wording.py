@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.tasks.load import Kind
+from trainers.tasks.problem import Kind
 
 
 @dataclass(frozen=True)

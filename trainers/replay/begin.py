@@ -25,7 +25,7 @@ from trainers.rundir.directory import (
     stored_config,
     unwritable,
 )
-from trainers.tasks.load import Task
+from trainers.tasks.problem import Task
 from trainers.train import task_of
 
 WHERE = frozenset({"out", "resume", "extend_to", "device", "threads"})

@@ -23,7 +23,8 @@ from trainers.config import TrainConfig
 from trainers.policies import warmup
 from trainers.rundir.checkpoint import checked, seal
 from trainers.rundir.directory import PROBLEMS, read_run_directory, versions, write_description
-from trainers.tasks.load import Task, write_problem_list
+from trainers.tasks.problem import Task
+from trainers.tasks.problem_list import write_problem_list
 
 WARMING = ("warmup_steps", "scheduler_tick")
 """Options that say at which step the schedule has which rate."""

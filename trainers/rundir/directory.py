@@ -21,7 +21,8 @@ from typing import Any
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.tasks.load import Task, problem_ids, write_problem_list
+from trainers.tasks.problem import Task, problem_ids
+from trainers.tasks.problem_list import write_problem_list
 
 CONFIG = "config.json"
 PROBLEMS = "problems.jsonl.gz"

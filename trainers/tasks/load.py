@@ -1,109 +1,24 @@
-"""Turn a task name into training and held-out problems with stable ids and a content hash."""
+"""Load a task by name: its source, its split, its rules checked."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.util
 import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from trainers.grading.code_tests import Test, as_json
-from trainers.tasks.programs import list_programs, tests
-
-Kind = Literal["math", "code", "expression"]
-"""How an answer is read and judged: a number, a program, or an expression in x."""
-
-Rule = Literal["number", "math", "paper-math", "reasoning", "code"]
-"""What makes an answer right: an equal number, an equal expression, the paper's strict equality,
-the full mark of the generator's own scorer, or passing every test."""
-
-MathRule = Literal["auto", "number", "math", "paper-math"]
+from trainers.tasks.problem import MathRule, Pool, Problem, Task, Wanted, problem_ids
+from trainers.tasks.problem_list import read_problem_list
+from trainers.tasks.sources.catalogue import find_source
 
 PAPER_SEED = 42
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One item of a task."""
-
-    id: str
-    kind: Kind
-    question: str
-    answer: str
-    """The reference answer, e.g. '91' or '1,200'; for code a solution, or nothing."""
-    rule: Rule = "number"
-    tests: tuple[Test, ...] = ()
-    """What a program must pass, under rule 'code'."""
-    entry: str = ""
-    """What a generator's scorer needs besides the answer, under rule 'reasoning'; JSON."""
-
-    def content(self) -> list[Any]:
-        """Everything a verdict depends on, as JSON values."""
-        row: list[Any] = [self.id, self.question, self.answer]
-        if self.kind == "expression":
-            row += [f"{x}>{y}" for x, y in tests(self.answer)]
-        if (self.rule, self.tests, self.entry) != ("number", (), ""):
-            row.append([self.rule, [as_json(test) for test in self.tests], self.entry])
-        return row
-
-    @property
-    def content_hash(self) -> str:
-        """SHA-256 of the content."""
-        return hashlib.sha256(json.dumps(self.content()).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a source is asked for."""
-
-    task: str
-    heldout: int
-    seed: int
-    data: Path | None = None
-    difficulty: int = 2
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Pool:
-    """What a source has."""
-
-    problems: tuple[Problem, ...]
-    """To be split, unless `heldout` is given: then they train."""
-    heldout: tuple[Problem, ...] | None = None
-    files: tuple[Path, ...] = ()
-    """Where they were read."""
-    paper_heldout: int | None = None
-    """Problems that arXiv 2605.24202 holds out of this task; None: it does not use the task."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """The problems of a run; training and held-out sets are disjoint."""
-
-    name: str
-    train: tuple[Problem, ...]
-    heldout: tuple[Problem, ...]
-    files: tuple[tuple[str, str], ...] = ()
-    """(name, SHA-256) of every file they were read from."""
-    paths: tuple[Path, ...] = ()
-    """Where these files are."""
-
-    @property
-    def content_hash(self) -> str:
-        """SHA-256 over all that a verdict depends on, problem by problem; kept in the run."""
-        digest = hashlib.sha256()
-        for problem in (*self.train, *self.heldout):
-            digest.update(json.dumps(problem.content()).encode())
-        return digest.hexdigest()
 
 
 def load_task(
@@ -117,7 +32,7 @@ def load_task(
     math_rule: MathRule = "auto",
     split: str = "seed",
 ) -> Task:
-    """Load a task by name; the sources are in `trainers.sources`.
+    """Load a task by name; the sources are in `trainers.tasks.sources`.
 
     `data` is the file (or folder, or cached hub id) of a task that needs one; `difficulty` is the
     number of digits of `arithmetic`; `options` configure a generator. `math_rule`
@@ -128,10 +43,6 @@ def load_task(
     Raises ValueError for an unknown task, a missing or malformed file (with the line number), or a
     task too small for the held-out set.
     """
-    from trainers.tasks.sources.catalogue import (
-        find_source,  # sources make the records defined here
-    )
-
     wanted = Wanted(name, heldout, seed, data, difficulty, parse_options(options or {}))
     if wanted.options and not name.startswith("rg:"):
         raise ValueError(f"--task-options are for rg:… tasks; expected none for task '{name}'")
@@ -200,32 +111,6 @@ def split_as(
     return parts["train"], parts["heldout"][:heldout]
 
 
-def write_problem_list(path: Path, task: Task) -> None:
-    """Write id, split and content hash of every problem, one JSON object per line."""
-    lines = [
-        json.dumps({"id": problem.id, "split": part, "sha256": problem.content_hash[:16]})
-        for part, problems in (("train", task.train), ("heldout", task.heldout))
-        for problem in problems
-    ]
-    path.write_bytes(gzip.compress("\n".join([*lines, ""]).encode(), mtime=0))
-
-
-_PARTS: dict[str, Literal["train", "heldout"]] = {"train": "train", "heldout": "heldout"}
-
-
-def read_problem_list(path: Path) -> list[tuple[str, Literal["train", "heldout"]]]:
-    """(id, split) of every problem that `write_problem_list` wrote."""
-    try:
-        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        rows = [json.loads(line) for line in lines]
-        return [(row["id"], _PARTS[row["split"]]) for row in rows]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"--split {path}: cannot be read ({error}); expected 'seed', 'paper', or the "
-            "problems.jsonl.gz of a run"
-        ) from error
-
-
 def parse_options(options: Mapping[str, str]) -> dict[str, Any]:
     """{'min_digits': 2} from {'min_digits': '2'}; what is not JSON is a text."""
     found: dict[str, Any] = {}
@@ -275,27 +160,3 @@ def check_rules(task: Task) -> None:
                 f"task '{task.name}': rule '{rule}' needs {needed[rule]}, which is not installed; "
                 f"pip install 'gradlab[{extra}]', or choose another --math-rule"
             )
-
-
-def arithmetic(digits: int) -> list[Problem]:
-    """Sums of two numbers with `digits` digits each; every pair up to two digits, else 20,000."""
-    if not 1 <= digits <= 6:
-        raise ValueError(f"task 'arithmetic': difficulty is {digits}; expected 1 to 6 digits")
-    low, high = 10 ** (digits - 1), 10**digits - 1
-    if digits <= 2:
-        pairs = [(a, b) for a in range(low, high + 1) for b in range(low, high + 1)]
-    else:
-        draw = random.Random(digits)
-        pairs = list(
-            dict.fromkeys((draw.randint(low, high), draw.randint(low, high)) for _ in range(20_000))
-        )
-    return [Problem(f"sum-{a}-{b}", "math", f"{a}+{b}", str(a + b)) for a, b in pairs]
-
-
-def programs() -> list[Problem]:
-    """Expressions in x to find from three examples, see `trainers.tasks.programs`."""
-    return [Problem(p.id, "expression", p.question, p.expression) for p in list_programs()]
-
-
-def problem_ids(problems: Sequence[Problem]) -> tuple[str, ...]:
-    return tuple(problem.id for problem in problems)

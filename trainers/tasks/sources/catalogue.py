@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from trainers.tasks.load import Pool, Problem, Wanted, arithmetic, programs
+from trainers.tasks.problem import Pool, Problem, Wanted
 from trainers.tasks.sources import code, maths, user
+from trainers.tasks.sources.embedded import arithmetic, programs
 from trainers.tasks.sources.files import Place, Row, find_files, read_rows
 from trainers.tasks.sources.reasoning import load_reasoning
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.grading.code_tests import AssertTest, CheckProgram, FunctionTest, StdinTest, Test
-from trainers.tasks.load import Pool, Problem, Wanted
+from trainers.tasks.problem import Pool, Problem, Wanted
 from trainers.tasks.sources.files import Place, Row, find_files, read_rows
 
 HUMANEVAL = Place(

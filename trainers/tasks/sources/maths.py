@@ -11,7 +11,7 @@ import re
 
 from trainers.grading.numbers import final_number
 from trainers.grading.reading import last_boxed
-from trainers.tasks.load import Pool, Problem, Wanted
+from trainers.tasks.problem import Pool, Problem, Wanted
 from trainers.tasks.sources.files import Place, Row, find_files, read_rows
 
 GSM8K = Place(

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from trainers.grading.pool import GradingPool
-from trainers.tasks.load import Pool, Problem, Wanted
+from trainers.tasks.problem import Pool, Problem, Wanted
 
 SIZE = 1000
 """Training problems, without the option size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from trainers.grading.code_tests import FunctionTest, Test
-from trainers.tasks.load import Problem
+from trainers.tasks.problem import Problem
 from trainers.tasks.sources.code import read_tests
 from trainers.tasks.sources.files import Place, Row
 from trainers.tasks.sources.maths import unboxed
