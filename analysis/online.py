@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.cliff.fall import FALLS
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import DROPS, Finding
 from gradlab.alarms import Alarm, read_alarms
 from gradlab.store.run import open_run

@@ -23,7 +23,7 @@ import torch
 from gradlab.store.run import open_run
 from trainers.presets import demo_isolated
 from trainers.rundir.directory import versions
-from trainers.train import train
+from trainers.training import train
 
 ROUNDS = 3
 STEPS = 12

@@ -28,7 +28,7 @@ from analysis.detectors.levels import (
 )
 from analysis.detectors.role_capture import CaptureRule
 from analysis.detectors.spikes import SpikeRule
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.explain.order import OnsetOrder
 from analysis.findings import DROPS, Finding
 from analysis.replays.compare import difference_of

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import trainers.evaluate
-import trainers.train
+import trainers.training
 from gradlab.commands import main as cli
 from gradlab.records import StepRecord, UpdateRecord
 from gradlab.store.writer import Record, RunStore
@@ -143,16 +143,16 @@ def attempt(out: Path, options: list[str], pipe: int, kill: Kill | None) -> int:
     os.dup2(log, 2)
     teller = Teller(pipe, out, kill)
     teller.cut_writes()
-    teller.wrap(trainers.train, "open_run_for_training", "start")
-    teller.wrap(trainers.train, "_open_store", "open")
-    teller.wrap(trainers.train, "learn", "learn")
-    teller.wrap(trainers.train, "rollout", "rollout")
+    teller.wrap(trainers.training, "open_run_for_training", "start")
+    teller.wrap(trainers.training, "_open_store", "open")
+    teller.wrap(trainers.training, "learn", "learn")
+    teller.wrap(trainers.training, "rollout", "rollout")
     teller.wrap(trainers.evaluate, "rollout", "evaluation")
-    teller.wrap(trainers.train, "save_episodes", "episodes")
+    teller.wrap(trainers.training, "save_episodes", "episodes")
     teller.wrap(torch.Tensor, "backward", "backward")
     teller.wrap(RunStore, "flush", "flush")
     teller.wrap(RunStore, "close", "close")
-    teller.wrap(trainers.train, "save_checkpoint", "checkpoint")
+    teller.wrap(trainers.training, "save_checkpoint", "checkpoint")
     teller.wrap_append()
     is_begun = (out / CONFIG).exists()
     given = ["--resume"] if is_begun else options

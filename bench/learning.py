@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.presets import preset
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 

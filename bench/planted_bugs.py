@@ -18,13 +18,13 @@ import torch
 
 import trainers.judge
 import trainers.learn
-import trainers.train
+import trainers.training
 from gradlab.probe.probe import Probe
 from gradlab.records import Agent
 from trainers.episodes import Row
 from trainers.models.language import LanguageModel
 from trainers.policies import adapter_parameters
-from trainers.train import Run
+from trainers.training import Run
 
 Wrap = Callable[[Callable[..., Any]], Callable[..., Any]]
 """A function -> what takes its place."""
@@ -67,7 +67,7 @@ def planted(bug: str, since: int) -> Iterator[Now]:
         # The bug's own wrapper of train_step, if it has one, has to know the step already.
         if bug:
             BUGS[bug](now, patch)
-        patch(trainers.train, "train_step", functools.partial(_noting, now))
+        patch(trainers.training, "train_step", functools.partial(_noting, now))
         yield now
 
 
@@ -94,7 +94,7 @@ def on_rows(now: Now, patch: Patch, name: str, change: Callable[[list[Row]], lis
 
         return wrapped
 
-    patch(trainers.train, name, wrap)
+    patch(trainers.training, name, wrap)
 
 
 def at_start(now: Now, patch: Patch, change: Callable[[Run], None]) -> None:
@@ -108,7 +108,7 @@ def at_start(now: Now, patch: Patch, change: Callable[[Run], None]) -> None:
 
         return wrapped
 
-    patch(trainers.train, "train_step", wrap)
+    patch(trainers.training, "train_step", wrap)
 
 
 def stale_sampler(now: Now, patch: Patch) -> None:
@@ -132,7 +132,7 @@ def stale_sampler(now: Now, patch: Patch) -> None:
 
         return wrapped
 
-    patch(trainers.train, "rollout", wrap)
+    patch(trainers.training, "rollout", wrap)
 
 
 @torch.no_grad()
@@ -281,7 +281,7 @@ def problems_repeated(now: Now, patch: Patch) -> None:
 
         return wrapped
 
-    patch(trainers.train, "step_problems", wrap)
+    patch(trainers.training, "step_problems", wrap)
 
 
 def choice_shifted(now: Now, patch: Patch) -> None:

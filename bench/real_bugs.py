@@ -28,13 +28,13 @@ from planted_bugs import BUGS, planted
 from real_runs import RESULTS, Planned, short, summary, write_results
 from rich.console import Console
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.signals import collect
 from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.inspect.audit import audit_run
 from trainers.rundir.checkpoint import checkpoint_path
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 STEPS, EVERY, SINCE = 84, 4, 41

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import DROPS
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"

@@ -24,7 +24,7 @@ from gradlab.records import RoleLedger, RunLedger, UpdateMetrics, names
 from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.presets import smollm2
-from trainers.train import train
+from trainers.training import train
 from trainers.workflows import WorkflowName
 
 WORKFLOWS: tuple[WorkflowName, ...] = ("voting", "evaluator_optimizer", "orchestrator_workers")

@@ -149,7 +149,7 @@ class Diagnosed:
 
 def judge_run(case: RunCase) -> Diagnosed:
     """Write the run of a case to a temporary directory and diagnose it."""
-    from analysis.diagnose import diagnose
+    from analysis.diagnosis import diagnose
     from gradlab.store.run import open_run
 
     scenario = SCENARIOS[case.scenario]

@@ -10,7 +10,7 @@ from pathlib import PurePath
 
 import numpy as np
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import Diagnosis
 from gradlab.store.run import RUN_ZARR, Run
 

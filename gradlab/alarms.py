@@ -1,6 +1,6 @@
 """Say what a run is warned of while it trains, and keep the warnings beside the run.
 
-Whoever judges (`analysis.online`) and whoever trains (`trainers.train`) meet here.
+Whoever judges (`analysis.online`) and whoever trains (`trainers.training`) meet here.
 """
 
 from __future__ import annotations

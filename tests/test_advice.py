@@ -22,7 +22,7 @@ from trainers.presets import PRESETS, preset, usual_preset
 from trainers.preview.dryrun import described
 from trainers.preview.estimates import plan
 from trainers.rewards import turn_reward
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 

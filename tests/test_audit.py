@@ -15,7 +15,7 @@ from gradlab.commands import main as cli
 from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, Mode
 from trainers.inspect.audit import audit_run
-from trainers.train import open_run_for_training, train
+from trainers.training import open_run_for_training, train
 from trainers.watch.progress import Progress
 
 TRUTH = torch.tensor([0, 0, 1, 1, 2, 2])

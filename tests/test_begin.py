@@ -20,7 +20,7 @@ from trainers.config import TrainConfig
 from trainers.policies import warmup
 from trainers.replay.begin import begin, config_of
 from trainers.replay.fork import changed_state
-from trainers.train import open_run_for_training, train
+from trainers.training import open_run_for_training, train
 from trainers.watch.progress import Progress
 
 Output = pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ import pytest
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.cliff import FallTest
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.explain.graph import PARENTS, ancestors
 from analysis.explain.order import UNRECORDED, OnsetOrder
 from analysis.findings import Order, SignalVerdict

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import Cause, Onset
 from analysis.replays.propose import change_for, propose, suspect_of, without_value
 from analysis.synthetic.runs import Capture, Cliff, synthetic_run
@@ -17,7 +17,7 @@ from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.presets import demo_cliff
 from trainers.replay.changes import changed
-from trainers.train import train
+from trainers.training import train
 
 
 @pytest.fixture(scope="module")

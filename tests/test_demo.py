@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from gradlab.commands.main import main
 from gradlab.store.run import open_run
 

@@ -11,7 +11,7 @@ import pytest
 from analysis.detect import Detectors
 from analysis.detectors.detached import DetachedRule
 from analysis.detectors.exchanged import with_exchange
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.explain.remedies import remedies
 from analysis.findings import Finding, Onset
 from analysis.synthetic.runs import Capture, synthetic_run

@@ -11,7 +11,7 @@ import pytest
 import zarr
 
 from analysis.detectors.breakdown import BreakdownRule
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.report.page import write_page
 from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
 from figures.make import make_figures

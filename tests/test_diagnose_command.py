@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
 from gradlab.commands import main as cli
 from gradlab.store.run import open_run

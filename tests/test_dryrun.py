@@ -31,7 +31,7 @@ from trainers.preview.estimates import (
     memory_of,
     plan,
 )
-from trainers.train import task_of, train
+from trainers.training import task_of, train
 from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
 

@@ -21,7 +21,7 @@ from gradlab.records import Agent, RunMeta
 from gradlab.store.run import Run, open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))

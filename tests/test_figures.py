@@ -18,7 +18,7 @@ from matplotlib.text import Text
 from scipy.stats import binomtest
 
 from analysis.cliff.accuracy import wilson
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.synthetic.runs import Cliff, synthetic_run
 from figures import cells
 from figures.accuracy import AccuracyFigure

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.report.page import write_page
 from figures.make import make_figures
 from gradlab.commands import main as cli

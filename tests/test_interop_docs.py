@@ -12,7 +12,7 @@ import torch
 from conftest import make_qwen3
 from transformers import TrainingArguments
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from gradlab.store.run import open_run
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")

@@ -26,7 +26,7 @@ from datasets import Dataset, IterableDataset  # noqa: E402
 from peft import LoraConfig  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  # noqa: E402
 
-from analysis.diagnose import diagnose  # noqa: E402
+from analysis.diagnosis import diagnose  # noqa: E402
 from gradlab.interop.trl.grpo import Watch, watch  # noqa: E402
 from gradlab.interop.trl.turns import TURN, step_record  # noqa: E402
 from gradlab.probe.ranks.fsdp1 import is_sharded  # noqa: E402

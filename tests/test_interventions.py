@@ -33,7 +33,7 @@ from trainers.presets import preset
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from gradlab.store.run import open_run
 from trainers.presets import preset
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 ROUTINGS = {

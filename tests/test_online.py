@@ -17,7 +17,7 @@ from gradlab.alarms import FILE, Alarm, append_alarms, drop_alarms, read_alarms
 from gradlab.store.run import open_run
 from trainers.learn import TrainingError
 from trainers.rundir.checkpoint import last_checkpoint
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 

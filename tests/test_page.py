@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import Accuracy, Diagnosis
 from analysis.replays.propose import announced, meaning, propose
 from analysis.report import plots

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.report.page import write_page
 from analysis.synthetic.runs import Capture, Cliff, synthetic_run
 from gradlab.store.run import open_run

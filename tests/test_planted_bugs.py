@@ -14,13 +14,13 @@ from test_train import adapters, assert_same_tensors
 
 import trainers.judge
 import trainers.learn
-import trainers.train
+import trainers.training
 from gradlab.probe.probe import Probe
 from gradlab.store.run import Run, open_run
 from trainers.episodes import read_episodes
 from trainers.inspect.audit import audit_run
 from trainers.prompts.compact import CompactPrompts
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
@@ -57,7 +57,7 @@ def test_every_bug_is_taken_out_again() -> None:
     places: list[tuple[Any, str]] = [
         (trainers.judge, "is_right"), (trainers.learn, "batch_loss"), (trainers.learn, "kl_k3"),
         (trainers.learn, "old_logprobs"), (Probe, "tag"), (CompactPrompts, "read_choice"),
-        *((trainers.train, name) for name in (
+        *((trainers.training, name) for name in (
             "train_step", "rollout", "reward_rows", "with_advantages", "step_problems",
         )),
     ]  # fmt: skip

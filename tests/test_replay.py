@@ -27,7 +27,7 @@ from trainers.replay.arms import ReplayPlan, arm_config, make_plan, run_arms
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed
 from trainers.replay.fork import policy_origins
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.report.page import write_page
 from analysis.report.terminal import print_text
 from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
@@ -117,7 +117,7 @@ def test_ids_of_the_plots_do_not_collide(told: tuple[str, str, str]) -> None:
 
 def test_text_and_judgement_need_no_plotting_library() -> None:
     code = (
-        "import sys, analysis.report.page, analysis.report.terminal, analysis.diagnose\n"
+        "import sys, analysis.report.page, analysis.report.terminal, analysis.diagnosis\n"
         "bad = {'matplotlib', 'torch', 'scipy.stats', 'trainers', 'figures'} & set(sys.modules)\n"
         "sys.exit(', '.join(bad) or 0)"
     )

@@ -7,7 +7,7 @@ import pytest
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.same_problems import ChangedSetRule, changed_set, reliability
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.synthetic.runs import evaluation_matrix, synthetic_run
 from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.records import (

@@ -30,7 +30,7 @@ from trainers.preview.prompts import (
 from trainers.prompts.chat import ChatPrompts, Message, Prompts
 from trainers.prompts.compact import CompactPrompts
 from trainers.tasks.problem import Kind
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 from trainers.workflows import Sizes, Workflow, WorkflowName
 

@@ -17,7 +17,7 @@ from gradlab.readout.sketch_cosines import cosines, directness
 from gradlab.records import Agent
 from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("aggregator"))

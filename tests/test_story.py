@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from analysis.detectors.multiplicity import correct, weights
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import Finding, FindingKind
 from analysis.replays.results import read_replays
 from analysis.synthetic.runs import synthetic_run

@@ -30,7 +30,7 @@ from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint
 from trainers.rundir.directory import STORE
-from trainers.train import open_run_for_training, step_problems, train, train_step
+from trainers.training import open_run_for_training, step_problems, train, train_step
 from trainers.watch.progress import Progress
 
 

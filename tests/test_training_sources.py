@@ -14,7 +14,7 @@ from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.models.language import load_tokenizer
 from trainers.tasks.problem_list import read_problem_list
-from trainers.train import train
+from trainers.training import train
 from trainers.workflows import WorkflowName
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.findings import Diagnosis
 from analysis.report.page import write_page
 from analysis.report.transcripts import LONGEST, around, transcripts

@@ -32,7 +32,7 @@ from trainers.grading.pool import Worker
 from trainers.learn import TrainingError
 from trainers.models.language import load_language_model
 from trainers.rundir.checkpoint import CheckpointError, last_checkpoint
-from trainers.train import Run, open_run_for_training, train, train_step
+from trainers.training import Run, open_run_for_training, train, train_step
 from trainers.watch.progress import Progress
 
 # Disks that refuse.

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.diagnose import diagnose
+from analysis.diagnosis import diagnose
 from analysis.synthetic.runs import Cliff, synthetic_run
 from gradlab.commands.main import main
 from gradlab.store.run import open_run

@@ -63,8 +63,8 @@ def train(arguments: Sequence[str]) -> int:
         dry_run(config)
         return 0
     from analysis.online import Online
-    from trainers.train import Interrupted
-    from trainers.train import train as run_training
+    from trainers.training import Interrupted
+    from trainers.training import train as run_training
 
     if source is not None:
         _note(f"{config.out} {begin(parsed.source, parsed.at, config)}")
@@ -109,7 +109,7 @@ def diagnose(arguments: Sequence[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from rich.console import Console
 
-    from analysis.diagnose import diagnose as run_diagnosis
+    from analysis.diagnosis import diagnose as run_diagnosis
     from analysis.report.page import write_page
     from analysis.report.terminal import print_text
     from gradlab.store.run import open_run
@@ -198,7 +198,7 @@ def audit(arguments: Sequence[str]) -> int:
 def replay(arguments: Sequence[str]) -> int:
     """Repeat a run from a checkpoint with one thing changed."""
     options = parse(ReplayOptions, "replay", arguments)
-    from analysis.diagnose import diagnose as run_diagnosis
+    from analysis.diagnosis import diagnose as run_diagnosis
     from analysis.replays.propose import suspect_of
     from gradlab.store.run import open_run
     from trainers.replay.arms import make_plan
@@ -342,12 +342,12 @@ def demo(arguments: Sequence[str]) -> int:
     options = parse(DemoOptions, "demo", arguments)
     from rich.console import Console
 
-    from analysis.diagnose import diagnose as run_diagnosis
+    from analysis.diagnosis import diagnose as run_diagnosis
     from analysis.report.page import write_page
     from figures.make import make_figures
     from gradlab.store.run import open_run
     from trainers.presets import PRESETS
-    from trainers.train import train as run_training
+    from trainers.training import train as run_training
 
     console = Console()
     configs = {

@@ -27,7 +27,7 @@ from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
 from trainers.rundir.directory import check_trained, read_run_directory, stored_config
-from trainers.train import TRAINING, step_problems, task_of
+from trainers.training import TRAINING, step_problems, task_of
 
 
 def audit_run(out: Path) -> tuple[int, list[Audit]]:

@@ -8,7 +8,7 @@ from trainers.advice import advice
 from trainers.config import TrainConfig
 from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
 from trainers.tasks.problem import Task
-from trainers.train import task_of
+from trainers.training import task_of
 
 
 def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:

@@ -24,7 +24,7 @@ from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
 from trainers.rundir.directory import STORE
-from trainers.train import train
+from trainers.training import train
 from trainers.watch.progress import Progress
 
 PLAN = "plan.json"

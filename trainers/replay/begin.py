@@ -26,7 +26,7 @@ from trainers.rundir.directory import (
     unwritable,
 )
 from trainers.tasks.problem import Task
-from trainers.train import task_of
+from trainers.training import task_of
 
 WHERE = frozenset({"out", "resume", "extend_to", "device", "threads"})
 """Options that say where and how far, not what."""
