@@ -19,6 +19,7 @@ from gradlab.commands.prompts import prompts
 from gradlab.commands.replay import replay
 from gradlab.commands.show import show
 from gradlab.commands.train import train
+from gradlab.shadowed import take_ours
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
@@ -55,13 +56,14 @@ def _run(given: list[str]) -> int:
     if given[0] not in COMMANDS:
         return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
     try:
+        take_ours()
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt as stop:
         print(f"\ngradlab {given[0]}: {str(stop) or 'stopped'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         raise
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, RuntimeError, OSError, ImportError) as error:
         # Messages are written for the user; a traceback in front of them would hide them.
         if os.environ.get("GRADLAB_TRACEBACK"):
             raise
