@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from trainers.highest import ROLE_VALUE, check_highest
 from trainers.sandbox.pool import package_path
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
@@ -243,6 +244,7 @@ class TrainConfig:
                 if value == math.inf:
                     flag = name.replace("_", "-")
                     raise ValueError(f"--{flag} is {value}; expected a finite number")
+        check_highest(self)
         if self.extend_to and not self.resume:
             raise ValueError(
                 f"--extend-to is {self.extend_to} and there is no --resume; expected both, to "
@@ -263,9 +265,9 @@ class TrainConfig:
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
         self._check_packages()
-        self._check_roles("kl_coefficient", 0, math.inf)
-        self._check_roles("role_weight", 0, math.inf)
-        self._check_roles("role_clip", math.ulp(0), math.inf)
+        self._check_roles("kl_coefficient", 0, ROLE_VALUE)
+        self._check_roles("role_weight", 0, ROLE_VALUE)
+        self._check_roles("role_clip", math.ulp(0), ROLE_VALUE)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
         self._check_interventions(self.policy_by_role())
@@ -287,8 +289,7 @@ class TrainConfig:
                 )
             if not low <= value <= high:
                 least = "0 or more" if low == 0 else "more than 0"
-                most = "" if high == math.inf else f", at most {high:g}"
-                raise ValueError(f"{flag} of {role} is {value}; expected {least}{most}")
+                raise ValueError(f"{flag} of {role} is {value}; expected {least}, at most {high:g}")
 
     def _check_interventions(self, routing: dict[str, str]) -> None:
         """Refuse what would silently do nothing."""

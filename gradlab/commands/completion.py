@@ -31,8 +31,8 @@ Known = Mapping[str, Mapping[str, Sequence[str]]]
 def completion(arguments: Sequence[str], kinds: Mapping[str, type[Any]]) -> int:
     """Print what a shell needs to complete commands and options."""
     options = parse(CompletionOptions, "completion", arguments)
-    known = {name: choices_of(kind) for name, kind in kinds.items()}
-    known["train"] = train_choices()
+    known = {"train": train_choices()}
+    known |= {name: choices_of(kind) for name, kind in kinds.items()}
     print("\n".join(script(options.shell, known)))
     return 0
 

@@ -47,6 +47,12 @@ def diagnose(arguments: Sequence[str]) -> int:
     from analysis.report.terminal import print_text
     from gradlab.store.run import open_run
 
+    if options.no_page and options.page is not None:
+        raise ValueError(f"--no-page writes no page, and --page {options.page} is one; give one")
+    if options.page is not None and options.page.is_dir():
+        raise ValueError(f"--page {options.page} is a folder; expected the file to write")
+    if options.page is not None and not options.page.parent.is_dir():
+        raise ValueError(f"--page {options.page}: there is no folder {options.page.parent}")
     if options.until is not None and options.until < 0:
         raise ValueError(f"--until is {options.until}; expected a training step, 0 or more")
     if options.until is not None and options.confirm:
@@ -71,8 +77,6 @@ def diagnose(arguments: Sequence[str]) -> int:
         print_text(diagnosis, Console())
     if not options.no_page:
         page = options.page or _default_page(options.run, options.until)
-        if not page.parent.is_dir():
-            raise ValueError(f"--page {page}: there is no folder {page.parent}")
         write_page(diagnosis, run, page)
         print(f"page: {page}", file=sys.stderr)
     if refused is not None:

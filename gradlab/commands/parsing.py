@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import textwrap
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import make_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -35,13 +37,39 @@ def take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str |
 
 
 def parse(kind: type[Options], command: str, arguments: Sequence[str]) -> Options:
-    return tyro.cli(
+    options = tyro.cli(
         explained(kind),
         prog=f"gradlab {command}",
         description=inspect.cleandoc(kind.__doc__ or ""),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check_paths(vars(options))
+    return options
+
+
+NAME_BYTES, PATH_BYTES = 255, 4096
+"""What Linux and macOS take."""
+
+
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a path that no file system takes, by its option."""
+    for name, value in values.items():
+        for path in value if isinstance(value, tuple) else (value,):
+            if not isinstance(path, Path):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            for part, most in (
+                (str(path), PATH_BYTES),
+                *((part, NAME_BYTES) for part in path.parts),
+            ):
+                if (size := len(os.fsencode(part))) > most:
+                    raise ValueError(
+                        f"{flag} holds '{part[:20]}…', of {size} bytes; expected a path of at most "
+                        f"{PATH_BYTES} with parts of at most {NAME_BYTES}"
+                    )
+            if "\0" in str(path):
+                raise ValueError(f"{flag} holds a zero byte; expected a path")
 
 
 def explained(kind: type[Options]) -> type[Options]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradlab.commands.configuration import read_options
+from gradlab.commands.idle import check_idle
 from gradlab.commands.note import note
 from gradlab.commands.parsing import take_option
-from gradlab.commands.training_options import check_pairs, parse_training
+from gradlab.commands.training_options import check_pairs, is_given, parse_training
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
@@ -21,7 +22,6 @@ def train(arguments: Sequence[str]) -> int:
     """Train with instrumentation on."""
     from trainers.config import TrainConfig
     from trainers.presets import PRESETS
-    from trainers.replay.begin import begin, check_fits, starting_step
 
     if "--resume" in arguments:
         refuse_other_options(arguments)
@@ -32,22 +32,32 @@ def train(arguments: Sequence[str]) -> int:
     parsed = parse_training(TrainConfig, base.values, base.preset, list(PRESETS), arguments)
     config = parsed.config
     if base.origin is not None:
+        from trainers.replay.begin import check_fits
+
         check_fits(parsed.source, base.origin, config)
     config = replace(config, **parsed.kept)
+    check_idle(config, base.given | {name for name in vars(config) if is_given(name, arguments)})
     if parsed.dry_run:
         from trainers.preview.dryrun import dry_run
 
         if base.origin is not None:
+            from trainers.replay.begin import starting_step
+
             first = starting_step(parsed.source, parsed.at, config.steps)
             print(f"from        {source}, step {first}: what follows is about the steps after it")
             config = replace(config, steps=config.steps - first)
         dry_run(config)
         return 0
     from analysis.online import Online
+    from trainers.rundir.directory import check_free
     from trainers.training import Interrupted
     from trainers.training import train as run_training
 
+    if not config.resume:
+        check_free(config.out)  # before a model is loaded, which may take minutes
     if base.origin is not None:
+        from trainers.replay.begin import begin
+
         note(f"{config.out} {begin(parsed.source, parsed.at, config)}")
         config = replace(config, resume=True)
     try:
@@ -68,13 +78,14 @@ class Base:
     """Empty where the values are those of a run."""
     origin: TrainConfig | None
     """Of the run of --from."""
+    given: frozenset[str]
+    """Fields that --config names."""
 
 
 def base_of(arguments: Sequence[str]) -> Base:
     """Options of the preset, or of the run of --from or --like, under those of --config."""
     from trainers.config import TrainConfig
     from trainers.presets import preset
-    from trainers.replay.begin import config_of
 
     _, source = take_option(arguments, "--from")
     _, like = take_option(arguments, "--like")
@@ -93,14 +104,18 @@ def base_of(arguments: Sequence[str]) -> Base:
             "beside it"
         )
     if source is not None:
+        from trainers.replay.begin import config_of
+
         origin = config_of(Path(source))
-        return Base(vars(origin) | given, "", origin)
+        return Base(vars(origin) | given, "", origin, frozenset(given))
     if like is not None:
+        from trainers.replay.begin import config_of
+
         new = TrainConfig()
         where = {"out": new.out, "extend_to": new.extend_to}
-        return Base(vars(config_of(Path(like))) | where | given, "", None)
+        return Base(vars(config_of(Path(like))) | where | given, "", None, frozenset(given))
     name = name or written or preset_for(arguments, given)
-    return Base(vars(preset(name)) | given, name, None)
+    return Base(vars(preset(name)) | given, name, None, frozenset(given))
 
 
 def _check_source(arguments: Sequence[str], source: str | None) -> None:

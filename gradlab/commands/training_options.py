@@ -10,7 +10,7 @@ from typing import Annotated, Any, Generic, get_args, get_origin, get_type_hints
 
 import tyro
 
-from gradlab.commands.parsing import Options, explained_fields
+from gradlab.commands.parsing import Options, check_paths, explained_fields
 
 GROUPS = {
     "run": "out", "model": "model", "task": "task", "workflow": "workflow",
@@ -95,6 +95,7 @@ def parse_training(
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
     )
+    check_paths(vars(parsed) | vars(parsed.run) | vars(parsed.task))
     kept = {name: value for name, value in pairs.items() if not is_given(name, arguments)}
     found = {
         name: value for group in groups for name, value in vars(getattr(parsed, group)).items()
@@ -131,6 +132,10 @@ def check_pairs(kind: type[Any], arguments: Sequence[str]) -> None:
                 continue
             rest = arguments[place + 1 :]
             words = list(takewhile(lambda word: not word.startswith("--"), rest))
+            names = words[::2]
+            if len(set(names)) < len(names):
+                twice = next(name for name in names if names.count(name) > 1)
+                raise ValueError(f"{option} names '{twice}' twice; expected it once")
             if not words or len(words) % 2 or (is_number and not all(map(_is_number, words[1::2]))):
                 expected = "a role and a number" if is_number else "a name and a value"
                 example = "aggregator 0.5" if is_number else "min_digits 2"

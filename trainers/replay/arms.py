@@ -12,6 +12,7 @@ order and the same evaluations. The control with the run's own seed has to repro
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 from gradlab.checkpoints import checkpoint_path, continuable
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
+from trainers.highest import HIGHEST
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
@@ -28,6 +30,9 @@ from trainers.training import train
 from trainers.watch.progress import Progress
 
 PLAN = "plan.json"
+MOST_SEEDS = 100
+LONGEST_NAME = 200
+"""Bytes; a file system takes 255, and names are built with it."""
 CONTROL, CHANGED = "control", "changed"
 
 
@@ -79,8 +84,13 @@ def make_plan(
     replayed, before anything is written.
     """
     original = config_of(run)
-    if num_seeds < 1:
-        raise ValueError(f"--seeds is {num_seeds}; expected 1 or more, 3 for a verdict")
+    if not 1 <= num_seeds <= MOST_SEEDS:
+        raise ValueError(
+            f"--seeds is {num_seeds}; expected 1 to {MOST_SEEDS}, 3 for a verdict: each is two runs"
+        )
+    for change, count in Counter(changes).items():
+        if count > 1:
+            raise ValueError(f"--with {change} is given {count} times; expected it once")
     start = starting_step(run, at_most)
     if steps < 0 or start >= original.steps:
         raise ValueError(
@@ -94,6 +104,12 @@ def make_plan(
     name = name or f"{automatic}_from-{start}_to-{end}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] == ".":
         raise ValueError(f"--name is '{name}'; expected letters, digits, - _ and .")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"--name has {len(name)} characters ({name[:20]}…); expected at most {LONGEST_NAME}"
+        )
+    if steps > HIGHEST["steps"]:
+        raise ValueError(f"--steps is {steps:g}; expected at most {HIGHEST['steps']:,}")
     return ReplayPlan(run, name, start, end, changes, tuple(range(own, own + num_seeds)))
 
 

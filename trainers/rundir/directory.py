@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import time
@@ -57,6 +58,11 @@ def check_free(out: Path) -> None:
     """Raise ValueError for a directory that a new run would overwrite."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a directory to create")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {out}: {above} is a file; expected a folder to write in")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {above} cannot be written to; give another")
     # A kill right at the start leaves these, which nobody can continue or miss.
     if out.is_dir() and {path.name for path in out.iterdir()} - {CONFIG + PARTIAL, PROBLEMS}:
         what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
