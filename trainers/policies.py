@@ -16,6 +16,10 @@ from trainers.interventions import CoherenceDamping, damping_of
 from trainers.models.language import LanguageModel
 
 
+class TrainingError(RuntimeError):
+    """Training cannot go on, and going on silently would be worse."""
+
+
 @dataclass(frozen=True)
 class Policy:
     """Weights that learn, and the agents that speak with them."""
