@@ -36,6 +36,8 @@ class Timing:
     max_lead: int
     min_probability: float
     still_moving: float
+    num_dated: int = 1
+    """Signals whose order is asked: each has its share of `1 - min_probability` to be wrong."""
 
     def order(self, onset_B: Floats) -> tuple[Order, tuple[float, float, float], str]:
         """The word for an onset, its lead with its 90 % interval, and why."""
@@ -44,15 +46,20 @@ class Timing:
             return "no evidence", nowhere, "changed"
         lead_B = self.fall_B - onset_B
         lower, lead, upper = (float(q) for q in np.quantile(lead_B, [0.05, 0.5, 0.95]))
-        chance = float(np.mean(lead_B > 0))
+        chance = self.chance(onset_B)
         leads = (lower, lead, upper)
         if lead > self.max_lead:
             return "no evidence", leads, f"changed {lead:.0f} steps before: too early to be named"
-        if chance > self.min_probability and lead >= 1:
+        if 1 - chance <= (1 - self.min_probability) / self.num_dated and lead >= 1:
             return "precedes", leads, f"in {100 * chance:.0f} % of the draws"
         if chance < 1 - self.min_probability:
             return "follows", leads, f"in {100 * (1 - chance):.0f} % of the draws"
         return "coincides", leads, "began with the fall: no order is resolved"
+
+    def chance(self, onset_B: Floats) -> float:
+        """That an onset is before the fall's: of all pairs of the draws, which are independent."""
+        earlier_B = np.searchsorted(np.sort(onset_B), self.fall_B, side="left")
+        return float(np.mean(earlier_B)) / len(onset_B)
 
 
 def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing) -> SignalVerdict:

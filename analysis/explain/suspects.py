@@ -56,7 +56,7 @@ class Storyteller:
 
     max_lead: int = 100
     """Steps between an onset and the drop; further apart, anything precedes anything."""
-    min_probability: float = 0.9
+    min_probability: float = 0.95
     """That a suspect's onset is before the fall's."""
     far: int = 50
     """Steps of lead that count against a suspect: whatever acts at once does not wait so long."""
@@ -122,10 +122,7 @@ class Storyteller:
         assert finding.onset is not None
         at = finding.onset
         rng = np.random.default_rng(0)
-        step_T = drop.onset_step_T.astype(np.float64)
-        pick = rng.choice(len(step_T), 500, p=drop.onset_weight_T)
-        after = np.minimum(pick + 1, len(step_T) - 1)
-        fall_B = step_T[pick] + rng.random(500) * (step_T[after] - step_T[pick])
+        fall_B = drop.beginnings(500, rng)
         if at.lower == at.upper:
             return float(np.mean(fall_B > at.step))
         return float(np.mean(fall_B > rng.triangular(at.lower, at.step, at.upper, 500)))
