@@ -138,6 +138,7 @@ class Storyteller:
             0.0,
             math.nan,
             found.evidence,
+            () if drop.kind == "early collapse" else ("it was the same while accuracy held",),
             place="throughout",
         )
 
@@ -192,8 +193,6 @@ class Storyteller:
                 against += [s for s in finding.evidence if "no harm" in s or "disagrees" in s]
         if cause.place == "with":
             against.append("whether it came before the drop is not resolved")
-        if cause.place == "throughout":
-            against.append("it was the same while accuracy held")
         return replace(cause, against=tuple(against))
 
 
