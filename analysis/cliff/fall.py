@@ -150,7 +150,8 @@ class Fall:
         after = np.minimum(pick + 1, len(step_T) - 1)
         drawn: Floats = step_T[pick] + rng.random(num) * (step_T[after] - step_T[pick])
         hidden = GENTLE * np.maximum(self.end_step - drawn, 0.0)
-        return np.maximum(drawn - rng.random(num) * hidden, step_T[0])
+        began: Floats = np.maximum(drawn - rng.random(num) * hidden, step_T[0])
+        return began
 
     @property
     def width_share(self) -> float:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
 from analysis.explain.graph import undominated
-from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict
+from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict, verdict_of
 from analysis.explain.signal_words import TrendShape, told_event, told_trend
 from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.bend import bins, bridged, find_bends
@@ -179,12 +179,12 @@ class OnsetOrder:
 
     def _verdict(self, signal: Measured, move: _Move, timing: Timing) -> SignalVerdict:
         order: Order = "no evidence"
-        lead = lower = upper = math.nan
+        leads = (math.nan, math.nan, math.nan)
         before, after = (unscaled(signal, level) for level in (move.before, move.after))
         told, note = "", "did not change"
         if move.onset is not None:
             told, note = told_event(before, after, signal.unit, move.onset), "changed"
-            order, (lower, lead, upper), note = timing.order(move.onset_B)
+            order, leads, note = timing.order(move.onset_B)
         elif move.kind == "trend":
             told = told_trend(before, after, signal.unit, move.shape)
             note = "a steady change without a date"
@@ -193,25 +193,18 @@ class OnsetOrder:
         is_suspect = not signal.kind.is_outcome and (
             signal.kind.suspect == "both" or (signal.kind.suspect == "up" and after > before)
         )
-        return SignalVerdict(
-            signal.key,
-            signal.title,
-            signal.subject,
-            signal.unit,
+        return verdict_of(
+            signal,
             order,
-            before,
-            after,
-            move.effect,
-            move.onset,
-            lead,
-            lower,
-            upper,
-            order == "precedes" and is_suspect,
-            signal.kind.is_outcome,
-            note,
-            move.p_value,
-            move.kind,
-            told,
+            (before, after),
+            leads,
+            effect=move.effect,
+            onset=move.onset,
+            is_suspect=is_suspect,
+            note=note,
+            p_value=move.p_value,
+            change=move.kind,
+            told=told,
         )
 
 

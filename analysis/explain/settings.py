@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
-from analysis.findings import Onset, Order, SignalVerdict
+from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.schedule import TOLERANCE, Rise, Schedule
 from analysis.signals import Measured
 
@@ -91,25 +91,55 @@ def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing)
     elif path.rises(factor, tolerance):
         note = "settled long before the drop: a start-up, not an event"
     changed = not path.is_constant
+    return verdict_of(
+        signal,
+        order,
+        (before, after),
+        leads,
+        effect=(math.inf if after > before else -math.inf) if onset is not None else 0.0,
+        onset=onset,
+        is_suspect=is_rate and is_rise,
+        note=note,
+        p_value=0.0 if changed else math.nan,
+        change="schedule" if changed else "none",
+        told=path.told() if is_rate or changed else "",
+    )
+
+
+def verdict_of(
+    signal: Measured,
+    order: Order,
+    levels: tuple[float, float],
+    leads: tuple[float, float, float],
+    *,
+    effect: float,
+    onset: Onset | None,
+    is_suspect: bool,
+    note: str,
+    p_value: float,
+    change: ChangeKind,
+    told: str,
+) -> SignalVerdict:
+    """What is said of a signal; `leads`: the lead between the ends of its interval."""
+    lower, lead, upper = leads
     return SignalVerdict(
         signal.key,
         signal.title,
         signal.subject,
         signal.unit,
         order,
-        before,
-        after,
-        (math.inf if after > before else -math.inf) if onset is not None else 0.0,
+        *levels,
+        effect,
         onset,
-        leads[1],
-        leads[0],
-        leads[2],
-        is_rate and is_rise and order == "precedes",
-        False,
+        lead,
+        lower,
+        upper,
+        order == "precedes" and is_suspect,
+        signal.kind.is_outcome,
         note,
-        0.0 if changed else math.nan,
-        "schedule" if changed else "none",
-        path.told() if is_rate or changed else "",
+        p_value,
+        change,
+        told,
     )
 
 
