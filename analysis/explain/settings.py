@@ -52,7 +52,7 @@ class Timing:
             return "no evidence", leads, f"changed {lead:.0f} steps before: too early to be named"
         if 1 - chance <= (1 - self.min_probability) / self.num_dated and lead >= 1:
             return "precedes", leads, f"in {100 * chance:.0f} % of the draws"
-        if chance < 1 - self.min_probability:
+        if chance < 1 - self.min_probability and lead <= -1:
             return "follows", leads, f"in {100 * (1 - chance):.0f} % of the draws"
         return "coincides", leads, "began with the fall: no order is resolved"
 
