@@ -49,7 +49,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         {role: run.policy_of(role).name for role in run.roles},
         replays,
-        () if drop.onset is None else too_large(run, drop.onset.upper),
+        too_large(run, drop),
     )
     return Diagnosis(
         run.meta.run_id,

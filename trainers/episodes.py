@@ -1,23 +1,42 @@
-"""Keep what every agent said in an episode, in memory and as compressed JSON lines."""
+"""What an agent said, first bare and then with its credit (Turn), and an episode."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gradlab.records import Agent
 from trainers.tasks.problem import Problem
 
 
 @dataclass(frozen=True)
+class Group:
+    """The turns whose rewards are compared with each other."""
+
+    size: int
+    zero_variance: bool = False
+    """Several equal rewards: their advantage is 0, they stay in the denominator."""
+    all_right: bool = False
+    """And every turn's episode was solved."""
+    all_wrong: bool = False
+    """And no turn's episode was solved."""
+
+
+@dataclass(frozen=True)
 class Turn:
-    """One response of one agent. T response tokens, the end token included unless truncated."""
+    """One response of one agent. T response tokens, the end token included unless truncated.
+
+    Credit comes when its episode is over, weight and old log-probs when its update is planned.
+    """
 
     agent: Agent
+    problem: str
+    """Problem id."""
+    sample: int
     round: int
     kind: str
     """What was asked for: answer, choice, verdict or plan."""
@@ -33,6 +52,22 @@ class Turn:
     """Right by itself; None where the role cannot be."""
     offered_correct: bool | None
     """Whether a correct solution was among those the role was given; None if it was given none."""
+    outcome: bool = False
+    """Whether its episode was solved."""
+    reward: float = math.nan
+    """NaN: no reward yet, or its episode was given up."""
+    advantage: float = 0.0
+    """In units of the group's reward standard deviation (or reward units without std)."""
+    group: Group = Group(1)
+    weight: float = 0.0
+    """Of each of its tokens in the loss of its update."""
+    old_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    """[T] denominator of the ratio; None: `logprobs`."""
+
+    @property
+    def tokens(self) -> int:
+        """Prompt and response tokens."""
+        return len(self.prompt_ids) + len(self.response_ids)
 
 
 @dataclass(frozen=True)
@@ -49,68 +84,6 @@ class Episode:
     """Why the episode was given up; its turns are then neither rewarded nor trained."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """One turn with its credit: what the trainer learns from."""
-
-    turn: Turn
-    problem: str
-    """Problem id."""
-    sample: int
-    outcome: bool
-    reward: float
-    advantage: float = 0.0
-    """In units of the group's reward standard deviation (or reward units without std)."""
-
-
-def save_episodes(path: Path, episodes: Sequence[Episode], rows: Sequence[Row] = ()) -> None:
-    """Write one JSON object per episode, gzip-compressed; `rows` add rewards and advantages."""
-    credit = {(row.problem, row.sample, id(row.turn)): row for row in rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".partial")
-    try:
-        with gzip.open(temporary, "wt", compresslevel=1, encoding="utf-8") as file:
-            for episode in episodes:
-                file.write(json.dumps(_episode_json(episode, credit), ensure_ascii=False) + "\n")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _episode_json(episode: Episode, credit: dict[tuple[str, int, int], Row]) -> dict[str, Any]:
-    turns = []
-    for turn in episode.turns:
-        row = credit.get((episode.problem.id, episode.sample, id(turn)))
-        turns.append(
-            {
-                "role": turn.agent.role,
-                "number": turn.agent.number,
-                "round": turn.round,
-                "prompt": turn.prompt,
-                "response": turn.response,
-                "tokens": len(turn.response_ids),
-                "parse_ok": turn.parse_ok,
-                "truncated": turn.truncated,
-                "own_correct": turn.own_correct,
-                "reward": row.reward if row else None,
-                "advantage": row.advantage if row else None,
-            }
-        )
-    return {
-        "problem": episode.problem.id,
-        "question": episode.problem.question,
-        "reference": episode.problem.answer,
-        "sample": episode.sample,
-        "answer": episode.answer,
-        "outcome": episode.outcome,
-        "failure": episode.failure,
-        "turns": turns,
-    }
-
-
-def read_episodes(path: Path) -> Iterator[dict[str, Any]]:
-    """Read what `save_episodes` wrote."""
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            yield json.loads(line)
+def trained_turns(episodes: Sequence[Episode]) -> list[Turn]:
+    """The turns of all episodes that were not given up, in episode and turn order."""
+    return [turn for episode in episodes if episode.failure is None for turn in episode.turns]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from gradlab.ledger import mean
 from gradlab.records import EvalRecord, RoleEvaluation
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
@@ -14,7 +15,6 @@ from trainers.models.language import LanguageModel
 from trainers.rollout import rollout
 from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
-from trainers.watch.ledger import mean
 from trainers.workflows import Workflow
 
 EVALUATION = 1 << 20

@@ -1,4 +1,4 @@
-"""Give every policy its adapter's parameters, an optimizer, a schedule and a probe."""
+"""Give every policy its parameters, optimizer, learning-rate schedule with warm-up, and probe."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ from gradlab.records import Agent, PolicyMeta
 from trainers.config import TrainConfig
 from trainers.interventions import CoherenceDamping, damping_of
 from trainers.models.language import LanguageModel
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, and going on silently would be worse."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,9 @@ import torch
 from trainers.episodes import Episode, Turn
 from trainers.grading.reading import Reading
 from trainers.judge import Judge
-from trainers.learn import TrainingError
 from trainers.models.language import LanguageModel
 from trainers.models.sampling import Sample, sample
-from trainers.policies import not_finite
+from trainers.policies import TrainingError, not_finite
 from trainers.tasks.problem import Problem
 from trainers.workflows import Ask, Play, Reply, Workflow
 
@@ -68,21 +67,17 @@ def rollout(
         _play_wave(language, policy_by_role, seats, (*key, wave), judge)
         wave += 1
     outcomes = judge([(seat.problem, seat.answer) for seat in seats])
-    return [
-        Episode(
-            seat.problem,
-            seat.sample,
-            tuple(seat.turns),
-            seat.answer,
-            seat.failure is None and outcome,
-            seat.failure,
-        )
-        for seat, outcome in zip(seats, outcomes, strict=True)
-    ]
+    return [_episode(seat, is_right) for seat, is_right in zip(seats, outcomes, strict=True)]
 
 
 def _seat(play: Play, problem: Problem, number: int) -> _Seat:
     return _Seat(problem, number, play, next(play), [])
+
+
+def _episode(seat: _Seat, is_right: bool) -> Episode:
+    outcome = seat.failure is None and is_right
+    turns = tuple(replace(turn, outcome=outcome) for turn in seat.turns)
+    return Episode(seat.problem, seat.sample, turns, seat.answer, outcome, seat.failure)
 
 
 def _play_wave(
@@ -193,6 +188,8 @@ def _advance(
         seat.turns.append(
             Turn(
                 agent=ask.agent,
+                problem=seat.problem.id,
+                sample=seat.sample,
                 round=ask.round,
                 kind=ask.kind,
                 prompt=language.decode(one.prompt, keep_special=True),

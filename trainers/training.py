@@ -23,18 +23,18 @@ import numpy as np
 import torch
 
 from gradlab.alarms import Watch, drop_alarms
+from gradlab.ledger import RoleTally
 from gradlab.records import EvalRecord, RunMeta, StepRecord
 from gradlab.store.writer import RunStore
-from trainers.advantages import with_advantages
 from trainers.advice import advice
 from trainers.config import TrainConfig
-from trainers.episodes import save_episodes
+from trainers.credit import credit
+from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
-from trainers.learn import TokenSums, TrainingError, learn
+from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_model
-from trainers.policies import Policy, build_policies
-from trainers.rewards import reward_rows
+from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -46,6 +46,7 @@ from trainers.rundir.directory import (
     read_run_directory,
     stored_config,
 )
+from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem, Task, problem_ids
 from trainers.watch.ledger import step_record
@@ -166,19 +167,20 @@ def train_step(run: Run, step: int) -> StepRecord:
         run.language, run.workflow, run.routing, problems, config.samples, key, run.judge
     )
     ungraded = run.judge.ungraded
-    rows, counts = with_advantages(reward_rows(episodes, config), config)
+    episodes = credit(episodes, config)
     played = time.perf_counter()
-    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes, rows)
+    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
 
-    sums: dict[str, TokenSums] = {}
+    turns = trained_turns(episodes)
+    tallies: dict[str, RoleTally] = {}
     for policy in run.policies.values():
-        mine = [row for row in rows if row.turn.agent.role in policy.roles]
-        sums |= learn(run.language, policy, mine, config, step)
+        mine = [turn for turn in turns if turn.agent.role in policy.roles]
+        tallies |= learn(run.language, policy, mine, config, step)
         is_shared = config.scheduler_tick == "policy"
         tick(run.policies.values() if is_shared else (policy,))
     ended = time.perf_counter()
     return step_record(
-        step, episodes, rows, counts, sums, run.routing,
+        step, episodes, run.workflow.agents, tallies, run.routing,
         {
             "rollout_seconds": played - started,
             "train_seconds": ended - played,

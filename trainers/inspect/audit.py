@@ -14,16 +14,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gradlab.ledger import RoleTally
 from gradlab.probe.audit import Audit
+from trainers.batches import plan_updates, with_old_logprobs
 from trainers.config import TrainConfig
-from trainers.episodes import Row
+from trainers.episodes import Turn, trained_turns
 from trainers.judge import judge_of
-from trainers.learn import TokenSums, accumulate
-from trainers.logprobs import old_logprobs
-from trainers.minibatches import plan_updates
+from trainers.learn import accumulate
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, build_policies
-from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
 from trainers.rundir.directory import check_trained, read_run_directory, stored_config
@@ -58,27 +57,27 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     episodes = rollout(language, workflow, routing, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)
-    rows = [replace(row, advantage=float(draw.normal())) for row in reward_rows(episodes, config)]
+    rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(episodes)]
     found = []
     for policy in policies.values():
-        mine = [row for row in rows if row.turn.agent.role in policy.roles]
+        mine = [row for row in rows if row.agent.role in policy.roles]
         if mine:
             found.append(audit_update(language, policy, mine, config, step))
     return step, found
 
 
 def audit_update(
-    language: LanguageModel, policy: Policy, rows: Sequence[Row], config: TrainConfig, step: int
+    language: LanguageModel, policy: Policy, rows: Sequence[Turn], config: TrainConfig, step: int
 ) -> Audit:
     """Do the policy's first update of the step up to its optimizer, and audit it."""
     assert policy.probe is not None
     language.activate(policy.name)
     language.model.train()
-    old = old_logprobs(language, rows, config)
+    rows = with_old_logprobs(language, rows, config)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     update = plan_updates(rows, config, (config.training_seed, step, *policy.name.encode()))[0]
-    sums = {role: TokenSums() for role in policy.roles}  # nobody reads them
-    again = partial(accumulate, language, policy, update, old, problems, config, step, sums)
+    tallies = {role: RoleTally() for role in policy.roles}  # nobody reads them
+    again = partial(accumulate, language, policy, update, problems, config, step, tallies)
     again()
     found = policy.probe.audit(lambda agent: again(only=agent))
     policy.probe.discard()

@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from gradlab.checkpoints import beginning
-from trainers.episodes import read_episodes
 from trainers.rundir.directory import CONFIG
+from trainers.rundir.transcripts import read_episodes
 
 
 def show_episodes(

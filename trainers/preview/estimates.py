@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM
 from gradlab.probe.layout import block_of, block_order
 from gradlab.records import Agent, PolicyMeta, RunMeta
 from gradlab.store.schema import groups
+from trainers.batches import num_updates
 from trainers.config import TrainConfig
-from trainers.minibatches import num_updates
 from trainers.models.architectures import KNOWN, architecture
 from trainers.models.language import (
     add_adapters,

@@ -1,4 +1,4 @@
-"""Sum up a training step: the step record that goes into the store."""
+"""Hand the turns of a training step to the ledger: the step record that goes into the store."""
 
 from __future__ import annotations
 
@@ -9,119 +9,63 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlab.records import SIGNATURE_BUCKETS, RoleLedger, RunLedger, StepRecord
+from gradlab import ledger
+from gradlab.ledger import TURN, RoleTally, Turns, mean
+from gradlab.records import Agent, RunLedger, StepRecord
 from gradlab.signature import token_counts
-from trainers.advantages import GroupCounts, inflation
-from trainers.episodes import Episode, Row
-from trainers.learn import TokenSums
+from trainers.episodes import Episode, Turn, trained_turns
 
 
-def mean(values: Sequence[float | bool]) -> float:
-    """Mean, or NaN of nothing."""
-    return float(np.mean(values)) if len(values) else float("nan")
+def turn_table(turns: Sequence[Turn], agents: Sequence[Agent]) -> Turns:
+    """[n] the turns as numbers."""
+    place = {agent: i for i, agent in enumerate(agents)}
+    episodes: dict[tuple[str, int], int] = {}
+    table = np.full(len(turns), np.nan, dtype=TURN)
+    for row, turn in zip(table, turns, strict=True):
+        own = math.nan if turn.own_correct is None else turn.own_correct
+        row["agent"] = place[turn.agent]
+        row["episode"] = episodes.setdefault((turn.problem, turn.sample), len(episodes))
+        row["reward"], row["advantage"] = turn.reward, turn.advantage
+        row["own"], row["outcome"] = own, turn.outcome
+        row["group_size"], row["zero_variance"] = turn.group.size, turn.group.zero_variance
+        row["all_right"], row["all_wrong"] = turn.group.all_right, turn.group.all_wrong
+        row["truncated"], row["parse_failed"] = turn.truncated, not turn.parse_ok
+        row["prompt_tokens"], row["tokens"] = len(turn.prompt_ids), len(turn.response_ids)
+        row["logprob"] = sum(turn.logprobs)
+    return table
 
 
-def lengths(rows: Sequence[Row]) -> NDArray[np.int64]:
-    return np.array([len(row.turn.response_ids) for row in rows], dtype=np.int64)
-
-
-def role_ledger(
-    rows: Sequence[Row],
-    all_rows: Sequence[Row],
-    counts: GroupCounts,
-    sums: TokenSums,
-    policy_weight: float,
-) -> RoleLedger:
-    """Ledger of one role. `rows` are the role's, `all_rows` everybody's, `policy_weight` the loss
-    weight of all roles of its policy."""
-    if not rows:
-        return RoleLedger(episodes=0, turns=0, prompt_tokens=0, response_tokens=0)
-    reward_B = np.array([row.reward for row in rows])
-    own = [row.turn.own_correct for row in rows if row.turn.own_correct is not None]
-    length_B = lengths(rows)
-    ratio = sums.ratio / sums.tokens if sums.tokens else math.nan
-    spread = sums.ratio_squared / sums.tokens - ratio**2 if sums.tokens else math.nan
-    logprob = sum(sum(row.turn.logprobs) for row in rows) / length_B.sum()
-    return RoleLedger(
-        episodes=len({(row.problem, row.sample) for row in rows}),
-        turns=len(rows),
-        prompt_tokens=sum(len(row.turn.prompt_ids) for row in rows),
-        response_tokens=int(length_B.sum()),
-        optimizer_steps=sums.updates,
-        learning_rate=sums.learning_rate,
-        loss_weight=sums.weight / policy_weight if policy_weight else math.nan,
-        reward_mean=float(reward_B.mean()),
-        reward_std=float(reward_B.std()),
-        own_accuracy=mean(own),
-        outcome_accuracy=mean([row.outcome for row in rows]),
-        advantage_std=float(np.std([row.advantage for row in rows])),
-        zero_variance_groups=counts.zero_variance / counts.groups,
-        all_right_groups=counts.all_right / counts.groups,
-        all_wrong_groups=counts.all_wrong / counts.groups,
-        singleton_groups=counts.singleton / counts.groups,
-        inflation=inflation(
-            np.array([row.reward for row in all_rows]),
-            np.array([row.turn.agent.role == rows[0].turn.agent.role for row in all_rows]),
-        ),
-        entropy=sums.entropy / sums.tokens if sums.tokens else math.nan,
-        perplexity=math.exp(min(-logprob, 50.0)),
-        kl=sums.kl,
-        clip_fraction=sums.clipped / sums.tokens if sums.tokens else math.nan,
-        ratio_std=math.sqrt(max(spread, 0.0)) if sums.tokens else math.nan,
-        length_mean=float(length_B.mean()),
-        length_p95=float(np.percentile(length_B, 95)),
-        truncated=mean([row.turn.truncated for row in rows]),
-        parse_failures=mean([not row.turn.parse_ok for row in rows]),
-        logprob_gap=sums.logprob_gap,
-    )
-
-
-def signature(rows: Sequence[Row]) -> NDArray[np.float64]:
-    """[SIGNATURE_BUCKETS] share of response tokens per hash bucket; NaN without tokens."""
-    ids = np.array([token for row in rows for token in row.turn.response_ids], dtype=np.int64)
-    if not len(ids):
-        return np.full(SIGNATURE_BUCKETS, np.nan)
-    return token_counts(ids) / len(ids)
+def signature_counts(turns: Sequence[Turn]) -> NDArray[np.int64]:
+    """[SIGNATURE_BUCKETS] response tokens of these turns per hash bucket."""
+    return token_counts(np.array([t for turn in turns for t in turn.response_ids], dtype=np.int64))
 
 
 def step_record(
     step: int,
     episodes: Sequence[Episode],
-    rows: Sequence[Row],
-    counts: Mapping[str, GroupCounts],
-    sums: Mapping[str, TokenSums],
+    agents: Sequence[Agent],
+    tallies: Mapping[str, RoleTally],
     policy_by_role: Mapping[str, str],
     seconds: Mapping[str, float],
     ungraded: int = 0,
 ) -> StepRecord:
-    """The record of one step. `sums` are by role; `seconds` has the fields of
-    RunLedger that end in '_seconds'."""
-    by_role = {role: [r for r in rows if r.turn.agent.role == role] for role in policy_by_role}
-    policy_weight: dict[str, float] = {}
-    for role, policy in policy_by_role.items():
-        policy_weight[policy] = policy_weight.get(policy, 0.0) + sums[role].weight
-    nothing = GroupCounts(1, 0, 0)
-    return StepRecord(
-        step,
-        time.time(),
-        RunLedger(
-            accuracy=mean([episode.outcome for episode in episodes]),
-            reward_mean=mean([row.reward for row in rows]),
-            episodes=len(episodes),
-            failed_episodes=sum(episode.failure is not None for episode in episodes),
-            tokens=sum(len(r.turn.prompt_ids) + len(r.turn.response_ids) for r in rows),
-            **seconds,
-            ungraded=ungraded,
-        ),
-        {
-            role: role_ledger(
-                mine,
-                rows,
-                counts.get(role, nothing),
-                sums[role],
-                policy_weight[policy_by_role[role]],
-            )
-            for role, mine in by_role.items()
-        },
-        {role: signature(mine) for role, mine in by_role.items() if mine},
+    """The record of one step. `tallies` are by role; `seconds` has the fields of RunLedger that end
+    in '_seconds'."""
+    turns = trained_turns(episodes)
+    table = turn_table(turns, agents)
+    run = RunLedger(
+        accuracy=mean([episode.outcome for episode in episodes]),
+        reward_mean=mean(table["reward"]),
+        episodes=len(episodes),
+        failed_episodes=sum(episode.failure is not None for episode in episodes),
+        tokens=sum(turn.tokens for turn in turns),
+        **seconds,
+        ungraded=ungraded,
+    )
+    counts = {
+        role: signature_counts([turn for turn in turns if turn.agent.role == role])
+        for role in policy_by_role
+    }
+    return ledger.step_record(
+        step, time.time(), run, agents, table, tallies, policy_by_role, counts
     )

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from gradlab.alarms import Alarm, Watch, append_alarms
 from trainers.config import TrainConfig
-from trainers.learn import TrainingError
-from trainers.policies import Policy
+from trainers.policies import Policy, TrainingError
 from trainers.rundir.directory import STORE
 from trainers.watch.progress import Progress
 

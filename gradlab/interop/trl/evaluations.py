@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gradlab.interop.trl.turns import mean
+from gradlab.ledger import mean
 from gradlab.records import Agent, EvalRecord, RoleEvaluation
 
 

@@ -36,7 +36,8 @@ from trl.trainer.grpo_trainer import GRPOTrainer
 
 from gradlab.interop.trl.columns import Columns
 from gradlab.interop.trl.evaluations import Graded, HeldOut
-from gradlab.interop.trl.turns import TURN, Turns, step_record
+from gradlab.interop.trl.turns import ROW, step_record
+from gradlab.ledger import Turns
 from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
 from gradlab.signature import token_counts
@@ -51,10 +52,12 @@ WRAPPED = (
 """Methods of the trainer that are wrapped; present since TRL 1.0."""
 
 AGENT, PROMPT, FACTS = "gradlab_agent", "gradlab_prompt", "gradlab_facts"
-KEPT = ("reward", "correct", "zero_variance", "truncated", "all_right", "all_wrong")
-"""Columns of FACTS, fields of `gradlab.interop.trl.turns.TURN`: groups are those of the row."""
 """Keys of the tensors that travel with the rows: agent index, prompt id, and what was known when
-the row was generated: (reward, correct, zero variance, truncated)."""
+the row was generated."""
+KEPT = (
+    "reward", "outcome", "zero_variance", "truncated", "all_right", "all_wrong", "group_size",
+)  # fmt: skip
+"""Columns of FACTS, fields of `gradlab.interop.trl.turns.ROW`: groups are those of the row."""
 
 CORRECT_ABOVE = 0.5
 PROBE_STATE = "gradlab_probe.pt"
@@ -224,7 +227,7 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         assert self.probe is not None
-        mine = np.concatenate([np.zeros(0, dtype=TURN), *self._turns])
+        mine = np.concatenate([np.zeros(0, dtype=ROW), *self._turns])
         everybody = gather_object([(mine, self._counts)])
         if self._store is None:
             return
@@ -356,7 +359,7 @@ class Watch(TrainerCallback):
             self._answers.append(Graded(key, role, fact[1], length, fact[3] > 0))
 
     def _facts(self, output: Mapping[str, Any]) -> Tensor:
-        """[n, 6] of this process's rows: `KEPT`."""
+        """[n, 7] of this process's rows: `KEPT`."""
         trainer = self._trainer
         ids, mask = output["completion_ids"].cpu(), output["completion_mask"].cpu()
         n = len(ids)
@@ -379,6 +382,7 @@ class Watch(TrainerCallback):
         else:
             known = torch.full_like(total, math.nan)
         if len(total) % size == 0:
+            facts[:, 6] = size
             groups = total.view(-1, size)
             same = torch.isclose(groups, groups[:, :1], equal_nan=True).all(1)
             graded = known.view(-1, size)
@@ -403,7 +407,7 @@ class Watch(TrainerCallback):
         columns["advantage"] = by_row(inputs["advantages"])
         names = [*columns]
         on_host = torch.stack([columns[name].double() for name in names]).cpu().numpy()
-        turns = np.full(len(mask_nT), np.nan, dtype=TURN)
+        turns = np.full(len(mask_nT), np.nan, dtype=ROW)
         for name, values in zip(names, on_host, strict=True):
             turns[name] = values
         turns["agent"] = inputs[AGENT].numpy()
