@@ -121,7 +121,7 @@ def test_analysis_and_figures_never_name_torch(package: str) -> None:
 
 FACES = {
     "gradlab": {"Agent", "RunStore", "attach", "open_run"},
-    "trainers": {"TrainConfig", "train"},
+    "trainers": {"Callback", "TrainConfig", "train"},
     "analysis": {"diagnose"},
     "figures": {"make_figures"},
     "gradlab/interop/trl": {"watch"},

@@ -27,6 +27,7 @@ from gradlab.ledger import RoleTally
 from gradlab.records import EvalRecord, RunMeta, StepRecord
 from gradlab.store.writer import RunStore
 from trainers.advice import advice
+from trainers.callbacks import Callback, Callbacks
 from trainers.config import TrainConfig
 from trainers.credit import credit
 from trainers.episodes import trained_turns
@@ -91,17 +92,21 @@ class Run:
 
 
 def train(
-    config: TrainConfig, progress: Progress | None = None, watch: Watch | None = None
+    config: TrainConfig,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train as `config` says and return the run directory.
 
     `watch`: what judges the run while it trains, needed with `config.alarm`; e.g.
-    `analysis.online.Online()`.
+    `analysis.online.Online()`. `callbacks` are told of steps, evaluations and checkpoints.
     Raises ValueError for a configuration that cannot be run, before anything is written where that
     can be told; TrainingError when a loss or gradient is not finite, or the disk refuses. After
     Ctrl-C or SIGTERM the step in hand is finished, a checkpoint is written, and Interrupted is
     raised.
     """
+    told = Callbacks(callbacks)
     run = open_run_for_training(config, watch)
     config = run.config
     progress = progress or Progress()
@@ -121,14 +126,18 @@ def train(
         for text in advice(config) if run.done < config.steps else ():
             progress.note(f"warning: {text}")
         if run.done == run.first:
-            progress.evaluated(measure(run))
+            base = measure(run)
+            progress.evaluated(base)
+            told.on_evaluation(base)
         for step in range(run.done + 1, config.steps + 1):
             record = train_step(run, step)
             run.done = step
             progress.trained(record, run.policies)
+            evaluation = None
             if step % config.eval_every == 0 or step == config.steps:
                 started = time.perf_counter()
-                progress.evaluated(measure(run))
+                evaluation = measure(run)
+                progress.evaluated(evaluation)
                 lookout.look(step)
                 seconds = time.perf_counter() - started
                 ledger = replace(
@@ -136,15 +145,19 @@ def train(
                 )
                 record = replace(record, run=ledger)
             run.store.append(record)
+            told.on_step(record)
+            if evaluation:
+                told.on_evaluation(evaluation)
             # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
             number = asked_to_stop()
             is_last = step == config.steps or number > 0
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
-                save_checkpoint(
+                path = save_checkpoint(
                     config.out, step, run.language, run.policies, config.keep_states,
                     config.keep_state_every,
                 )  # fmt: skip
+                told.on_checkpoint(path)
             if step < config.steps:
                 lookout.stop_if_asked(step)
             if is_last and step < config.steps:
