@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from gradlab.store.disk import put
@@ -49,16 +49,18 @@ def _lines(alarms: Sequence[Alarm]) -> bytes:
 def read_alarms(directory: Path) -> tuple[Alarm, ...]:
     """What `append_alarms` wrote, oldest first; empty without a file.
 
-    A line that was cut when the run was killed is left out.
+    A line that was cut when the run was killed is left out, and so is what only later versions say
+    of an alarm.
     """
     path = directory / FILE
     if not path.is_file():
         return ()
-    found = []
+    found, known = [], {field.name for field in fields(Alarm)}
     # The cut may go through a character.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(Alarm(**json.loads(line)))
+            said = json.loads(line)
+            found.append(Alarm(**{name: said[name] for name in known & set(said)}))
         except (json.JSONDecodeError, TypeError):
             continue
     return tuple(found)

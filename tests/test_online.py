@@ -50,6 +50,9 @@ def test_alarms_are_kept_cut_lines_left_out_and_repeated_steps_dropped(tmp_path:
     with (tmp_path / FILE).open("a") as file:
         file.write('{"step": 3')
     assert read_alarms(tmp_path) == tuple(alarms)
+    text = (tmp_path / FILE).read_text()
+    (tmp_path / FILE).write_text(text.replace('"step": 10', '"urgency": 2, "step": 10'))
+    assert read_alarms(tmp_path) == tuple(alarms), "of a later version, which says more"
     drop_alarms(tmp_path, after_step=15)
     assert read_alarms(tmp_path) == (alarms[0],)
     drop_alarms(tmp_path, after_step=5)

@@ -46,7 +46,13 @@ def meta_document(meta: RunMeta) -> Document:
 
 
 def parse_meta(document: Document) -> RunMeta:
-    """The `RunMeta` that `meta_document` wrote."""
+    """The `RunMeta` that `meta_document` wrote, by this version or an earlier one.
+
+    Raises `LaterVersionError` for fields that this version does not know.
+    """
+    _check_known("meta", document, RunMeta)
+    for policy in document["policies"]:
+        _check_known(f"policy '{policy['name']}'", policy, PolicyMeta)
     policies = tuple(
         PolicyMeta(
             name=policy["name"],
@@ -68,6 +74,16 @@ def parse_meta(document: Document) -> RunMeta:
             "problems": tuple(document["problems"]),
         }
     )
+
+
+class LaterVersionError(ValueError):
+    """Metadata has fields that this version does not know."""
+
+
+def _check_known(what: str, document: Document, record: type[Any]) -> None:
+    unknown = sorted(set(document) - {field.name for field in fields(record)})
+    if unknown:
+        raise LaterVersionError(f"{what} has {', '.join(unknown)}")
 
 
 def root_attributes(meta: RunMeta) -> Document:
@@ -104,6 +120,12 @@ def read_root(path: Path) -> tuple[RunMeta, Document]:
         )
     try:
         meta = parse_meta(attributes["meta"])
+    except LaterVersionError as error:
+        wrote = attributes["meta"].get("versions", {}).get("gradlab", "it does not say which")
+        raise StoreError(
+            f"{path / DOCUMENT}: a later version wrote the run ({wrote}): {error}, which this "
+            f"gradlab does not know; use that version, or a newer one"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path / DOCUMENT}: the run's metadata is damaged ({error!r}); restore it from a copy"

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ def starting_step(run: Path, at_most: int) -> int:
 def begin(plan: ReplayPlan) -> None:
     """Write the plan, or find the same one there from before a kill."""
     path = plan.out / PLAN
-    if path.is_file() and (other := json.loads(path.read_text())) != plan.to_json():
+    # A plan of an earlier version lacks what could not be chosen then.
+    defaults = {f.name: f.default for f in fields(plan) if f.default is not MISSING}
+    if path.is_file() and (other := defaults | json.loads(path.read_text())) != plan.to_json():
         raise ValueError(
             f"{plan.out} holds another replay: {json.dumps(other)}; give another --name, or the "
             "same options to continue it"

@@ -20,7 +20,7 @@ from typing import Any
 
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
-from trainers.config import TrainConfig
+from trainers.config import EARLIER, TrainConfig
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
 
@@ -120,8 +120,12 @@ def read_run_directory(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out} holds no {CONFIG}; expected the directory of a trained run")
     try:
         about: dict[str, Any] = json.loads(path.read_text())
-        about["config"]["steps"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        about["config"]["steps"], about["data"]["sha256"], about["run_id"]
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is damaged (it has no {error}); restore it from a copy, or train anew"
+        ) from error
+    except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); restore it from a copy, or train anew"
         ) from error
@@ -132,18 +136,24 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
     Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
-    far, not what. Options that are younger than the run have their defaults, which do what was done
-    before there were options.
+    far, not what. Options that are younger than the run do what was done before there were any
+    (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
     """
-    stored = dict(about["config"])
-    unknown = sorted(set(stored) - {field.name for field in fields(TrainConfig)})
+    stored = {**EARLIER, **about["config"]}
+    unknown = sorted(set(about["config"]) - {field.name for field in fields(TrainConfig)})
     if unknown:
+        wrote = ", ".join(
+            f"{name} {about['versions'][name]}"
+            for name in ("gradlab", "commit")
+            if name in about.get("versions", {})
+        )
         raise ValueError(
-            f"{given.out / CONFIG} was written by gradlab {about['versions'].get('gradlab')} and "
-            f"has options that this version does not know: {', '.join(unknown)}; use that version"
+            f"{given.out / CONFIG}: a later version wrote the run ({wrote or 'not named'}) and has "
+            f"options that this version does not know: {', '.join(unknown)}; use that version, or "
+            "a newer one"
         )
     stored["data"] = Path(stored["data"]) if stored.get("data") else None
     stored |= {"out": given.out, "device": given.device, "threads": given.threads}
