@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_train import adapters, assert_same_states, assert_same_tensors
 
-from gradlab.checkpoints import STATE, checkpoint_path
 from gradlab.commands.main import main
+from gradlab.run_directory import STATE, checkpoint_path
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.policies import warmup

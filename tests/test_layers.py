@@ -36,6 +36,7 @@ def modules_of(folder: str) -> list[str]:
 
 
 WITHOUT_TORCH = (
+    "gradlab.run_directory",
     "gradlab.records",
     "gradlab.probe.measures.row_statistics",
     *modules_of("gradlab/readout"),

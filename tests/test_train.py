@@ -19,7 +19,7 @@ from conftest import SmallConfig
 from rich.console import Console
 from safetensors.torch import load_file
 
-from gradlab.checkpoints import checkpoint_path
+from gradlab.run_directory import STORE, checkpoint_path
 from gradlab.store.run import open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
@@ -29,7 +29,6 @@ from trainers.presets import preset
 from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint
-from trainers.rundir.directory import STORE
 from trainers.training import open_run_for_training, step_problems, train, train_step
 from trainers.watch.progress import Progress
 

@@ -24,6 +24,7 @@ import torch
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from trainers.advantages import with_advantages
 from trainers.advice import advice
@@ -38,7 +39,6 @@ from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
-    STORE,
     check_unstarted,
     create_run_directory,
     first_step,
@@ -168,7 +168,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     ungraded = run.judge.ungraded
     rows, counts = with_advantages(reward_rows(episodes, config), config)
     played = time.perf_counter()
-    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes, rows)
+    save_episodes(episodes_path(config.out, "step", step), episodes, rows)
 
     sums: dict[str, TokenSums] = {}
     for policy in run.policies.values():
@@ -203,7 +203,7 @@ def measure(run: Run) -> EvalRecord:
     record, episodes = evaluate(
         run.language, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
     )
-    save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
     return record
 

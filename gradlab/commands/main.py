@@ -23,6 +23,7 @@ from gradlab.commands.options import (
     ShowOptions,
 )
 from gradlab.commands.parsing import check_pairs, parse, parse_training, take_option
+from gradlab.run_directory import RESULT, is_trained, is_whole, page_path
 
 if TYPE_CHECKING:
     from analysis.findings import Diagnosis
@@ -137,7 +138,7 @@ def diagnose(arguments: Sequence[str]) -> int:
     else:
         print_text(diagnosis, Console())
     if not options.no_page:
-        page = options.page or _default_page(options.run, options.until)
+        page = options.page or page_path(options.run, options.until)
         if not page.parent.is_dir():
             raise ValueError(f"--page {page}: there is no folder {page.parent}")
         write_page(diagnosis, run, page)
@@ -145,14 +146,6 @@ def diagnose(arguments: Sequence[str]) -> int:
     if refused is not None:
         raise ValueError(f"--confirm: {refused}")
     return 0
-
-
-def _default_page(run: Path, until: int | None) -> Path:
-    """Beside the store; that of a part of the run is not that of the run."""
-    part = "" if until is None else f"-until-{until}"
-    if run.suffix == ".zarr":
-        return run.with_name(f"{run.stem}{part}.html")
-    return run / f"report{part}.html"
 
 
 def figures(arguments: Sequence[str]) -> int:
@@ -267,7 +260,7 @@ def _run_replay(plan: ReplayPlan, suspect: dict[str, str], *, is_dry: bool = Fal
     """Train the arms of a replay, compare them and write result.json; reports to stderr."""
     from rich.console import Console
 
-    from analysis.replays.compare import RESULT, compare, described, write_result
+    from analysis.replays.compare import compare, described, write_result
     from gradlab.store.run import open_run
     from trainers.replay.arms import run_arms
     from trainers.watch.progress import Progress
@@ -361,15 +354,15 @@ def demo(arguments: Sequence[str]) -> int:
         if _is_finished(runs[name], config.steps):
             console.print(f"[bold]{runs[name]}[/bold]: finished before, kept", soft_wrap=True)
             continue
-        resume = (runs[name] / "config.json").exists()
+        resume = is_trained(runs[name])
         run_training(replace(config, out=runs[name], resume=resume))
     console.rule("What was found")
     for path in runs.values():
         run = open_run(path)
         diagnosis = run_diagnosis(run)
-        write_page(diagnosis, run, path / "report.html")
+        write_page(diagnosis, run, page_path(path))
         console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}", soft_wrap=True)
-        console.print(f"  page: {path / 'report.html'}", soft_wrap=True)
+        console.print(f"  page: {page_path(path)}", soft_wrap=True)
     written = make_figures(list(runs.values()), options.out / "figures")
     console.print(f"{len(written)} files of figures in {options.out / 'figures'}", soft_wrap=True)
     console.print(f"Next: gradlab diagnose {runs['cliff']}", soft_wrap=True)
@@ -381,8 +374,7 @@ def _is_finished(run: Path, steps: int) -> bool:
     from gradlab.store.run import open_run
 
     # The last checkpoint is written after the last step and the last evaluation.
-    checkpoint = run / "checkpoints" / f"step-{steps:06d}" / "checkpoint.json"
-    return checkpoint.is_file() and open_run(run).closed
+    return is_whole(run, steps) and open_run(run).closed
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.run_directory import STORE
 from gradlab.store.disk import DOCUMENT, Document, StoreError, read_document
 from gradlab.store.schema import METRIC_RECORDS, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
 
@@ -95,7 +96,7 @@ def read_root(path: Path) -> tuple[RunMeta, Document]:
     if not path.exists():
         raise StoreError(f"no run store at {path}; give a run directory or its run.zarr")
     if not (path / DOCUMENT).exists():
-        inside = sorted(found.parent for found in path.glob("*/run.zarr"))
+        inside = sorted(found.parent for found in path.glob(f"*/{STORE}"))
         if inside:
             raise StoreError(
                 f"{path} is a folder of {len(inside)} runs; give one of them, such as {inside[0]}, "

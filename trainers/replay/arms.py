@@ -17,17 +17,15 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.checkpoints import checkpoint_path, continuable
+from gradlab.run_directory import PLAN, STORE, continuable, is_whole, replay_path
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
-from trainers.rundir.directory import STORE
 from trainers.training import train
 from trainers.watch.progress import Progress
 
-PLAN = "plan.json"
 CONTROL, CHANGED = "control", "changed"
 
 
@@ -48,7 +46,7 @@ class ReplayPlan:
 
     @property
     def out(self) -> Path:
-        return self.run / "replays" / self.name
+        return replay_path(self.run, self.name)
 
     @property
     def arms(self) -> tuple[tuple[str, int], ...]:
@@ -169,4 +167,4 @@ def arm_config(plan: ReplayPlan, original: TrainConfig, arm: str, seed: int) -> 
 
 def is_finished(out: Path, end: int) -> bool:
     """Whether a run has its last checkpoint, which is written after everything else."""
-    return (out / STORE).is_dir() and (checkpoint_path(out, end) / "checkpoint.json").is_file()
+    return (out / STORE).is_dir() and is_whole(out, end)

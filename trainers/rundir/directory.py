@@ -1,8 +1,6 @@
 """Create or reopen a run directory: configuration, versions and data that explain the run.
 
-run.zarr/       the measurements             config.json     configuration, versions, data
-episodes/       what every agent said        checkpoints/    adapters and optimizer state
-problems.jsonl.gz   id, split and content hash of every problem
+What else lies in it, and what everything is called: `gradlab.run_directory`.
 """
 
 from __future__ import annotations
@@ -18,15 +16,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from gradlab.run_directory import CHECKPOINTS, CONFIG, PROBLEMS, STORE, is_trained
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
 from trainers.config import EARLIER, TrainConfig
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
-
-CONFIG = "config.json"
-PROBLEMS = "problems.jsonl.gz"
-STORE = "run.zarr"
 
 
 def create_run_directory(
@@ -59,7 +54,7 @@ def check_free(out: Path) -> None:
         raise ValueError(f"--out {out} is a file; expected a directory to create")
     # A kill right at the start leaves these, which nobody can continue or miss.
     if out.is_dir() and {path.name for path in out.iterdir()} - {CONFIG + PARTIAL, PROBLEMS}:
-        what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
+        what = "holds a run" if is_trained(out) else "is not empty and holds no run"
         raise ValueError(
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
             "another --out"
@@ -103,7 +98,7 @@ def first_step(about: Mapping[str, Any]) -> int:
 
 def check_trained(run: Path, otherwise: str) -> None:
     """Raise ValueError for what is not the directory of a trained run; `otherwise` says more."""
-    if not (run / CONFIG).is_file():
+    if not is_trained(run):
         raise ValueError(
             f"{run} has no {CONFIG}: expected the directory of a run trained by gradlab; "
             f"{otherwise}"
@@ -186,13 +181,13 @@ def check_unstarted(config: TrainConfig, first: int) -> None:
     is_finished = (
         recorded >= config.steps
         and open_run(config.out).closed
-        and not (config.out / "checkpoints").is_dir()
+        and not (config.out / CHECKPOINTS).is_dir()
     )
     if recorded <= config.checkpoint_every and not is_finished and not first:
         return
     raise ValueError(
         f"--resume: {config.out} has measurements up to step {recorded} and no checkpoint to "
-        f"continue from; expected one in {config.out / 'checkpoints'}. Put them back from a copy, "
+        f"continue from; expected one in {config.out / CHECKPOINTS}. Put them back from a copy, "
         "or train from the beginning elsewhere with another --out (or here, once this directory is "
         "moved away); nothing was changed, and what was measured is readable"
     )
