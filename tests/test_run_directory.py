@@ -41,6 +41,7 @@ def paths_in(file: Path) -> set[str]:
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if " " not in node.value
     }
     return {part for word in words for part in word.split("/")} & set(SPELLED)
 
