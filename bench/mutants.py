@@ -126,7 +126,13 @@ def survives(tree: Path, tests: tuple[str, ...]) -> bool:
         import pytest
 
         files = [f"tests/{name}.py" for name in tests]
-        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])))
+        os._exit(
+            int(
+                pytest.main(
+                    ["-xq", "-pno:cacheprovider", "-Wignore:Module already imported", *files]
+                )
+            )
+        )
     end = time.monotonic() + LONGEST
     while time.monotonic() < end:
         done, status = os.waitpid(child, os.WNOHANG)
