@@ -37,6 +37,7 @@ def modules_of(folder: str) -> list[str]:
 
 
 WITHOUT_TORCH = (
+    "gradlab.run_directory",
     "gradlab.records",
     "gradlab.probe.measures.row_statistics",
     *modules_of("gradlab/readout"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +38,11 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     ),
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
+
+EARLIER: Mapping[str, Any] = {}
+"""Option -> what runs did before there was that option, as JSON has it. A new option gets its line
+here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
+"""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import torch
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
 from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from trainers.advice import advice
 from trainers.callbacks import Callback, Callbacks
@@ -39,7 +40,6 @@ from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
-    STORE,
     check_unstarted,
     create_run_directory,
     first_step,
@@ -182,7 +182,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
     played = time.perf_counter()
-    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "step", step), episodes)
 
     turns = trained_turns(episodes)
     tallies: dict[str, RoleTally] = {}
@@ -218,7 +218,7 @@ def measure(run: Run) -> EvalRecord:
     record, episodes = evaluate(
         run.language, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
     )
-    save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
     return record
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from gradlab.commands.note import note
 from gradlab.commands.parsing import parse
 from gradlab.commands.replay import confirm
+from gradlab.run_directory import page_path
 
 
 @dataclass(frozen=True)
@@ -76,17 +77,9 @@ def diagnose(arguments: Sequence[str]) -> int:
     else:
         print_text(diagnosis, Console())
     if not options.no_page:
-        page = options.page or _default_page(options.run, options.until)
+        page = options.page or page_path(options.run, options.until)
         write_page(diagnosis, run, page)
         print(f"page: {page}", file=sys.stderr)
     if refused is not None:
         raise ValueError(f"--confirm: {refused}")
     return 0
-
-
-def _default_page(run: Path, until: int | None) -> Path:
-    """Beside the store; that of a part of the run is not that of the run."""
-    part = "" if until is None else f"-until-{until}"
-    if run.suffix == ".zarr":
-        return run.with_name(f"{run.stem}{part}.html")
-    return run / f"report{part}.html"

@@ -14,22 +14,20 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.checkpoints import checkpoint_path, continuable
+from gradlab.run_directory import PLAN, STORE, continuable, is_whole, replay_path
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
 from trainers.highest import HIGHEST
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
-from trainers.rundir.directory import STORE
 from trainers.training import train
 from trainers.watch.progress import Progress
 
-PLAN = "plan.json"
 MOST_SEEDS = 100
 LONGEST_NAME = 200
 """Bytes; a file system takes 255, and names are built with it."""
@@ -53,7 +51,7 @@ class ReplayPlan:
 
     @property
     def out(self) -> Path:
-        return self.run / "replays" / self.name
+        return replay_path(self.run, self.name)
 
     @property
     def arms(self) -> tuple[tuple[str, int], ...]:
@@ -131,7 +129,9 @@ def starting_step(run: Path, at_most: int) -> int:
 def begin(plan: ReplayPlan) -> None:
     """Write the plan, or find the same one there from before a kill."""
     path = plan.out / PLAN
-    if path.is_file() and (other := json.loads(path.read_text())) != plan.to_json():
+    # A plan of an earlier version lacks what could not be chosen then.
+    defaults = {f.name: f.default for f in fields(plan) if f.default is not MISSING}
+    if path.is_file() and (other := defaults | json.loads(path.read_text())) != plan.to_json():
         raise ValueError(
             f"{plan.out} holds another replay: {json.dumps(other)}; give another --name, or the "
             "same options to continue it"
@@ -183,4 +183,4 @@ def arm_config(plan: ReplayPlan, original: TrainConfig, arm: str, seed: int) -> 
 
 def is_finished(out: Path, end: int) -> bool:
     """Whether a run has its last checkpoint, which is written after everything else."""
-    return (out / STORE).is_dir() and (checkpoint_path(out, end) / "checkpoint.json").is_file()
+    return (out / STORE).is_dir() and is_whole(out, end)
