@@ -132,6 +132,8 @@ def test_an_old_run_is_audited_diagnosed_drawn_and_shown(archive: Path, unpack: 
     for part in ("run_id", "status", "verdict"):
         assert now[part] == then["diagnosis"][part]
     for name, value in then["diagnosis"]["accuracy"].items():
+        if name == "detectable_drop":  # by expected noise, of which later versions know more
+            continue
         assert now["accuracy"][name] == (
             pytest.approx(value) if isinstance(value, float) else value
         ), name
