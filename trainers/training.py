@@ -34,6 +34,8 @@ from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.local_sampler import LocalSampler
+from trainers.models.sampler import Sampler
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
@@ -80,6 +82,7 @@ class Run:
     routing: dict[str, str]
     language: LanguageModel
     policies: dict[str, Policy]
+    sampler: Sampler
     store: RunStore
     judge: Judge
     done: int
@@ -110,6 +113,7 @@ def train(
         explaining_refusals(config.out),
         run.store,
         closing(run.judge),
+        closing(run.sampler),
         progress.showing(config, run.done),
         interruptible() as asked_to_stop,
     ):
@@ -164,7 +168,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     key = (config.training_seed, step, TRAINING)
     run.judge.forget()  # the next step has other problems
     episodes = rollout(
-        run.language, run.workflow, run.routing, problems, config.samples, key, run.judge
+        run.sampler, run.workflow, run.routing, problems, config.samples, key, run.judge
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
@@ -176,6 +180,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     for policy in run.policies.values():
         mine = [turn for turn in turns if turn.agent.role in policy.roles]
         tallies |= learn(run.language, policy, mine, config, step)
+        run.sampler.publish(policy.name)
         is_shared = config.scheduler_tick == "policy"
         tick(run.policies.values() if is_shared else (policy,))
     ended = time.perf_counter()
@@ -203,7 +208,7 @@ def measure(run: Run) -> EvalRecord:
     """Evaluate the policies as they are and record it."""
     config = run.config
     record, episodes = evaluate(
-        run.language, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
+        run.sampler, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
     )
     save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
     run.store.append(record)
@@ -273,9 +278,13 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     resumed = continuing(config, step, recorded) if config.resume else ""
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
+    sampler = LocalSampler(language)
+    for name in policies:
+        sampler.publish(name)
     return Run(
-        config, task, workflow, routing, language, policies, store, judge, step, first, resumed
-    )
+        config, task, workflow, routing, language, policies, sampler, store, judge, step, first,
+        resumed,
+    )  # fmt: skip
 
 
 def continuing(config: TrainConfig, done: int, recorded: int) -> str:

@@ -22,6 +22,7 @@ from trainers.episodes import Turn, trained_turns
 from trainers.judge import judge_of
 from trainers.learn import accumulate
 from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
@@ -54,7 +55,8 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
     judge = judge_of(config, problems)
-    episodes = rollout(language, workflow, routing, problems, config.samples, key, judge)
+    sampler = LocalSampler(language)
+    episodes = rollout(sampler, workflow, routing, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)
     rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(episodes)]

@@ -1,0 +1,68 @@
+"""Sample in this process, from the very weights that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from trainers.models.language import LanguageModel
+from trainers.models.sampler import Sample
+from trainers.models.sampling import sample
+from trainers.policies import TrainingError, not_finite
+from trainers.prompts.chat import Chat, Prompts
+
+
+@dataclass(frozen=True)
+class LocalSampler:
+    """A sampler whose weights are the trainer's own."""
+
+    language: LanguageModel
+
+    @property
+    def prompts(self) -> Prompts:
+        return self.language.prompts
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return self.language.max_prompt_tokens
+
+    def encode(self, policy: str, chat: Chat) -> tuple[int, ...]:
+        return self.language.encode(chat)
+
+    def decode(self, policy: str, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        return self.language.decode(ids, keep_special=keep_special)
+
+    def ask(
+        self, policy: str, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+    ) -> list[Sample]:
+        """Raises TrainingError naming the policy whose output is not finite, and why."""
+        language = self.language
+        with language.speaking(policy) as model:
+            try:
+                return sample(model, prompts, language.sampling, rng(language.device, *key))
+            except FloatingPointError as error:
+                bad = not_finite(language, policy)
+                cause = (
+                    f"{len(bad)} of its parameters are not finite ({bad[0]})"
+                    if bad
+                    else "its parameters are finite: the forward pass overflowed"
+                )
+                raise TrainingError(
+                    f"sampling from policy '{policy}': {error}; {cause}. Start a new run with a "
+                    "lower --learning-rate: resuming would repeat this step exactly."
+                ) from error
+
+    def publish(self, policy: str) -> None:
+        """Nothing to do: there is no second copy of the weights."""
+
+    def close(self) -> None:
+        """Nothing to do: the weights are the trainer's."""
+
+
+def rng(device: torch.device, *key: int) -> torch.Generator:
+    """A generator that depends on `key` alone, so that a resumed run draws the same numbers."""
+    state = np.random.SeedSequence([part & 0xFFFFFFFF for part in key]).generate_state(2)
+    return torch.Generator(device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
