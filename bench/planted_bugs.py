@@ -115,9 +115,9 @@ def stale_sampler(now: Now, patch: Patch) -> None:
     kept: dict[str, list[torch.Tensor]] = {}
 
     def wrap(rollout: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(language: LanguageModel, *arguments: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
             if not now.is_on:
-                return rollout(language, *arguments)
+                return rollout(*arguments)
             assert now.run is not None
             named = {name: now.run.policies[name].parameters for name in now.run.policies}
             for name, parameters in named.items():
@@ -125,7 +125,7 @@ def stale_sampler(now: Now, patch: Patch) -> None:
             trained = {name: [p.detach().clone() for p in ps] for name, ps in named.items()}
             _set(named, kept)
             try:
-                return rollout(language, *arguments)
+                return rollout(*arguments)
             finally:
                 _set(named, trained)
 

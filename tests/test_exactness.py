@@ -27,6 +27,7 @@ from trainers.judge import Judge
 from trainers.learn import batch_loss, learn
 from trainers.losses import token_weights
 from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, adapter_parameters, build_policies
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
@@ -173,7 +174,7 @@ def check(config: TrainConfig) -> None:
     twin_language, twin_policies = build(replace(config, probe="off"))
     task = load_task("arithmetic", heldout=1, seed=config.seed)
     played = config.build_workflow(), config.policy_by_role(), task.train[:4]
-    episodes = rollout(language, *played, config.samples, (3,), Judge())
+    episodes = rollout(LocalSampler(language), *played, config.samples, (3,), Judge())
     # Advantages of any size and sign: the rewards of so few episodes could leave someone without.
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]

@@ -12,7 +12,8 @@ from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate, evaluation_record
 from trainers.judge import Judge
 from trainers.models.language import LanguageModel, load_language_model
-from trainers.rollout import rng, rollout
+from trainers.models.local_sampler import LocalSampler, rng
+from trainers.rollout import rollout
 from trainers.rundir.transcripts import read_episodes, save_episodes
 from trainers.tasks.problem import Problem
 from trainers.tasks.sources.embedded import arithmetic
@@ -28,7 +29,7 @@ def play(
     config: TrainConfig, key: tuple[int, ...] = (0,), language: LanguageModel | None = None
 ) -> list[Episode]:
     return rollout(
-        language or load(config),
+        LocalSampler(language or load(config)),
         config.build_workflow(),
         config.policy_by_role(),
         PROBLEMS,
@@ -99,7 +100,13 @@ def test_evaluation_counts_what_the_episodes_say(small_config: SmallConfig) -> N
     config = small_config(eval_samples=3)
     language = load(config)
     record, episodes = evaluate(
-        language, config.build_workflow(), config.policy_by_role(), PROBLEMS, config, 5, Judge()
+        LocalSampler(language),
+        config.build_workflow(),
+        config.policy_by_role(),
+        PROBLEMS,
+        config,
+        5,
+        Judge(),
     )
     assert record.step == 5
     assert record.correct_PS.shape == (len(PROBLEMS), 3)
@@ -123,7 +130,13 @@ def test_evaluator_confusion_by_hand(small_config: SmallConfig) -> None:
     config = small_config(workflow="evaluator_optimizer", eval_samples=4)
     language = load(config)
     record, episodes = evaluate(
-        language, config.build_workflow(), config.policy_by_role(), PROBLEMS, config, 0, Judge()
+        LocalSampler(language),
+        config.build_workflow(),
+        config.policy_by_role(),
+        PROBLEMS,
+        config,
+        0,
+        Judge(),
     )
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     for episode in episodes:

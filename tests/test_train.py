@@ -342,7 +342,7 @@ def test_a_loss_that_is_not_a_number_names_the_culprit(small_config: SmallConfig
     run = open_run_for_training(config)
     with run.store:
         episodes = rollout(
-            run.language,
+            run.sampler,
             run.workflow,
             run.routing,
             run.task.train[:2],
@@ -373,7 +373,7 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
     with run.store:
         policy = run.policies["shared"]
         episodes = rollout(
-            run.language,
+            run.sampler,
             run.workflow,
             run.routing,
             run.task.train[:2],
