@@ -47,7 +47,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         drop,
         findings,
         verdicts,
-        {role: run.policy_of(role).name for role in run.roles},
+        {role: names[0] for role in run.roles if len(names := run.meta.policies_of(role)) == 1},
         replays,
         () if drop.onset is None else too_large(run, drop.onset.upper),
     )

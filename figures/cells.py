@@ -37,11 +37,14 @@ def cell_of(run: Run) -> Cell:
 
 
 def routing_of(run: Run) -> str:
-    """'shared' (one policy), 'isolated' (one per role) or 'partial'."""
-    num_policies = len(set(run.meta.routing.values()))
-    if num_policies == 1:
-        return "shared"
-    return "isolated" if num_policies == len(run.roles) else "partial"
+    """'shared' (one policy), 'isolated' (one per role), 'agents' (one per agent) or 'partial'; and
+    which roles are frozen."""
+    policies, trained = list(run.meta.routing.values()), len(run.roles) - len(run.meta.frozen)
+    num_policies = len(set(policies))
+    kind = "shared" if num_policies == 1 else "partial"
+    if num_policies == len(policies) > 1:
+        kind = "isolated" if len(policies) == trained else "agents"
+    return f"{kind}, {', '.join(run.meta.frozen)} frozen" if run.meta.frozen else kind
 
 
 def folder(run: Run) -> str:

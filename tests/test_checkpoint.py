@@ -20,9 +20,8 @@ from trainers.tasks.sources.embedded import arithmetic
 
 
 def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:
-    names = list(dict.fromkeys(config.policy_by_role().values()))
-    language = load_language_model(config, names)
-    return language, build_policies(language, config, config.build_workflow().agents)
+    language = load_language_model(config, config.policies)
+    return language, build_policies(language, config)
 
 
 @pytest.fixture

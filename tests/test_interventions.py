@@ -208,7 +208,7 @@ def first_update(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor, Updat
     language, policies = build(config)
     policy = policies["shared"]
     task = load_task("arithmetic", heldout=1, seed=config.seed)
-    played = config.build_workflow(), config.policy_by_role(), task.train[:4]
+    played = config.build_workflow(), config.speakers(), task.train[:4]
     episodes = rollout(LocalSampler(language), *played, config.samples, (3,), Judge())
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]

@@ -22,7 +22,7 @@ PROBLEMS = arithmetic(2)[1000:1006]
 
 
 def load(config: TrainConfig) -> LanguageModel:
-    return load_language_model(config, list(dict.fromkeys(config.policy_by_role().values())))
+    return load_language_model(config, config.policies)
 
 
 def play(
@@ -31,7 +31,7 @@ def play(
     return rollout(
         LocalSampler(language or load(config)),
         config.build_workflow(),
-        config.policy_by_role(),
+        config.speakers(),
         PROBLEMS,
         config.samples,
         key,
@@ -102,7 +102,7 @@ def test_evaluation_counts_what_the_episodes_say(small_config: SmallConfig) -> N
     record, episodes = evaluate(
         LocalSampler(language),
         config.build_workflow(),
-        config.policy_by_role(),
+        config.speakers(),
         PROBLEMS,
         config,
         5,
@@ -132,7 +132,7 @@ def test_evaluator_confusion_by_hand(small_config: SmallConfig) -> None:
     record, episodes = evaluate(
         LocalSampler(language),
         config.build_workflow(),
-        config.policy_by_role(),
+        config.speakers(),
         PROBLEMS,
         config,
         0,

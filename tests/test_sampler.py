@@ -15,7 +15,7 @@ from trainers.evaluate import evaluate
 from trainers.judge import Judge
 from trainers.models.language import load_language_model
 from trainers.models.local_sampler import LocalSampler, rng
-from trainers.models.sampler import Sample, Sampler
+from trainers.models.sampler import Sample, Sampler, Speaker
 from trainers.models.sampling import sample
 from trainers.prompts.chat import Chat, Prompts
 from trainers.prompts.compact import CompactPrompts
@@ -33,17 +33,17 @@ class Scripted:
     max_prompt_tokens: int = 100
     asked: list[tuple[str, int, tuple[int, ...]]] = field(default_factory=list)
 
-    def encode(self, policy: str, chat: Chat) -> tuple[int, ...]:
+    def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
         return tuple(map(ord, "".join(message.text for message in chat)))
 
-    def decode(self, policy: str, ids: Sequence[int], *, keep_special: bool = False) -> str:
+    def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return "".join(map(chr, ids))
 
     def ask(
-        self, policy: str, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
     ) -> list[Sample]:
-        self.asked.append((policy, len(prompts), tuple(key)))
-        said = "[1]" if policy == "judge" else "[5]"
+        self.asked.append((speaker.policy, len(prompts), tuple(key)))
+        said = "[1]" if speaker.policy == "judge" else "[5]"
         return [Sample(tuple(map(ord, said)), (-0.5,) * 3, truncated=False) for _ in prompts]
 
     def publish(self, policy: str) -> None:
@@ -57,9 +57,8 @@ def test_a_rollout_plays_on_any_sampler(small_config: SmallConfig) -> None:
     config = small_config(routing="generator=solver,aggregator=judge", eval_samples=2)
     sampler = Scripted()
     accepted: Sampler = sampler  # mypy checks that the protocol is met
-    policies = {"generator": "solver", "aggregator": "judge"}
     record, episodes = evaluate(
-        accepted, config.build_workflow(), policies, SUMS, config, 3, Judge()
+        accepted, config.build_workflow(), config.speakers(), SUMS, config, 3, Judge()
     )
     assert [episode.answer for episode in episodes] == ["5"] * 4
     assert record.correct_PS.tolist() == [[1, 1], [0, 0]]
@@ -74,13 +73,13 @@ def test_the_local_sampler_draws_what_the_model_draws(small_config: SmallConfig)
     """The protocol adds nothing to `sample` but the policy's adapter and the key's numbers."""
     config = small_config(routing="shared")
     language = load_language_model(config, ["shared"])
-    sampler = LocalSampler(language)
+    sampler, speaker = LocalSampler(language), Speaker("shared")
     chat = language.prompts.generate(SUMS[0])
-    prompts = [sampler.encode("shared", chat)] * 5
+    prompts = [sampler.encode(speaker, chat)] * 5
     with language.speaking("shared") as model:
         expected = sample(model, prompts, language.sampling, rng(torch.device("cpu"), 1, 2, 3))
-    assert sampler.ask("shared", prompts, (1, 2, 3)) == expected
-    assert sampler.ask("shared", prompts, (1, 2, 4)) != expected
+    assert sampler.ask(speaker, prompts, (1, 2, 3)) == expected
+    assert sampler.ask(speaker, prompts, (1, 2, 4)) != expected
 
 
 def test_a_rollout_imports_no_model_and_no_torch() -> None:
@@ -97,7 +96,6 @@ def test_agents_are_asked_once_per_wave(small_config: SmallConfig) -> None:
     """One batch for a policy, however many of its agents speak."""
     config = small_config(workflow="orchestrator_workers", routing="shared")
     sampler = Scripted()
-    policies = dict.fromkeys(config.build_workflow().roles, "shared")
-    episodes = rollout(sampler, config.build_workflow(), policies, SUMS, 1, (0,), Judge())
+    episodes = rollout(sampler, config.build_workflow(), config.speakers(), SUMS, 1, (0,), Judge())
     assert {turn.agent for turn in episodes[0].turns} >= {Agent("orchestrator"), Agent("worker")}
     assert len(sampler.asked) == 3

@@ -174,11 +174,12 @@ def test_the_base_can_move_both_ways(name: str, task: str) -> None:
     config = TrainConfig(
         model=name, task=task, device="cpu", threads=1, eval_problems=300, max_response_tokens=24
     )
-    policies = config.policy_by_role()
-    language = load_language_model(config, tuple(dict.fromkeys(policies.values())))
+    language = load_language_model(config, config.policies)
     heldout = load_task(task, heldout=300, seed=0).heldout
     sampler = LocalSampler(language)
-    record, _ = evaluate(sampler, config.build_workflow(), policies, heldout, config, 0, Judge())
+    record, _ = evaluate(
+        sampler, config.build_workflow(), config.speakers(), heldout, config, 0, Judge()
+    )
     assert 0.25 <= record.correct_PS.mean() <= 0.40
 
 

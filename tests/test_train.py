@@ -344,7 +344,7 @@ def test_a_loss_that_is_not_a_number_names_the_culprit(small_config: SmallConfig
         episodes = rollout(
             run.sampler,
             run.workflow,
-            run.routing,
+            run.speakers,
             run.task.train[:2],
             config.samples,
             (0,),
@@ -375,7 +375,7 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
         episodes = rollout(
             run.sampler,
             run.workflow,
-            run.routing,
+            run.speakers,
             run.task.train[:2],
             config.samples,
             (0,),

@@ -60,11 +60,12 @@ def _settings_of_the_embedded(config: TrainConfig) -> Iterator[str]:
 def _nothing_to_compare(config: TrainConfig) -> Iterator[str]:
     """The roles whose advantages are all 0 with one episode per problem."""
     silent = [
-        role for role in config.build_workflow().roles if not _can_learn_from_one(config, role)
-    ]
+        role for role in config.build_workflow().roles
+        if role not in config.freeze and not _can_learn_from_one(config, role)
+    ]  # fmt: skip
     if not silent:
         return
-    roles = set(config.build_workflow().roles)
+    roles = set(config.build_workflow().roles) - set(config.freeze)
     who = "all advantages" if set(silent) == roles else f"all advantages of {', '.join(silent)}"
     yield (
         f"--samples is 1, so every group has one episode: {who} are 0 with --group-by "

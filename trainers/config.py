@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gradlab.records import Agent
+from trainers.models.sampler import Speaker
+from trainers.routing import parse_routing
 from trainers.sandbox.pool import package_path
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
@@ -127,8 +130,11 @@ class TrainConfig:
     """Whether every role of a chat model is shown a worked example first: small models then keep
     the format."""
     routing: str = "isolated"
-    """shared, isolated, or role=policy,… for partial sharing, as in
-    orchestrator=lead,worker=solver,synthesizer=lead."""
+    """shared, isolated (an adapter per role), agents (one per agent), or a map of roles and agents,
+    as in orchestrator=lead,worker=solver,worker[0]=lead,synthesizer=lead."""
+    freeze: tuple[str, ...] = ()
+    """Roles that speak with the base model and are not trained: no adapter, backward, optimizer or
+    probe, e.g. worker."""
 
     problems_per_step: int = 16
     """Problems per rollout."""
@@ -262,13 +268,16 @@ class TrainConfig:
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
+        freeze = tuple(role for names in self.freeze for role in names.split(",") if role)
+        object.__setattr__(self, "freeze", tuple(dict.fromkeys(freeze)))
+        self._check_frozen()
         self._check_packages()
         self._check_roles("kl_coefficient", 0, math.inf)
         self._check_roles("role_weight", 0, math.inf)
         self._check_roles("role_clip", math.ulp(0), math.inf)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
-        self._check_interventions(self.policy_by_role())
+        self._check_interventions(self.roles_by_policy())
 
     def _check_packages(self) -> None:
         for name in self.code_packages:
@@ -278,6 +287,19 @@ class TrainConfig:
                     "names as they are imported, e.g. numpy; install it, or leave it out"
                 )
 
+    def _check_frozen(self) -> None:
+        roles = self.build_workflow().roles
+        for role in self.freeze:
+            if role not in roles:
+                raise ValueError(
+                    f"--freeze names role '{role}'; workflow {self.workflow} has {', '.join(roles)}"
+                )
+        if set(self.freeze) == set(roles):
+            raise ValueError(
+                f"--freeze names all roles of {self.workflow}: nothing would be trained; leave one "
+                "out"
+            )
+
     def _check_roles(self, name: str, low: float, high: float) -> None:
         flag, roles = f"--{name.replace('_', '-')}", self.build_workflow().roles
         for role, value in getattr(self, name).items():
@@ -285,12 +307,16 @@ class TrainConfig:
                 raise ValueError(
                     f"{flag} names role '{role}'; workflow {self.workflow} has {', '.join(roles)}"
                 )
+            if role in self.freeze:
+                raise ValueError(
+                    f"{flag} names role '{role}', which is frozen and has no gradient; leave it out"
+                )
             if not low <= value <= high:
                 least = "0 or more" if low == 0 else "more than 0"
                 most = "" if high == math.inf else f", at most {high:g}"
                 raise ValueError(f"{flag} of {role} is {value}; expected {least}{most}")
 
-    def _check_interventions(self, routing: dict[str, str]) -> None:
+    def _check_interventions(self, policies: dict[str, tuple[str, ...]]) -> None:
         """Refuse what would silently do nothing."""
         if self.coherence_damping > 1:
             raise ValueError(
@@ -308,21 +334,22 @@ class TrainConfig:
             raise ValueError(f"{', '.join(given)} tells roles apart by the probe; it is off")
         if self.max_share and self.equalize:
             raise ValueError("--max-share and --equalize both set the roles' shares; give one")
-        policies = list(routing.values())
-        alone = [role for role in self.max_share if policies.count(routing[role]) == 1]
+        sharing = {role for roles in policies.values() if len(roles) > 1 for role in roles}
+        alone = [role for role in self.max_share if role not in sharing]
         if alone:
+            policy = next(name for name, roles in policies.items() if alone[0] in roles)
             raise ValueError(
-                f"--max-share names {', '.join(alone)}, alone in policy '{routing[alone[0]]}': its "
+                f"--max-share names {', '.join(alone)}, alone in policy '{policy}': its "
                 "share is always 1. Use --role-clip, or share a policy with --routing"
             )
-        if self.equalize and len(set(policies)) == len(policies):
+        if self.equalize and not sharing:
             raise ValueError("--equalize: no policy has two roles; share one with --routing")
 
-        self._check_damping(routing)
+        self._check_damping(policies)
 
-    def _check_damping(self, routing: dict[str, str]) -> None:
-        for policy in dict.fromkeys(routing.values()):
-            damped = {role: self.damping_of(role) for role in routing if routing[role] == policy}
+    def _check_damping(self, policies: dict[str, tuple[str, ...]]) -> None:
+        for policy, roles in policies.items():
+            damped = {role: self.damping_of(role) for role in roles}
             if len(set(damped.values())) > 1:
                 raise ValueError(
                     f"--role-damping: the roles of policy '{policy}' have "
@@ -342,42 +369,36 @@ class TrainConfig:
     def build_workflow(self) -> Workflow:
         return Workflow(self.workflow, Sizes(self.votes, self.rounds, self.workers))
 
-    def policy_by_role(self) -> dict[str, str]:
-        """role -> policy name, for every role of the workflow, in the workflow's order."""
-        return parse_routing(self.routing, self.build_workflow().roles)
+    def policy_by_agent(self) -> dict[Agent, str]:
+        """agent -> policy name, for every agent that is trained, in the workflow's order."""
+        routed = parse_routing(self.routing, self.build_workflow().agents, self.freeze)
+        return {agent: policy for agent, policy in routed.items() if agent.role not in self.freeze}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies, in the order in which their agents appear."""
+        return tuple(dict.fromkeys(self.policy_by_agent().values()))
+
+    def roles_by_policy(self) -> dict[str, tuple[str, ...]]:
+        """policy name -> the roles that some agents of train it."""
+        routed = self.policy_by_agent()
+        return {
+            name: tuple(dict.fromkeys(a.role for a, policy in routed.items() if policy == name))
+            for name in self.policies
+        }
+
+    def speakers(self) -> dict[Agent, Speaker]:
+        """Whose weights answer each agent of the workflow."""
+        routed = self.policy_by_agent()
+        return {a: Speaker(routed.get(a, "")) for a in self.build_workflow().agents}
+
+    @property
+    def frozen_words(self) -> str:
+        """What is said of frozen roles."""
+        speak = "speaks" if len(self.freeze) == 1 else "speak"
+        return f"{', '.join(self.freeze)} frozen: {speak} with the base model"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return plain
-
-
-def parse_routing(routing: str, roles: tuple[str, ...]) -> dict[str, str]:
-    """Resolve 'shared', 'isolated' or 'role=policy,…' to a policy name per role.
-
-    Raises ValueError for an unknown role, a role without policy, or a malformed map.
-    """
-    if routing == "shared":
-        return dict.fromkeys(roles, "shared")
-    if routing == "isolated":
-        return {role: role for role in roles}
-    expected = (
-        "expected 'shared', 'isolated' or a policy for each role, e.g. "
-        f"--routing {','.join(f'{role}=policy{i}' for i, role in enumerate(roles))}"
-    )
-    given: dict[str, str] = {}
-    for part in routing.split(","):
-        role, mark, policy = (text.strip() for text in part.partition("="))
-        if not mark or not role or not policy:
-            raise ValueError(f"--routing: cannot read '{part}'; {expected}")
-        if role not in roles:
-            raise ValueError(f"--routing names role '{role}'; the workflow has {', '.join(roles)}")
-        if role in given:
-            raise ValueError(f"--routing names role '{role}' twice; {expected}")
-        if not policy.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"--routing: policy name '{policy}' must be letters, digits, _ or -")
-        given[role] = policy
-    missing = [role for role in roles if role not in given]
-    if missing:
-        raise ValueError(f"--routing gives no policy to {', '.join(missing)}; {expected}")
-    return {role: given[role] for role in roles}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,21 +50,17 @@ class Policy:
 def build_policies(
     language: LanguageModel,
     config: TrainConfig,
-    agents: Sequence[Agent],
 ) -> dict[str, Policy]:
-    """One policy per name in the routing, in order of first appearance.
+    """One policy per name in the routing, in order of first appearance; none of frozen roles.
 
     Raises ValueError for a policy without trainable parameters.
     """
-    routing = config.policy_by_role()
+    routing = config.policy_by_agent()
     return {
         name: _build_policy(
-            name,
-            tuple(agent for agent in agents if routing[agent.role] == name),
-            language,
-            config,
+            name, tuple(agent for agent in routing if routing[agent] == name), language, config
         )
-        for name in dict.fromkeys(routing.values())
+        for name in config.policies
     }
 
 

@@ -1,4 +1,4 @@
-"""Play many episodes at once: one batched generation per wave and policy."""
+"""Play many episodes at once: one batched generation per wave and speaker."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gradlab.records import Agent
 from trainers.episodes import Episode, Turn
 from trainers.grading.reading import Reading
 from trainers.judge import Judge
-from trainers.models.sampler import Sample, Sampler
+from trainers.models.sampler import Sample, Sampler, Speaker
 from trainers.tasks.problem import Problem
 from trainers.workflows import Ask, Play, Reply, Workflow
 
@@ -35,7 +36,7 @@ class _Seat:
 def rollout(
     sampler: Sampler,
     workflow: Workflow,
-    policy_by_role: Mapping[str, str],
+    speakers: Mapping[Agent, Speaker],
     problems: Sequence[Problem],
     samples: int,
     key: tuple[int, ...],
@@ -44,7 +45,7 @@ def rollout(
     """Play `samples` episodes of every problem. `key` seeds the sampling.
 
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
-    Raises TrainingError naming the policy whose output is not finite.
+    Raises TrainingError naming the speaker whose output is not finite.
     """
     seats = [
         _seat(workflow.play(problem, sampler.prompts), problem, number)
@@ -53,7 +54,7 @@ def rollout(
     ]
     wave = 0
     while any(not seat.is_over for seat in seats):
-        _play_wave(sampler, policy_by_role, seats, (*key, wave), judge)
+        _play_wave(sampler, speakers, seats, (*key, wave), judge)
         wave += 1
     outcomes = judge([(seat.problem, seat.answer) for seat in seats])
     return [_episode(seat, is_right) for seat, is_right in zip(seats, outcomes, strict=True)]
@@ -71,33 +72,29 @@ def _episode(seat: _Seat, is_right: bool) -> Episode:
 
 def _play_wave(
     sampler: Sampler,
-    policy_by_role: Mapping[str, str],
+    speakers: Mapping[Agent, Speaker],
     seats: Sequence[_Seat],
     key: tuple[int, ...],
     judge: Judge,
 ) -> None:
-    by_policy: dict[str, list[_Asked]] = defaultdict(list)
+    by_speaker: dict[Speaker, list[_Asked]] = defaultdict(list)
     for number, seat in enumerate(seats):
         if seat.is_over:
             continue
-        policies = [policy_by_role[ask.agent.role] for ask in seat.wave]
-        prompts = [
-            sampler.encode(policy, ask.chat)
-            for policy, ask in zip(policies, seat.wave, strict=True)
-        ]
+        prompts = [sampler.encode(speakers[ask.agent], ask.chat) for ask in seat.wave]
         longest = max(map(len, prompts))
         if longest > sampler.max_prompt_tokens:
             seat.failure = f"prompt of {longest} tokens, limit {sampler.max_prompt_tokens}"
             seat.is_over = True
             continue
-        for slot, (policy, prompt) in enumerate(zip(policies, prompts, strict=True)):
-            by_policy[policy].append((number, slot, prompt))
+        for slot, (ask, prompt) in enumerate(zip(seat.wave, prompts, strict=True)):
+            by_speaker[speakers[ask.agent]].append((number, slot, prompt))
 
-    said = _speak(sampler, by_policy, key)
+    said = _speak(sampler, by_speaker, key)
     playing = [(number, seat) for number, seat in enumerate(seats) if not seat.is_over]
     heard = [
         [
-            _hear(sampler, policy_by_role[ask.agent.role], ask, *said[number, slot])
+            _hear(sampler, speakers[ask.agent], ask, *said[number, slot])
             for slot, ask in enumerate(seat.wave)
         ]
         for number, seat in playing
@@ -121,14 +118,14 @@ def _play_wave(
 
 
 def _speak(
-    sampler: Sampler, by_policy: Mapping[str, Sequence[_Asked]], key: tuple[int, ...]
+    sampler: Sampler, by_speaker: Mapping[Speaker, Sequence[_Asked]], key: tuple[int, ...]
 ) -> dict[tuple[int, int], tuple[tuple[int, ...], Sample]]:
-    """Prompt and response by (seat, slot), one batch per policy."""
+    """Prompt and response by (seat, slot), one batch per speaker."""
     said: dict[tuple[int, int], tuple[tuple[int, ...], Sample]] = {}
-    # In the order of policy names, so that the numbers drawn do not depend on who speaks first.
-    for index, policy in enumerate(sorted(by_policy)):
-        asked = by_policy[policy]
-        responses = sampler.ask(policy, [prompt for _, _, prompt in asked], (*key, index))
+    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
+    for index, speaker in enumerate(sorted(by_speaker)):
+        asked = by_speaker[speaker]
+        responses = sampler.ask(speaker, [prompt for _, _, prompt in asked], (*key, index))
         for (number, slot, prompt), response in zip(asked, responses, strict=True):
             said[number, slot] = (prompt, response)
     return said
@@ -147,10 +144,10 @@ class _Heard:
 
 
 def _hear(
-    sampler: Sampler, policy: str, ask: Ask, prompt_ids: tuple[int, ...], response: Sample
+    sampler: Sampler, speaker: Speaker, ask: Ask, prompt_ids: tuple[int, ...], response: Sample
 ) -> _Heard:
-    text = sampler.decode(policy, response.ids)
-    prompt = sampler.decode(policy, prompt_ids, keep_special=True)
+    text = sampler.decode(speaker, response.ids)
+    prompt = sampler.decode(speaker, prompt_ids, keep_special=True)
     return _Heard(ask, prompt_ids, prompt, response, text, ask.read(text))
 
 

@@ -24,7 +24,7 @@ import torch
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
-from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_table
 from gradlab.store.writer import RunStore
 from trainers.advice import advice
 from trainers.config import TrainConfig
@@ -35,7 +35,7 @@ from trainers.judge import Judge, judge_of
 from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.models.local_sampler import LocalSampler
-from trainers.models.sampler import Sampler
+from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
@@ -79,7 +79,7 @@ class Run:
     config: TrainConfig
     task: Task
     workflow: Workflow
-    routing: dict[str, str]
+    speakers: dict[Agent, Speaker]
     language: LanguageModel
     policies: dict[str, Policy]
     sampler: Sampler
@@ -168,7 +168,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     key = (config.training_seed, step, TRAINING)
     run.judge.forget()  # the next step has other problems
     episodes = rollout(
-        run.sampler, run.workflow, run.routing, problems, config.samples, key, run.judge
+        run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
@@ -176,16 +176,16 @@ def train_step(run: Run, step: int) -> StepRecord:
     save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
 
     turns = trained_turns(episodes)
-    tallies: dict[str, RoleTally] = {}
+    tallies: dict[str, dict[str, RoleTally]] = {}
     for policy in run.policies.values():
-        mine = [turn for turn in turns if turn.agent.role in policy.roles]
-        tallies |= learn(run.language, policy, mine, config, step)
+        mine = [turn for turn in turns if turn.agent in policy.agents]
+        tallies[policy.name] = learn(run.language, policy, mine, config, step)
         run.sampler.publish(policy.name)
         is_shared = config.scheduler_tick == "policy"
         tick(run.policies.values() if is_shared else (policy,))
     ended = time.perf_counter()
     return step_record(
-        step, episodes, run.workflow.agents, tallies, run.routing,
+        step, episodes, run.workflow.agents, tallies,
         {
             "rollout_seconds": played - started,
             "train_seconds": ended - played,
@@ -208,7 +208,7 @@ def measure(run: Run) -> EvalRecord:
     """Evaluate the policies as they are and record it."""
     config = run.config
     record, episodes = evaluate(
-        run.sampler, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
+        run.sampler, run.workflow, run.speakers, run.task.heldout, config, run.done, run.judge
     )
     save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
     run.store.append(record)
@@ -253,7 +253,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     check_watch(config, watch)
     if config.threads:
         torch.set_num_threads(config.threads)
-    workflow, routing = config.build_workflow(), config.policy_by_role()
+    workflow = config.build_workflow()
     task = task_of(config)
     if about and about["data"]["sha256"] != task.content_hash:
         raise ValueError(
@@ -261,8 +261,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
             f"(SHA-256 {about['data']['sha256'][:12]}… then, {task.content_hash[:12]}… now); put "
             "the original --data back, or start a new run"
         )
-    language = load_language_model(config, list(dict.fromkeys(routing.values())))
-    policies = build_policies(language, config, workflow.agents)
+    language = load_language_model(config, config.policies)
+    policies = build_policies(language, config)
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout))
         undo.callback(judge.close)  # also if the directory or the store is refused
@@ -282,8 +282,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     for name in policies:
         sampler.publish(name)
     return Run(
-        config, task, workflow, routing, language, policies, sampler, store, judge, step, first,
-        resumed,
+        config, task, workflow, config.speakers(), language, policies, sampler, store, judge, step,
+        first, resumed,
     )  # fmt: skip
 
 
@@ -312,7 +312,8 @@ def _meta(
         task=config.task,
         model=config.model,
         roles=config.build_workflow().roles,
-        routing=config.policy_by_role(),
+        routing=routing_table(config.policy_by_agent()),
+        frozen=config.freeze,
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,

@@ -77,7 +77,7 @@ def _of_roles(run: Run, action: Action, role: str) -> Options:
         return {} if least else {f"--{name}": "2"}
     if role not in run.roles or len(run.roles) == 1:
         return {}
-    together = {agent.role for agent in run.policy_of(role).agents}
+    together = {agent.role for policy in run.policies_of(role) for agent in policy.agents}
     if action == "pay own work":
         return {} if config.get("reward", "outcome") != "outcome" else {"--reward": "mix"}
     if config.get("equalize") or config.get("probe") == "off":

@@ -75,7 +75,7 @@ def _signs(run: Run, policy: str, first_low: int) -> tuple[str, ...]:
         )
         if relative > MAX_RELATIVE:
             signs.append(f"updates of {100 * relative:.1f} % of the weights' length")
-    roles = [role for role in learners(run) if run.policy_of(role).name == policy]
+    roles = [role for role in learners(run) if policy in run.meta.policies_of(role)]
     before_T = run.steps < first_low
     for role in roles:
         spread = _median(aligned(run.steps, run.ledger("ratio_std", role))[before_T])

@@ -18,7 +18,12 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
     steps = f"{len(run.steps)} steps" + (
         "" if run.closed else ", not finished" if run.until is None else ", later ones left out"
     )
-    routing = ", ".join(f"{role} → {policy}" for role, policy in meta.routing.items())
+    routing = ", ".join(
+        (
+            *(f"{who} → {policy}" for who, policy in meta.routing.items()),
+            *(f"{role} → base model (frozen)" for role in meta.frozen),
+        )
+    )
     kind = diagnosis.status.split()[0]
     lines = [
         f"{escape(meta.workflow)} on {escape(meta.task)} with {escape(meta.model)} · {steps} · "

@@ -20,6 +20,10 @@ def meta_document(meta: RunMeta) -> Document:
     document["problems"] = list(meta.problems)
     if not meta.rates:
         del document["rates"]  # which older versions do not know
+    if meta.frozen:
+        document["frozen"] = list(meta.frozen)
+    else:
+        del document["frozen"]  # nor this
     document["routing"] = dict(meta.routing)
     document["versions"] = dict(meta.versions)
     document["policies"] = [
@@ -66,6 +70,7 @@ def parse_meta(document: Document) -> RunMeta:
             "policies": policies,
             "roles": tuple(document["roles"]),
             "problems": tuple(document["problems"]),
+            "frozen": tuple(document.get("frozen", ())),
         }
     )
 
@@ -123,10 +128,10 @@ def check_meta(meta: RunMeta) -> None:
                 f"use letters, digits, '_', '-' and '.'"
             )
         for agent in policy.agents:
-            if meta.routing.get(agent.role) != policy.name:
+            if meta.policy_of(agent) != policy.name:
                 raise StoreError(
                     f"RunMeta: policy '{policy.name}' has agent {agent}, but role '{agent.role}' "
-                    f"is routed to {meta.routing.get(agent.role)!r}; expected '{policy.name}'"
+                    f"is routed to {meta.policy_of(agent)!r}; expected '{policy.name}'"
                 )
     if meta.rates and meta.problems:
         raise StoreError(
@@ -156,6 +161,7 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
         "model",
         "roles",
         "routing",
+        "frozen",
         "policies",
         "problems",
         "eval_samples",

@@ -47,22 +47,23 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
         config = replace(config, probe="exact")
     if config.threads:
         torch.set_num_threads(config.threads)
-    workflow, routing = config.build_workflow(), config.policy_by_role()
+    workflow = config.build_workflow()
     task = task_of(config)
-    language = load_language_model(config, list(dict.fromkeys(routing.values())))
-    policies = build_policies(language, config, workflow.agents)
+    language = load_language_model(config, config.policies)
+    policies = build_policies(language, config)
     load_checkpoint(out, done, language, policies)
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
     judge = judge_of(config, problems)
     sampler = LocalSampler(language)
-    episodes = rollout(sampler, workflow, routing, problems, config.samples, key, judge)
+    speakers = config.speakers()
+    episodes = rollout(sampler, workflow, speakers, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)
     rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(episodes)]
     found = []
     for policy in policies.values():
-        mine = [row for row in rows if row.agent.role in policy.roles]
+        mine = [row for row in rows if row.agent in policy.agents]
         if mine:
             found.append(audit_update(language, policy, mine, config, step))
     return step, found

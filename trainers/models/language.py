@@ -46,9 +46,13 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def speaking(self, policy: str) -> Iterator[Any]:
-        """The model in eval mode with the adapter of `policy` active."""
-        self.activate(policy)
+        """The model in eval mode with the adapter of `policy` active; '' for the base model."""
         self.model.eval()
+        if not policy:
+            with self.model.disable_adapter():
+                yield self.model
+            return
+        self.activate(policy)
         yield self.model
 
     def activate(self, policy: str) -> None:
@@ -251,6 +255,10 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
         with warnings.catch_warnings():
             # peft 0.21 asks transformers 5.23 for a property that was renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # Of 'a' or 'lo', which are parts of 'lora_': the whole name of a module is compared.
+            warnings.filterwarnings(
+                "ignore", "Adapter name '.*' should not be contained", UserWarning
+            )
             if adapted is None:
                 adapted = get_peft_model(model, lora, adapter_name=policy)
             else:

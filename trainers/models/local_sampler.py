@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from trainers.models.language import LanguageModel
-from trainers.models.sampler import Sample
+from trainers.models.sampler import Sample, Speaker
 from trainers.models.sampling import sample
 from trainers.policies import TrainingError, not_finite
 from trainers.prompts.chat import Chat, Prompts
@@ -29,29 +29,30 @@ class LocalSampler:
     def max_prompt_tokens(self) -> int:
         return self.language.max_prompt_tokens
 
-    def encode(self, policy: str, chat: Chat) -> tuple[int, ...]:
+    def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
         return self.language.encode(chat)
 
-    def decode(self, policy: str, ids: Sequence[int], *, keep_special: bool = False) -> str:
+    def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.language.decode(ids, keep_special=keep_special)
 
     def ask(
-        self, policy: str, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
     ) -> list[Sample]:
         """Raises TrainingError naming the policy whose output is not finite, and why."""
         language = self.language
-        with language.speaking(policy) as model:
+        with language.speaking(speaker.policy) as model:
             try:
                 return sample(model, prompts, language.sampling, rng(language.device, *key))
             except FloatingPointError as error:
-                bad = not_finite(language, policy)
+                bad = not_finite(language, speaker.policy) if speaker.policy else []
                 cause = (
                     f"{len(bad)} of its parameters are not finite ({bad[0]})"
                     if bad
                     else "its parameters are finite: the forward pass overflowed"
                 )
+                who = f"policy '{speaker.policy}'" if speaker.policy else "the base model"
                 raise TrainingError(
-                    f"sampling from policy '{policy}': {error}; {cause}. Start a new run with a "
+                    f"sampling from {who}: {error}; {cause}. Start a new run with a "
                     "lower --learning-rate: resuming would repeat this step exactly."
                 ) from error
 

@@ -24,6 +24,14 @@ class Sample:
     truncated: bool
 
 
+@dataclass(frozen=True, order=True)
+class Speaker:
+    """Whose weights answer the prompts of an agent."""
+
+    policy: str
+    """Name of the policy; '' for the base model, with which frozen roles speak."""
+
+
 class Sampler(Protocol):
     """Whoever answers prompts with the weights of a policy."""
 
@@ -35,18 +43,18 @@ class Sampler(Protocol):
     def max_prompt_tokens(self) -> int:
         """Longest prompt that it takes."""
 
-    def encode(self, policy: str, chat: Chat) -> tuple[int, ...]:
-        """Token ids of a chat as the policy's model reads it, ready for its response."""
+    def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
+        """Token ids of a chat as the speaker's model reads it, ready for its response."""
 
-    def decode(self, policy: str, ids: Sequence[int], *, keep_special: bool = False) -> str:
+    def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """The text of token ids."""
 
     def ask(
-        self, policy: str, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
     ) -> list[Sample]:
         """A response to each prompt, in their order, drawn with numbers that depend on `key` alone.
 
-        Raises TrainingError for a policy whose output is not finite.
+        Raises TrainingError for a speaker whose output is not finite.
         """
 
     def publish(self, policy: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gradlab.probe.layout import block_of, block_order
-from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.records import Agent, PolicyMeta, RunMeta, routing_table
 from gradlab.store.schema import groups
 from trainers.batches import num_updates
 from trainers.config import TrainConfig
@@ -130,14 +131,13 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
-    workflow, routing = config.build_workflow(), config.policy_by_role()
-    names = list(dict.fromkeys(routing.values()))
+    routing, names = config.policy_by_agent(), config.policies
     shapes, model = empty_model(config, names)
     policies = []
     for name in names:
         sizes = adapter_parameters(model, name)
         blocks = sorted({block_of(key) for key in sizes}, key=block_order)
-        agents = tuple(agent for agent in workflow.agents if routing[agent.role] == name)
+        agents = tuple(agent for agent in routing if routing[agent] == name)
         size = sum(p.numel() for p in sizes.values())
         policies.append(measured_policy(config, name, agents, tuple(blocks), size))
     trained = sum(p.num_parameters for p in policies)
@@ -147,14 +147,15 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
     total_turns = sum(turns.values()) * episodes
     updates = {
         policy.name: num_updates(
-            episodes * sum(turns[role] for role in turns if routing[role] == policy.name), config
+            episodes * sum(turns_of_agent(config, agent) for agent in policy.agents), config
         )
         for policy in policies
     }
     lengths = lengths_of(config, task)
     tokens = round(total_turns * (lengths.prompt + lengths.response))
     forward, learning = passes(config, base, trained / len(policies))
-    flops = tokens * (forward + learning)
+    learned = sum(turns_of_agent(config, agent) for agent in routing) / sum(turns.values())
+    flops = tokens * (forward + learned * learning)
     evaluations = evaluations_of(config) * evaluated / episodes * tokens * forward
     rate = measured_rate(config)
     return Plan(
@@ -237,7 +238,7 @@ def measured_policy(
     )  # fmt: skip
 
 
-def empty_model(config: TrainConfig, names: list[str]) -> tuple[Any, Any]:
+def empty_model(config: TrainConfig, names: Sequence[str]) -> tuple[Any, Any]:
     """The architecture, and a model of it with adapters and without storage."""
     # The hub has nothing to add to shapes that are known.
     where, options = locate(config.model) if config.model in KNOWN else reachable(config.model)
@@ -261,6 +262,12 @@ def turns_of(config: TrainConfig) -> dict[str, int]:
     if config.workflow == "evaluator_optimizer":
         return dict.fromkeys(turns, config.rounds)
     return turns
+
+
+def turns_of_agent(config: TrainConfig, agent: Agent) -> int:
+    """Most turns of an agent in an episode: those of its role are dealt equally."""
+    agents = config.build_workflow().agents
+    return turns_of(config)[agent.role] // sum(other.role == agent.role for other in agents)
 
 
 def episodes_of(config: TrainConfig) -> tuple[int, int]:
@@ -353,9 +360,10 @@ def store_bytes(config: TrainConfig, policies: list[PolicyMeta], updates: dict[s
     workflow = config.build_workflow()
     meta = RunMeta(
         "dry-run", config.workflow, config.task, config.model, workflow.roles,
-        config.policy_by_role(), tuple(policies),
+        routing_table(config.policy_by_agent()), tuple(policies),
         problems=tuple(str(i) for i in range(config.eval_problems)),
         eval_samples=config.eval_samples,
+        frozen=config.freeze,
     )  # fmt: skip
     total = 0
     for group in groups(meta):

@@ -88,9 +88,14 @@ KINDS = {
         "give each role a copy of the adapter that it shares",
         lambda *_: {"routing": "isolated"},
     ),
+    "isolate-agents": Kind(
+        "isolate-agents",
+        "give each agent a copy of the adapter that it shares",
+        lambda *_: {"routing": "agents"},
+    ),
     "merge": Kind(
         "merge:ROLE",
-        "let all roles share an adapter, which starts as this role's",
+        "let all roles share an adapter, which starts as this role's or agent's",
         lambda *_: {"routing": "shared"},
     ),
 }

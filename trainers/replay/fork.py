@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from gradlab.checkpoints import STATE, checkpoint_path
+from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.policies import warmup
 from trainers.rundir.checkpoint import checked, seal
@@ -73,8 +74,8 @@ def write_fork(
         state = torch.load(directory / name / STATE, map_location="cpu", weights_only=True)
         agents = [
             (agent.role, agent.number)
-            for agent in config.build_workflow().agents
-            if config.policy_by_role()[agent.role] == name
+            for agent, policy in config.policy_by_agent().items()
+            if policy == name
         ]
         with open(directory / name / STATE, "wb") as file:
             torch.save(changed_state(state, original, config, agents, (origin, name)), file)
@@ -94,21 +95,41 @@ def policy_origins(
     Raises ValueError for policies that would be joined, unless `merge_from` says whose adapter the
     joined one begins with.
     """
-    old, new = original.policy_by_role(), config.policy_by_role()
-    if merge_from is not None and merge_from not in old:
-        raise ValueError(f"--with merge:{merge_from}: no such role; the run has {', '.join(old)}")
+    old, new = original.policy_by_agent(), config.policy_by_agent()
+    by_name = {str(agent): policy for agent, policy in old.items()}
+    roles = dict.fromkeys(agent.role for agent in old)
+    by_name |= {role: policy for role in roles if (policy := _only(old, role))}
+    if merge_from is not None and merge_from not in by_name:
+        raise ValueError(
+            f"--with merge:{merge_from}: no such role; the run has {', '.join(by_name)}"
+        )
     origins = {}
-    for policy in dict.fromkeys(new.values()):
-        roles = [role for role, name in new.items() if name == policy]
-        found = list(dict.fromkeys(old[role] for role in roles))
-        if len(found) > 1 and merge_from not in roles:
+    for policy in config.policies:
+        agents = [agent for agent, name in new.items() if name == policy]
+        # An agent that the run did not have begins as the others of its role.
+        starts = [by_name.get(str(agent), by_name.get(agent.role)) for agent in agents]
+        found = list(dict.fromkeys(start for start in starts if start))
+        if not found:
+            raise ValueError(
+                f"policy '{policy}' of {', '.join(dict.fromkeys(a.role for a in agents))} has no "
+                "adapter in the run, where the role was frozen; train with that from the start"
+            )
+        names = {*(agent.role for agent in agents), *map(str, agents)}
+        if len(found) > 1 and merge_from not in names:
             raise ValueError(
                 f"policy '{policy}' would join {', '.join(found)}, which have no common start: "
                 f"say whose adapter it begins with in a replay, gradlab replay RUN --with "
-                f"merge:{roles[0]}, or train with that routing from the start"
+                f"merge:{agents[0].role if agents[0].role in by_name else agents[0]}, or train "
+                "with that routing from the start"
             )
-        origins[policy] = found[0] if len(found) == 1 else old[str(merge_from)]
+        origins[policy] = found[0] if len(found) == 1 else by_name[str(merge_from)]
     return origins
+
+
+def _only(policy_by_agent: Mapping[Agent, str], role: str) -> str | None:
+    """The policy of a role whose agents have the same; None where they have several."""
+    found = {policy for agent, policy in policy_by_agent.items() if agent.role == role}
+    return found.pop() if len(found) == 1 else None
 
 
 def changed_state(
