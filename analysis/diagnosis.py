@@ -49,7 +49,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         {role: names[0] for role in run.roles if len(names := run.meta.policies_of(role)) == 1},
         replays,
-        () if drop.onset is None else too_large(run, drop.onset.upper),
+        too_large(run, drop),
     )
     return Diagnosis(
         run.meta.run_id,

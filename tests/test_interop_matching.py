@@ -133,12 +133,15 @@ def test_reward_that_is_no_share_is_not_taken_for_an_accuracy() -> None:
     ("routing", "message"),
     [
         ("both", r"routing is 'both', expected 'shared', 'isolated' or role=policy"),
-        ({"a": "p"}, r"routing says nothing about b; expected a policy for each of a, b"),
+        (
+            {"solver": "p"},
+            r"routing says nothing about judge; expected a policy for each of solver, judge",
+        ),
     ],
 )
 def test_bad_routing(routing: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        matched({"a_acc": 0.1, "b_acc": 0.2}, routing=routing)
+        matched({"solver_acc": 0.1, "judge_acc": 0.2}, routing=routing)
 
 
 # map files

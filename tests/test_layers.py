@@ -125,6 +125,21 @@ def test_packages_have_a_docstring_and_nothing_else(package: str) -> None:
     assert len(tree.body) == 1
 
 
+def test_the_readme_lists_every_folder() -> None:
+    """Folders of the tree in README.md, by their indentation."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed, above = set(), list[str]()
+    for line in text.partition("a folder is a kind of thing.")[2].split("```")[1].splitlines():
+        if line.strip() and line.split()[0].endswith("/"):
+            depth = (len(line) - len(line.lstrip())) // 2
+            above = [*above[:depth], line.split()[0].rstrip("/")]
+            listed.add("/".join(above))
+    folders = {
+        str(file.parent.relative_to(ROOT)) for package in PACKAGES for file in files_of(package)
+    }
+    assert folders == listed - {"bench", "docs"}
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_module_begins_with_one_sentence(package: str) -> None:
     for file in files_of(package):

@@ -101,10 +101,19 @@ def command(run: Run, folder: Path, start: int, options: Options) -> str:
         number += 1
     if options.get("--routing") == "isolated" and _pairs(run.meta.config, "max_share"):
         options = options | {"--max-share": ""}  # which a role alone cannot have
-    return (
-        f"gradlab train --from {shlex.quote(str(folder))} --at {start} {flags(options)} "
-        f"--out {shlex.quote(str(out))}"
+    parts = (
+        f"gradlab train --from {shlex.quote(str(folder))} --at {start}",
+        flags(options),
+        f"--out {shlex.quote(str(out))}",
     )
+    return " ".join(part for part in parts if part)
+
+
+def shown_at(folder: Path, step: int) -> str:
+    """`gradlab show …`, which lists the problems of a step and what each answer was paid; '' where
+    no episodes of it are kept."""
+    kept = (folder / "episodes" / f"step-{step:06d}.jsonl.gz").is_file()
+    return f"gradlab show {shlex.quote(str(folder))} --step {step}" if kept else ""
 
 
 def flags(options: Options) -> str:
