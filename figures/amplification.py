@@ -71,6 +71,9 @@ class AmplificationFigure:
         """Why the run has nothing to show; None if it has."""
         parallel = [role for role in routed(run) if len(run.agents(role)) > 1]
         if not parallel:
+            has_siblings = any(len(run.agents(role)) > 1 for role in run.roles)
+            if has_siblings:
+                return "parallel agents have policies of their own: their gradients have no angle"
             return "one agent per role: nothing is parallel"
         if any(point.estimates for point in self.points(run) if point.num_agents > 1):
             return None

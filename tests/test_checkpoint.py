@@ -37,7 +37,7 @@ def step_once(language: LanguageModel, policy: Policy, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=draw)
     policy.optimizer.step()
     policy.optimizer.zero_grad()
-    policy.schedule.step()
+    policy.rate.tick()
 
 
 @pytest.fixture

@@ -122,7 +122,7 @@ def test_frozen_runs_resume_audit_diagnose_and_draw(
     assert "orchestrator: frozen, said by the base model" in capsys.readouterr().out
     lines: list[str] = []
     dry_run(config, lines.append)
-    assert any(line.startswith("frozen      orchestrator frozen: speaks") for line in lines)
+    assert any(line.startswith("frozen      orchestrator: the base model, ") for line in lines)
     assert not any(line.startswith("policy      orchestrator") for line in lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -39,6 +40,10 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     ),
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
+
+
+_MAX = sys.float_info.max
+"""Largest value of a setting that has to be finite."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class TrainConfig:
     """Rank of the adapters."""
     lora_alpha: int = 16
     """Scale of the adapters is alpha / rank."""
+    policy_lora_rank: dict[str, int] = field(default_factory=dict)
+    """--lora-rank of single policies, e.g. aggregator 8; names are those of --routing."""
+    policy_lora_alpha: dict[str, int] = field(default_factory=dict)
+    """--lora-alpha of single policies."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
 
@@ -142,10 +151,14 @@ class TrainConfig:
     """Episodes per problem: the size of a GRPO group."""
     temperature: float = 1.0
     """Sampling temperature, in training and evaluation."""
+    role_temperature: dict[str, float] = field(default_factory=dict)
+    """--temperature of single roles, e.g. aggregator 0.2."""
     max_prompt_tokens: int = 2048
     """Episodes whose prompt grows longer are dropped and counted."""
     max_response_tokens: int = 16
     """Longest response; longer ones are cut and counted."""
+    role_max_response_tokens: dict[str, int] = field(default_factory=dict)
+    """--max-response-tokens of single roles, e.g. aggregator 8."""
     rollout_rows: int = 512
     """Most responses generated at once."""
 
@@ -194,6 +207,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-3
     """Learning rate of AdamW after warm-up (constant)."""
+    policy_learning_rate: dict[str, float] = field(default_factory=dict)
+    """--learning-rate of single policies, e.g. aggregator 5e-4."""
     warmup_steps: int = 0
     """Linear warm-up."""
     scheduler_tick: Literal["step", "policy"] = "step"
@@ -201,6 +216,8 @@ class TrainConfig:
     them (paper's code: R policies warm up R times as fast)."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
+    policy_weight_decay: dict[str, float] = field(default_factory=dict)
+    """--weight-decay of single policies."""
     clip_norm: float = 1.0
     """Gradient clipping by global norm per policy and update; 0 switches it off."""
     role_weight: dict[str, float] = field(default_factory=dict)
@@ -277,6 +294,15 @@ class TrainConfig:
         self._check_roles("role_clip", math.ulp(0), math.inf)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
+        self._check_roles("role_temperature", math.ulp(0), _MAX, frozen=True)
+        self._check_roles("role_max_response_tokens", 1, _MAX, frozen=True)
+        for name, least in (
+            ("policy_learning_rate", math.ulp(0.0)),
+            ("policy_weight_decay", 0.0),
+            ("policy_lora_rank", 1.0),
+            ("policy_lora_alpha", math.ulp(0.0)),
+        ):
+            self._check_policies(name, least)
         self._check_interventions(self.roles_by_policy())
 
     def _check_packages(self) -> None:
@@ -300,20 +326,33 @@ class TrainConfig:
                 "out"
             )
 
-    def _check_roles(self, name: str, low: float, high: float) -> None:
+    def _check_policies(self, name: str, low: float) -> None:
+        flag, policies = f"--{name.replace('_', '-')}", self.policies
+        for policy, value in getattr(self, name).items():
+            if policy not in policies:
+                raise ValueError(
+                    f"{flag} names policy '{policy}'; --routing {self.routing} has "
+                    f"{', '.join(policies)}"
+                )
+            if not low <= value <= _MAX:
+                least = {0.0: "0 or more", 1.0: "1 or more"}.get(low, "more than 0")
+                raise ValueError(f"{flag} of {policy} is {value}; expected {least}, finite")
+
+    def _check_roles(self, name: str, low: float, high: float, *, frozen: bool = False) -> None:
+        """`frozen`: whether the option means something for frozen roles, too."""
         flag, roles = f"--{name.replace('_', '-')}", self.build_workflow().roles
         for role, value in getattr(self, name).items():
             if role not in roles:
                 raise ValueError(
                     f"{flag} names role '{role}'; workflow {self.workflow} has {', '.join(roles)}"
                 )
-            if role in self.freeze:
+            if role in self.freeze and not frozen:
                 raise ValueError(
                     f"{flag} names role '{role}', which is frozen and has no gradient; leave it out"
                 )
             if not low <= value <= high:
-                least = "0 or more" if low == 0 else "more than 0"
-                most = "" if high == math.inf else f", at most {high:g}"
+                least = {0.0: "0 or more", 1.0: "1 or more"}.get(low, "more than 0")
+                most = "" if high in (math.inf, _MAX) else f", at most {high:g}"
                 raise ValueError(f"{flag} of {role} is {value}; expected {least}{most}")
 
     def _check_interventions(self, policies: dict[str, tuple[str, ...]]) -> None:
@@ -390,7 +429,30 @@ class TrainConfig:
     def speakers(self) -> dict[Agent, Speaker]:
         """Whose weights answer each agent of the workflow."""
         routed = self.policy_by_agent()
-        return {a: Speaker(routed.get(a, "")) for a in self.build_workflow().agents}
+        return {
+            a: Speaker(
+                routed.get(a, ""),
+                self.role_temperature.get(a.role, self.temperature),
+                self.max_response_tokens_of(a.role),
+            )
+            for a in self.build_workflow().agents
+        }
+
+    def max_response_tokens_of(self, role: str) -> int:
+        return self.role_max_response_tokens.get(role, self.max_response_tokens)
+
+    def learning_rate_of(self, policy: str) -> float:
+        """After warm-up."""
+        return self.policy_learning_rate.get(policy, self.learning_rate)
+
+    def weight_decay_of(self, policy: str) -> float:
+        return self.policy_weight_decay.get(policy, self.weight_decay)
+
+    def lora_rank_of(self, policy: str) -> int:
+        return self.policy_lora_rank.get(policy, self.lora_rank)
+
+    def lora_alpha_of(self, policy: str) -> int:
+        return self.policy_lora_alpha.get(policy, self.lora_alpha)
 
     @property
     def frozen_words(self) -> str:

@@ -136,6 +136,7 @@ class _Heard:
     """One response of a wave, and what was read in it."""
 
     ask: Ask
+    temperature: float
     prompt_ids: tuple[int, ...]
     prompt: str
     response: Sample
@@ -148,7 +149,7 @@ def _hear(
 ) -> _Heard:
     text = sampler.decode(speaker, response.ids)
     prompt = sampler.decode(speaker, prompt_ids, keep_special=True)
-    return _Heard(ask, prompt_ids, prompt, response, text, ask.read(text))
+    return _Heard(ask, speaker.temperature, prompt_ids, prompt, response, text, ask.read(text))
 
 
 def _advance(
@@ -174,6 +175,7 @@ def _advance(
                 response=one.text,
                 response_ids=response.ids,
                 logprobs=response.logprobs,
+                temperature=one.temperature,
                 parse_ok=one.reading.parse_ok,
                 truncated=response.truncated,
                 own_correct=own,

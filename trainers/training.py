@@ -12,8 +12,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -182,7 +181,8 @@ def train_step(run: Run, step: int) -> StepRecord:
         tallies[policy.name] = learn(run.language, policy, mine, config, step)
         run.sampler.publish(policy.name)
         is_shared = config.scheduler_tick == "policy"
-        tick(run.policies.values() if is_shared else (policy,))
+        for other in run.policies.values() if is_shared else (policy,):
+            other.rate.tick()
     ended = time.perf_counter()
     return step_record(
         step, episodes, run.workflow.agents, tallies,
@@ -193,15 +193,6 @@ def train_step(run: Run, step: int) -> StepRecord:
         },
         ungraded,
     )  # fmt: skip
-
-
-def tick(policies: Iterable[Policy]) -> None:
-    """Advance the learning rate of these policies."""
-    with warnings.catch_warnings():
-        # The paper's one schedule ticks for policies whose optimizer has not stepped yet.
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
-        for policy in policies:
-            policy.schedule.step()
 
 
 def measure(run: Run) -> EvalRecord:

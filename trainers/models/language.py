@@ -246,8 +246,8 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
     adapted: PeftModel | None = None
     for number, policy in enumerate(policies):
         lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
+            r=config.lora_rank_of(policy),
+            lora_alpha=config.lora_alpha_of(policy),
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )

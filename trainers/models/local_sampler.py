@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,9 +40,12 @@ class LocalSampler:
     ) -> list[Sample]:
         """Raises TrainingError naming the policy whose output is not finite, and why."""
         language = self.language
+        options = replace(
+            language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
+        )
         with language.speaking(speaker.policy) as model:
             try:
-                return sample(model, prompts, language.sampling, rng(language.device, *key))
+                return sample(model, prompts, options, rng(language.device, *key))
             except FloatingPointError as error:
                 bad = not_finite(language, speaker.policy) if speaker.policy else []
                 cause = (

@@ -26,10 +26,13 @@ class Sample:
 
 @dataclass(frozen=True, order=True)
 class Speaker:
-    """Whose weights answer the prompts of an agent."""
+    """Whose weights answer the prompts of an agent, and how its responses are drawn."""
 
     policy: str
     """Name of the policy; '' for the base model, with which frozen roles speak."""
+    temperature: float = 1.0
+    max_tokens: int = 16
+    """Longest response."""
 
 
 class Sampler(Protocol):

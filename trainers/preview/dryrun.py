@@ -43,7 +43,10 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
             "updates a step"
         )
     if config.freeze:
-        yield f"frozen      {config.frozen_words}, without adapter, updates and probe"
+        yield (
+            f"frozen      {', '.join(config.freeze)}: the base model, without adapter, updates and "
+            "probe"
+        )
     yield (
         f"step        {config.problems_per_step} problems x {config.samples} samples, at most "
         f"{found.turns:,} turns; {found.tokens:,} tokens with prompts of "

@@ -192,7 +192,8 @@ def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
     Replies are those that the embedded models are taught, or as long as they can be. Where task or
     tokenizer are not here, lengths are assumed.
     """
-    limit = config.max_response_tokens
+    limits = [config.max_response_tokens_of(agent.role) for agent in config.speakers()]
+    assumed_response = sum(limits) / len(limits)
     try:
         tokenizer = None if task is None else load_tokenizer(config.model, only_here=True)
     except ValueError:
@@ -200,18 +201,20 @@ def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
     if task is None or tokenizer is None:
         assumed = min(config.max_prompt_tokens, TYPICAL_PROMPT)
         missing = "problems are" if task is None else "tokenizer is"
-        return Lengths(assumed, assumed, limit, f"assumed, since the {missing} not here")
+        return Lengths(assumed, assumed, assumed_response, f"assumed, since the {missing} not here")
     workflow, prompts = config.build_workflow(), prompts_for(tokenizer, config)
     prompt_B, response_B = [], []
     for problem in task.train[:MEASURED]:
         replies = replies_of(tokenizer, problem.kind, config.workers)
         if not is_compact(tokenizer):
-            replies = {kind: filled(tokenizer, text, limit) for kind, text in replies.items()}
+            longest = max(limits)
+            replies = {kind: filled(tokenizer, text, longest) for kind, text in replies.items()}
         for wave in played(workflow, prompts, problem, replies):
             for ask in wave:
                 text = render(tokenizer, ask.chat)
                 prompt_B.append(len(tokenizer.encode(text, add_special_tokens=False)))
                 reply = tokenizer.encode(replies[ask.kind], add_special_tokens=False)
+                limit = config.max_response_tokens_of(ask.agent.role)
                 response_B.append(min(len(reply) + 1, limit))  # with the end token
     kept = np.minimum(prompt_B, config.max_prompt_tokens)
     return Lengths(
@@ -300,8 +303,9 @@ def memory_of(
     per_token = 6 * hidden + 3 * queries + 3 * keys + 4 * wide
     kept = layers * hidden + per_token if config.gradient_checkpointing else layers * per_token
     tokens = max(config.micro_tokens, 1)
-    longest = lengths.longest_prompt + config.max_response_tokens
-    answered = min(tokens, max(1, tokens // longest) * config.max_response_tokens)
+    response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
+    longest = lengths.longest_prompt + response
+    answered = min(tokens, max(1, tokens // longest) * response)
     logits = answered * shapes.vocab_size * (element + 12)
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
     probe = 0
@@ -313,7 +317,7 @@ def memory_of(
         probe=probe,
         activations=tokens * kept * element + logits,
         cache=longest * row_bytes,
-        cache_at_limits=(config.max_prompt_tokens + config.max_response_tokens) * row_bytes,
+        cache_at_limits=(config.max_prompt_tokens + response) * row_bytes,
     )
 
 

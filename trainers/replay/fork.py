@@ -21,14 +21,11 @@ import torch
 from gradlab.checkpoints import STATE, checkpoint_path
 from gradlab.records import Agent
 from trainers.config import TrainConfig
-from trainers.policies import warmup
+from trainers.policies import rate_state
 from trainers.rundir.checkpoint import checked, seal
 from trainers.rundir.directory import PROBLEMS, read_run_directory, versions, write_description
 from trainers.tasks.problem import Task
 from trainers.tasks.problem_list import write_problem_list
-
-WARMING = ("warmup_steps", "scheduler_tick")
-"""Options that say at which step the schedule has which rate."""
 
 
 def fork(
@@ -140,9 +137,9 @@ def changed_state(
     names: tuple[str, str],
 ) -> dict[str, Any]:
     """A policy's trainer state under another configuration, its old and new names given."""
-    _change_rates(state, original, config)
+    state["schedule"] = _changed_rate(state["schedule"], original, config, names)
     for group in state["optimizer"]["param_groups"]:
-        group["weight_decay"] = config.weight_decay
+        group["weight_decay"] = config.weight_decay_of(names[1])
     probe = state["probe"]
     if probe is not None and [tuple(agent) for agent in probe["agents"]] != agents:
         # What the new agents' parts of the moments would be, nobody measured.
@@ -153,25 +150,17 @@ def changed_state(
     return state
 
 
-def _change_rates(state: dict[str, Any], original: TrainConfig, config: TrainConfig) -> None:
-    """Scale the rates that are there, which --alarm slow may have lowered, and the schedule's place
-    in a warm-up that is another one."""
-    old, new = original.learning_rate, config.learning_rate
-    schedule, groups = state["schedule"], state["optimizer"]["param_groups"]
+def _changed_rate(
+    schedule: Mapping[str, Any], original: TrainConfig, config: TrainConfig, names: tuple[str, str]
+) -> dict[str, Any]:
+    """The rate there is, which --alarm slow may have lowered, on the new configuration's scale.
 
-    def scaled(rate: float) -> float:
-        return new if rate == old else new / old * rate  # the new one itself, not its rounding
-
-    if new != old:
-        for group in groups:
-            group |= {name: scaled(group[name]) for name in ("lr", "initial_lr")}
-        for name in ("base_lrs", "_last_lr"):
-            schedule[name] = [scaled(rate) for rate in schedule[name]]
-    if any(getattr(config, name) != getattr(original, name) for name in WARMING):
-        factor = warmup(config)(schedule["last_epoch"])
-        schedule["_last_lr"] = [factor * rate for rate in schedule["base_lrs"]]
-        for group, rate in zip(groups, schedule["_last_lr"], strict=True):
-            group["lr"] = rate
+    The place in a warm-up stays: the factor at it is the new configuration's.
+    """
+    base, ticks = rate_state(schedule)
+    old, new = original.learning_rate_of(names[0]), config.learning_rate_of(names[1])
+    # The new one itself, not its rounding.
+    return {"base": new if base == old else new / old * base, "ticks": ticks}
 
 
 def renamed(parameter: str, old: str, new: str) -> str:

@@ -90,7 +90,7 @@ def _write(
     for name, policy in policies.items():
         state = {
             "optimizer": policy.optimizer.state_dict(),
-            "schedule": policy.schedule.state_dict(),
+            "schedule": policy.rate.state_dict(),
             "probe": policy.probe.state_dict() if policy.probe else None,
             "damping": policy.damping.state_dict() if policy.damping else None,
             "torch_rng": torch.get_rng_state(),
@@ -172,7 +172,7 @@ def load_checkpoint(
             where / STATE, map_location=language.device, weights_only=True
         )
         policy.optimizer.load_state_dict(state["optimizer"])
-        policy.schedule.load_state_dict(state["schedule"])
+        policy.rate.load_state_dict(state["schedule"])
         if policy.probe and state["probe"] is not None:
             policy.probe.load_state_dict(state["probe"])
         if policy.damping and state.get("damping") is not None:
