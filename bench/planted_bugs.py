@@ -265,7 +265,9 @@ def adapter_lost(now: Now, patch: Patch) -> None:
     """The generator's adapter starts anew, as when a resume does not find it; training goes on."""
 
     def lose(run: Run) -> None:
-        for name, parameter in adapter_parameters(run.language.model, "generator").items():
+        for name, parameter in adapter_parameters(
+            run.languages[run.config.model].model, "generator"
+        ).items():
             if ".lora_B." in name:  # zero: the base model again
                 torch.nn.init.zeros_(parameter)
 

@@ -32,7 +32,7 @@ class Cell:
 def cell_of(run: Run) -> Cell:
     """Workflow, model, task and routing of a run, fit for a label."""
     meta = run.meta
-    model = PurePath(meta.model).name or meta.model
+    model = " + ".join(PurePath(name).name or name for name in meta.all_models)
     return Cell(meta.workflow.replace("_", "-"), model, meta.task, routing_of(run))
 
 

@@ -465,6 +465,8 @@ class RunMeta:
     versions: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     """Roles that speak with the base model and are not trained; they have no policy."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Policy, or frozen role -> its base model, where that is not `model`."""
 
     @classmethod
     def of_policies(cls, run_id: str, policies: Sequence[PolicyMeta], **settings: Any) -> RunMeta:
@@ -499,6 +501,12 @@ class RunMeta:
                     f"RunMeta: role '{role}' is routed to policy '{policy}', "
                     f"expected one of {sorted(names)}"
                 )
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """Names of the base models, each once."""
+        owners = [*(policy.name for policy in self.policies), *self.frozen]
+        return tuple(dict.fromkeys(self.models.get(name, self.model) for name in owners))
 
     def policies_of(self, role: str) -> tuple[str, ...]:
         """Names of the policies that the role's agents train: one but where each has its own."""

@@ -60,7 +60,7 @@ def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:
         if "lora_B" in name:  # zero at the start, where half of all gradients vanish
             noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
             parameter.data += 0.01 * noise
-    return language, build_policies(language, config)
+    return language, build_policies({config.model: language}, config)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -173,7 +173,9 @@ def check(config: TrainConfig) -> None:
     twin_language, twin_policies = build(replace(config, probe="off"))
     task = load_task("arithmetic", heldout=1, seed=config.seed)
     played = config.build_workflow(), config.speakers(), task.train[:4]
-    episodes = rollout(LocalSampler(language), *played, config.samples, (3,), Judge())
+    episodes = rollout(
+        LocalSampler({config.model: language}), *played, config.samples, (3,), Judge()
+    )
     # Advantages of any size and sign: the rewards of so few episodes could leave someone without.
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]

@@ -209,7 +209,9 @@ def first_update(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor, Updat
     policy = policies["shared"]
     task = load_task("arithmetic", heldout=1, seed=config.seed)
     played = config.build_workflow(), config.speakers(), task.train[:4]
-    episodes = rollout(LocalSampler(language), *played, config.samples, (3,), Judge())
+    episodes = rollout(
+        LocalSampler({config.model: language}), *played, config.samples, (3,), Judge()
+    )
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]
     plain = replace(config, probe="off", max_share={}, equalize=False, role_clip={}, role_weight={})

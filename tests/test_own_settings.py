@@ -39,7 +39,7 @@ def test_policies_have_the_settings_that_they_were_given(small_config: SmallConf
         policy_lora_alpha={"aggregator": 3},
     )
     language = load_language_model(config, config.policies)
-    policies = build_policies(language, config)
+    policies = build_policies({config.model: language}, config)
     found = {
         name: (p.learning_rate, p.optimizer.param_groups[0]["weight_decay"], p.parameters[0].shape)
         for name, p in policies.items()
@@ -63,8 +63,8 @@ def test_roles_are_sampled_and_trained_at_their_own_temperature(small_config: Sm
     )  # fmt: skip
     language = load_language_model(config, config.policies)
     episodes = rollout(
-        LocalSampler(language), config.build_workflow(), config.speakers(), PROBLEMS, 3, (4,),
-        Judge(),
+        LocalSampler({config.model: language}), config.build_workflow(), config.speakers(),
+        PROBLEMS, 3, (4,), Judge(),
     )  # fmt: skip
     turns = trained_turns(episodes)
     assert {(t.agent.role, t.temperature) for t in turns} == {
@@ -89,8 +89,8 @@ def test_rows_of_one_temperature_are_divided_by_a_number(small_config: SmallConf
     language = load_language_model(config, config.policies)
     turns = trained_turns(
         rollout(
-            LocalSampler(language), config.build_workflow(), config.speakers(), PROBLEMS, 1, (4,),
-            Judge(),
+            LocalSampler({config.model: language}), config.build_workflow(), config.speakers(),
+            PROBLEMS, 1, (4,), Judge(),
         )
     )  # fmt: skip
     both = turns[2:4]  # a generator and the aggregator

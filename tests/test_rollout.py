@@ -29,7 +29,7 @@ def play(
     config: TrainConfig, key: tuple[int, ...] = (0,), language: LanguageModel | None = None
 ) -> list[Episode]:
     return rollout(
-        LocalSampler(language or load(config)),
+        LocalSampler({config.model: language or load(config)}),
         config.build_workflow(),
         config.speakers(),
         PROBLEMS,
@@ -100,7 +100,7 @@ def test_evaluation_counts_what_the_episodes_say(small_config: SmallConfig) -> N
     config = small_config(eval_samples=3)
     language = load(config)
     record, episodes = evaluate(
-        LocalSampler(language),
+        LocalSampler({config.model: language}),
         config.build_workflow(),
         config.speakers(),
         PROBLEMS,
@@ -130,7 +130,7 @@ def test_evaluator_confusion_by_hand(small_config: SmallConfig) -> None:
     config = small_config(workflow="evaluator_optimizer", eval_samples=4)
     language = load(config)
     record, episodes = evaluate(
-        LocalSampler(language),
+        LocalSampler({config.model: language}),
         config.build_workflow(),
         config.speakers(),
         PROBLEMS,

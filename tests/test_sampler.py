@@ -73,7 +73,7 @@ def test_the_local_sampler_draws_what_the_model_draws(small_config: SmallConfig)
     """The protocol adds nothing to `sample` but the policy's adapter and the key's numbers."""
     config = small_config(routing="shared")
     language = load_language_model(config, ["shared"])
-    sampler, speaker = LocalSampler(language), Speaker("shared")
+    sampler, speaker = LocalSampler({config.model: language}), Speaker("shared", config.model)
     chat = language.prompts.generate(SUMS[0])
     prompts = [sampler.encode(speaker, chat)] * 5
     with language.speaking("shared") as model:

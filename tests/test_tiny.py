@@ -176,7 +176,7 @@ def test_the_base_can_move_both_ways(name: str, task: str) -> None:
     )
     language = load_language_model(config, config.policies)
     heldout = load_task(task, heldout=300, seed=0).heldout
-    sampler = LocalSampler(language)
+    sampler = LocalSampler({config.model: language})
     record, _ = evaluate(
         sampler, config.build_workflow(), config.speakers(), heldout, config, 0, Judge()
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trainers.config import TrainConfig
 from trainers.models.language import TINY, pick_device
@@ -16,10 +17,12 @@ DIGITS = 2
 
 def advice(config: TrainConfig) -> Iterator[str]:
     """Sentences about a configuration, none for most."""
-    if config.model in MADE_FOR:
-        yield from _another_task(config)
-    else:
-        yield from _settings_of_the_embedded(config)
+    for model in config.models:
+        alone = replace(config, model=model, policy_model={})
+        if model in MADE_FOR:
+            yield from _another_task(alone)
+        else:
+            yield from _settings_of_the_embedded(alone)
     if config.samples == 1:
         yield from _nothing_to_compare(config)
 

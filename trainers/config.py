@@ -80,6 +80,9 @@ class TrainConfig:
 
     model: str = "tiny"
     """tiny (= tiny-0.3m), tiny-1m, tiny-3m, smollm2-135m, a hub id or a local directory."""
+    policy_model: dict[str, str] = field(default_factory=dict)
+    """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
+    names are those of --routing. All models are asked in the same style, compact or as a chat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the frozen weights; adapters are always float32."""
     lora_rank: int = 16
@@ -296,6 +299,13 @@ class TrainConfig:
         self._check_roles("role_damping", 0, 1)
         self._check_roles("role_temperature", math.ulp(0), _MAX, frozen=True)
         self._check_roles("role_max_response_tokens", 1, _MAX, frozen=True)
+        named = parse_routing(self.routing, self.build_workflow().agents, self.freeze).values()
+        for policy, model in self.policy_model.items():
+            if policy not in named or not model:
+                raise ValueError(
+                    f"--policy-model gives policy '{policy}' the model '{model}'; expected the "
+                    f"name of a model for one of {', '.join(dict.fromkeys(named))}"
+                )
         for name, least in (
             ("policy_learning_rate", math.ulp(0.0)),
             ("policy_weight_decay", 0.0),
@@ -432,11 +442,26 @@ class TrainConfig:
         return {
             a: Speaker(
                 routed.get(a, ""),
+                self.model_of(a),
                 self.role_temperature.get(a.role, self.temperature),
                 self.max_response_tokens_of(a.role),
             )
             for a in self.build_workflow().agents
         }
+
+    def model_of(self, agent: Agent) -> str:
+        """Name of the base model that an agent speaks with, its policy's adapter aside."""
+        workflow = self.build_workflow()
+        routed = parse_routing(self.routing, workflow.agents, self.freeze)
+        return self.policy_model.get(routed.get(agent, ""), self.model)
+
+    def model_of_policy(self, policy: str) -> str:
+        return self.policy_model.get(policy, self.model)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the base models, in the order in which their agents appear."""
+        return tuple(dict.fromkeys(speaker.model for speaker in self.speakers().values()))
 
     def max_response_tokens_of(self, role: str) -> int:
         return self.role_max_response_tokens.get(role, self.max_response_tokens)

@@ -75,6 +75,8 @@ class Policy:
     """Weights that learn, and the agents that speak with them."""
 
     name: str
+    language: LanguageModel
+    """The base model with, among others, its adapter."""
     agents: tuple[Agent, ...]
     parameters: tuple[Parameter, ...]
     optimizer: torch.optim.AdamW
@@ -98,17 +100,22 @@ class Policy:
 
 
 def build_policies(
-    language: LanguageModel,
+    languages: Mapping[str, LanguageModel],
     config: TrainConfig,
 ) -> dict[str, Policy]:
     """One policy per name in the routing, in order of first appearance; none of frozen roles.
+
+    `languages`: by name of the base model.
 
     Raises ValueError for a policy without trainable parameters.
     """
     routing = config.policy_by_agent()
     return {
         name: _build_policy(
-            name, tuple(agent for agent in routing if routing[agent] == name), language, config
+            name,
+            tuple(agent for agent in routing if routing[agent] == name),
+            languages[config.model_of_policy(name)],
+            config,
         )
         for name in config.policies
     }
@@ -144,6 +151,7 @@ def _build_policy(
         )
     return Policy(
         name,
+        language,
         agents,
         tuple(named.values()),
         optimizer,

@@ -32,7 +32,7 @@ from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
-from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_models
 from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
@@ -79,7 +79,8 @@ class Run:
     task: Task
     workflow: Workflow
     speakers: dict[Agent, Speaker]
-    language: LanguageModel
+    languages: dict[str, LanguageModel]
+    """By name of the base model."""
     policies: dict[str, Policy]
     sampler: Sampler
     store: RunStore
@@ -145,7 +146,7 @@ def train(
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
                 save_checkpoint(
-                    config.out, step, run.language, run.policies, config.keep_states,
+                    config.out, step, run.policies, config.keep_states,
                     config.keep_state_every,
                 )  # fmt: skip
             if step < config.steps:
@@ -178,7 +179,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     tallies: dict[str, dict[str, RoleTally]] = {}
     for policy in run.policies.values():
         mine = [turn for turn in turns if turn.agent in policy.agents]
-        tallies[policy.name] = learn(run.language, policy, mine, config, step)
+        tallies[policy.name] = learn(policy.language, policy, mine, config, step)
         run.sampler.publish(policy.name)
         is_shared = config.scheduler_tick == "policy"
         for other in run.policies.values() if is_shared else (policy,):
@@ -252,8 +253,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
             f"(SHA-256 {about['data']['sha256'][:12]}… then, {task.content_hash[:12]}… now); put "
             "the original --data back, or start a new run"
         )
-    language = load_language_model(config, config.policies)
-    policies = build_policies(language, config)
+    languages = load_language_models(config)
+    policies = build_policies(languages, config)
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout))
         undo.callback(judge.close)  # also if the directory or the store is refused
@@ -261,7 +262,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         first = first_step(about)
         meta = _meta(config, task, about, policies, judge)
         recorded = last_recorded(config.out)
-        step, store = _open_store(config, meta, language, policies, first)
+        step, store = _open_store(config, meta, policies, first)
         undo.pop_all()
     for policy in policies.values():
         if policy.probe:
@@ -269,11 +270,11 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     resumed = continuing(config, step, recorded) if config.resume else ""
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
-    sampler = LocalSampler(language)
+    sampler = LocalSampler(languages)
     for name in policies:
         sampler.publish(name)
     return Run(
-        config, task, workflow, config.speakers(), language, policies, sampler, store, judge, step,
+        config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
         first, resumed,
     )  # fmt: skip
 
@@ -305,12 +306,21 @@ def _meta(
         roles=config.build_workflow().roles,
         routing=routing_table(config.policy_by_agent()),
         frozen=config.freeze,
+        models=other_models(config),
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
         config=about["config"] | {key: about[key] for key in ("from",) if key in about},
         versions=about["versions"] | protection_of(judge),
     )
+
+
+def other_models(config: TrainConfig) -> dict[str, str]:
+    """Policy, or frozen role -> its base model, where that is not the one of --model."""
+    named = {policy: config.model_of_policy(policy) for policy in config.policies}
+    agents = config.build_workflow().agents
+    named |= {a.role: config.model_of(a) for a in agents if a.role in config.freeze}
+    return {name: model for name, model in named.items() if model != config.model}
 
 
 def protection_of(judge: Judge) -> dict[str, str]:
@@ -323,7 +333,6 @@ def protection_of(judge: Judge) -> dict[str, str]:
 def _open_store(
     config: TrainConfig,
     meta: RunMeta,
-    language: LanguageModel,
     policies: dict[str, Policy],
     first: int,
 ) -> tuple[int, RunStore]:
@@ -338,9 +347,9 @@ def _open_store(
                 f"--resume: {path} is missing although the run has checkpoints; put it back, or "
                 "start a new run"
             )
-        restore(config.out, language, policies)
+        restore(config.out, policies)
         return first, RunStore.create(path, meta)
-    restored = restore(config.out, language, policies)
+    restored = restore(config.out, policies)
     if restored is None:
         check_unstarted(config, first)
     step = restored or 0

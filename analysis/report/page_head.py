@@ -10,6 +10,7 @@ from html import escape
 from analysis.findings import HELD_OUT, Diagnosis, level, points
 from analysis.report.shared import fall_of, number
 from gradlab.checkpoints import beginning
+from gradlab.records import RunMeta
 from gradlab.store.run import RUN_ZARR, Run
 
 
@@ -26,8 +27,8 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
     )
     kind = diagnosis.status.split()[0]
     lines = [
-        f"{escape(meta.workflow)} on {escape(meta.task)} with {escape(meta.model)} · {steps} · "
-        f"{escape(routing)}",
+        f"{escape(meta.workflow)} on {escape(meta.task)} with {escape(with_models(meta))} · "
+        f"{steps} · {escape(routing)}",
         " · ".join(f"{name} <code>{escape(value)}</code>" for name, value in origin(run)),
     ]
     if begun := meta.config.get("from"):
@@ -38,6 +39,12 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
         f'<section class="card verdict {kind}"><p class="say">{escape(diagnosis.verdict)}</p>'
         f'<p class="sure">Confidence: {escape(diagnosis.confidence)}.</p></section>'
     )
+
+
+def with_models(meta: RunMeta) -> str:
+    """The base model, and whose is another."""
+    others = [f"{name} with {model}" for name, model in meta.models.items()]
+    return ", ".join((meta.model, *others))
 
 
 def origin(run: Run) -> list[tuple[str, str]]:

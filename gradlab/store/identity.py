@@ -20,10 +20,11 @@ def meta_document(meta: RunMeta) -> Document:
     document["problems"] = list(meta.problems)
     if not meta.rates:
         del document["rates"]  # which older versions do not know
-    if meta.frozen:
-        document["frozen"] = list(meta.frozen)
-    else:
-        del document["frozen"]  # nor this
+    for name, value in (("frozen", list(meta.frozen)), ("models", dict(meta.models))):
+        if value:
+            document[name] = value
+        else:
+            del document[name]  # nor these
     document["routing"] = dict(meta.routing)
     document["versions"] = dict(meta.versions)
     document["policies"] = [
@@ -159,6 +160,7 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
         "workflow",
         "task",
         "model",
+        "models",
         "roles",
         "routing",
         "frozen",

@@ -158,7 +158,7 @@ class Run:
         last = int(self.steps[-1]) if len(self.steps) else 0
         return (
             f"Run({str(self.path)!r}: {self.meta.workflow} on {self.meta.task} with "
-            f"{self.meta.model}, {last} steps, {state})"
+            f"{' and '.join(self.meta.all_models)}, {last} steps, {state})"
         )
 
     # -- what there is -------------------------------------------------------------------------
@@ -623,6 +623,13 @@ class Run:
             return self._signal(name, "1", subject, policy, value_U, per, mean_of_defined)
         if per != "step":
             raise ValueError(f"{a} and {b} have policies and updates of their own; use per='step'")
+        names = [self.policy_for(who).name for who in (a, b)]
+        models = [self.meta.models.get(name, self.meta.model) for name in names]
+        if models[0] != models[1]:
+            raise ValueError(
+                f"cosine of {a} and {b}: their policies have different base models, {models[0]} "
+                f"and {models[1]}, whose weights do not compare"
+            )
         prints = [self.policy_for(who).effective for who in (a, b)]
         if prints[0] != prints[1]:
             raise ValueError(

@@ -21,7 +21,7 @@ from trainers.config import TrainConfig
 from trainers.episodes import Turn, trained_turns
 from trainers.judge import judge_of
 from trainers.learn import accumulate
-from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_models
 from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, build_policies
 from trainers.rollout import rollout
@@ -49,13 +49,13 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
         torch.set_num_threads(config.threads)
     workflow = config.build_workflow()
     task = task_of(config)
-    language = load_language_model(config, config.policies)
-    policies = build_policies(language, config)
-    load_checkpoint(out, done, language, policies)
+    languages = load_language_models(config)
+    policies = build_policies(languages, config)
+    load_checkpoint(out, done, policies)
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
     judge = judge_of(config, problems)
-    sampler = LocalSampler(language)
+    sampler = LocalSampler(languages)
     speakers = config.speakers()
     episodes = rollout(sampler, workflow, speakers, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
@@ -65,7 +65,7 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     for policy in policies.values():
         mine = [row for row in rows if row.agent in policy.agents]
         if mine:
-            found.append(audit_update(language, policy, mine, config, step))
+            found.append(audit_update(policy.language, policy, mine, config, step))
     return step, found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,27 +19,28 @@ from trainers.prompts.chat import Chat, Prompts
 class LocalSampler:
     """A sampler whose weights are the trainer's own."""
 
-    language: LanguageModel
+    languages: Mapping[str, LanguageModel]
+    """By name of the base model, all asked in the same style."""
 
     @property
     def prompts(self) -> Prompts:
-        return self.language.prompts
+        return next(iter(self.languages.values())).prompts
 
     @property
     def max_prompt_tokens(self) -> int:
-        return self.language.max_prompt_tokens
+        return min(language.max_prompt_tokens for language in self.languages.values())
 
     def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
-        return self.language.encode(chat)
+        return self.languages[speaker.model].encode(chat)
 
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
-        return self.language.decode(ids, keep_special=keep_special)
+        return self.languages[speaker.model].decode(ids, keep_special=keep_special)
 
     def ask(
         self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
     ) -> list[Sample]:
         """Raises TrainingError naming the policy whose output is not finite, and why."""
-        language = self.language
+        language = self.languages[speaker.model]
         options = replace(
             language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
         )
@@ -53,7 +54,7 @@ class LocalSampler:
                     if bad
                     else "its parameters are finite: the forward pass overflowed"
                 )
-                who = f"policy '{speaker.policy}'" if speaker.policy else "the base model"
+                who = f"policy '{speaker.policy}'" if speaker.policy else f"model {speaker.model}"
                 raise TrainingError(
                     f"sampling from {who}: {error}; {cause}. Start a new run with a "
                     "lower --learning-rate: resuming would repeat this step exactly."

@@ -30,6 +30,8 @@ class Speaker:
 
     policy: str
     """Name of the policy; '' for the base model, with which frozen roles speak."""
+    model: str
+    """Name of the base model."""
     temperature: float = 1.0
     max_tokens: int = 16
     """Longest response."""

@@ -119,7 +119,14 @@ def policy_origins(
                 f"merge:{agents[0].role if agents[0].role in by_name else agents[0]}, or train "
                 "with that routing from the start"
             )
-        origins[policy] = found[0] if len(found) == 1 else by_name[str(merge_from)]
+        origin = found[0] if len(found) == 1 else by_name[str(merge_from)]
+        models = original.model_of_policy(origin), config.model_of_policy(policy)
+        if models[0] != models[1]:
+            raise ValueError(
+                f"policy '{policy}' would begin as '{origin}', an adapter of {models[0]}, on "
+                f"{models[1]}; give it the same with --policy-model, or train from the start"
+            )
+        origins[policy] = origin
     return origins
 
 

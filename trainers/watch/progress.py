@@ -27,8 +27,8 @@ class Progress:
     @contextmanager
     def showing(self, config: TrainConfig, done: int) -> Iterator[None]:
         self.console.print(
-            f"[bold]{config.out}[/bold]: {config.workflow}, {config.routing}, {config.model}, "
-            f"{config.task}, {config.steps} steps"
+            f"[bold]{config.out}[/bold]: {config.workflow}, {config.routing}, "
+            f"{' + '.join(config.models)}, {config.task}, {config.steps} steps"
             + (f"; {config.frozen_words}" if config.freeze else "")
         )
         bar = Bar(
