@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradlab.commands import main as cli
+from gradlab.commands.demo import is_finished
 
 Output = pytest.CaptureFixture[str]
 
@@ -105,7 +106,7 @@ def test_an_unknown_command_lists_the_commands(capsys: Output) -> None:
     assert_told(
         capsys,
         "no command 'trian'",
-        "train, diagnose, figures, show, prompts, audit, replay, import, demo",
+        "train, diagnose, figures, show, prompts, audit, replay, import, demo, completion",
     )
 
 
@@ -128,6 +129,10 @@ def test_an_unknown_command_lists_the_commands(capsys: Output) -> None:
             ["--role-weight was given 'aggregator x'; expected"],
         ),
         (["--task-options", "size"], ["--task-options was given 'size'", "min_digits 2"]),
+        (["--steps", "0"], ["--steps is 0; expected 1 or more"]),
+        (["--routing", "isloated"], ["cannot read 'isloated'; expected 'shared', 'isolated'"]),
+        (["--routing", "judge=a,generator=b"], ["names role 'judge'; the workflow has generator"]),
+        (["--kl-coefficient", "judge", "0.1"], ["names role 'judge'; workflow voting has"]),
         (["--device", "tpu"], ["--device is 'tpu'; expected cpu, cuda, cuda:1, …, or auto"]),
     ],
 )
@@ -139,7 +144,8 @@ def test_train_tells_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["train", "--device", "cpu", *options]) == 2
+    device = [] if "--device" in options else ["--device", "cpu"]
+    assert cli.main(["train", *device, *options]) == 2
     assert_told(capsys, "gradlab train: ", *parts)
     assert list(tmp_path.iterdir()) == [], "a run that cannot begin leaves nothing behind"
 
@@ -150,10 +156,6 @@ def test_train_tells_what_is_wrong(
         (["--workflow", "debate"], "--workflow"),
         (["--stepz", "3"], "--stepz"),
         (["--steps", "many"], "--steps"),
-        (["--steps", "0"], "--steps is 0; expected 1 or more"),
-        (["--routing", "isloated"], "cannot read 'isloated'; expected 'shared', 'isolated'"),
-        (["--routing", "judge=a,generator=b"], "names role 'judge'; the workflow has generator"),
-        (["--kl-coefficient", "judge", "0.1"], "names role 'judge'; workflow voting has"),
     ],
 )
 def test_an_option_that_cannot_be_parsed_exits_with_2(
@@ -225,9 +227,9 @@ def test_show_lists_and_prints(run: Path, capsys: Output) -> None:
 
 def test_the_demo_keeps_finished_runs_and_continues_others(run: Path, tmp_path: Path) -> None:
     """A run that was stopped by Ctrl-C has a closed store too, but not all of its steps."""
-    assert cli._is_finished(run, 2)
-    assert not cli._is_finished(run, 60)
-    assert not cli._is_finished(tmp_path / "nowhere", 2)
+    assert is_finished(run, 2)
+    assert not is_finished(run, 60)
+    assert not is_finished(tmp_path / "nowhere", 2)
 
 
 def test_a_diagnosis_of_a_short_run_says_what_is_missing(run: Path, capsys: Output) -> None:
@@ -264,7 +266,7 @@ def test_figures_come_as_pdf_png_and_csv(run: Path, capsys: Output, tmp_path: Pa
 
 def test_the_exit_status_reaches_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gradlab.commands.main", "show", "/nowhere", "--step", "1"],
+        [sys.executable, "-m", "gradlab", "show", "/nowhere", "--step", "1"],
         capture_output=True,
         text=True,
         check=False,

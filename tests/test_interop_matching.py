@@ -10,6 +10,7 @@ import pytest
 
 from gradlab.interop.logs.history import Part, Row, join
 from gradlab.interop.logs.lacking import guessed_size
+from gradlab.interop.logs.naming import names
 from gradlab.interop.logs.naming.matching import Matched, match
 from gradlab.interop.logs.naming.names import named
 from gradlab.interop.logs.naming.targets import ColumnMap, Target, read_map
@@ -280,3 +281,14 @@ def test_size_of_an_evaluation_shows_in_its_rates(size: int) -> None:
     assert guessed_size(rates) == size
     assert guessed_size(np.array([0.123456, 0.31415926, 0.27182818, 0.1618033])) is None
     assert guessed_size(np.array([0.5, 0.5, 0.5])) is None
+
+
+@pytest.mark.parametrize(("shared", "is_of_policy"), [(False, True), (True, False)])
+def test_a_roles_gradient_norm_is_its_policys_only_where_it_is_alone(
+    shared: bool, is_of_policy: bool
+) -> None:
+    routing = {"solver": "p", "judge": "p" if shared else "q"}
+    targets, why = names._of_role("grad_norm", "solver", routing, set())
+    assert why == ""
+    assert Target("Gradient", "norm", ("solver",)) in targets
+    assert (Target("UpdateMetrics", "grad_norm", ("p",)) in targets) is is_of_policy

@@ -181,10 +181,13 @@ def test_replays_change_what_is_set_for_one(small_config: SmallConfig) -> None:
             "--policy-learning-rate names policy 'judge'; --routing isolated has generator, aggr",
         ),
         ({"policy_learning_rate": {"generator": 0.0}}, "of generator is 0.0; expected more than 0"),
-        ({"policy_weight_decay": {"generator": float("inf")}}, "is inf; expected 0 or more, fin"),
+        (
+            {"policy_weight_decay": {"generator": float("inf")}},
+            "is inf; expected 0 or more, at",
+        ),
         ({"policy_lora_rank": {"generator": 0}}, "is 0; expected 1 or more"),
         ({"role_temperature": {"judge": 1.0}}, "--role-temperature names role 'judge'"),
-        ({"role_temperature": {"generator": 0.0}}, "of generator is 0.0; expected more than 0"),
+        ({"role_temperature": {"generator": 0.0}}, "of generator is 0.0; expected 0.0001 or more"),
         ({"role_temperature": {"generator": float("nan")}}, "of generator is nan"),
         ({"role_max_response_tokens": {"generator": 0}}, "is 0; expected 1 or more"),
         (

@@ -172,7 +172,7 @@ def test_the_first_suspect_says_what_the_first_remedy_changes(
 
 def test_every_command_is_one_that_train_takes(tmp_path: Path) -> None:
     """Options are parsed as typed, onto the configuration of the run."""
-    from gradlab.commands.parsing import parse_training
+    from gradlab.commands.training_options import parse_training
 
     run = trained(tmp_path / "run", (20, 40), max_share={"aggregator": 0.7})
     kinds = [found("fall"), *(found(kind, "generator") for kind in BY_FINDING)]
@@ -184,7 +184,7 @@ def test_every_command_is_one_that_train_takes(tmp_path: Path) -> None:
     assert len(commands) >= 10
     for text in commands:
         _, _, *arguments = shlex.split(text)
-        parsed = parse_training(TrainConfig, own, "", ["clean"], arguments)
+        parsed = parse_training(TrainConfig, vars(own), "", ["clean"], arguments)
         config = replace(parsed.config, **parsed.kept)
         changed = {k for k, v in config.to_json().items() if v != own.to_json()[k]} - {"out"}
         assert changed or text in repaired, f"{text} changes nothing"

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 from analysis.diagnosis import diagnose
 from analysis.signals import collect, learners, routed
 from figures.make import make_figures
-from gradlab.checkpoints import checkpoint_path
 from gradlab.ledger import RoleTally, joined
 from gradlab.records import Agent, PolicyMeta, RunMeta, routing_table
+from gradlab.run_directory import checkpoint_path
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.inspect.audit import audit_run

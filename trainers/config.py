@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from gradlab.records import Agent
+from trainers.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
+from trainers.models.routing import parse_routing
 from trainers.models.sampler import Speaker
-from trainers.routing import parse_routing
 from trainers.sandbox.pool import package_path
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
@@ -41,9 +42,15 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
 
-
-_MAX = sys.float_info.max
-"""Largest value of a setting that has to be finite."""
+EARLIER: Mapping[str, Any] = {
+    "freeze": [],
+    "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
+    "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
+    "policy_lora_alpha": {},
+}  # fmt: skip
+"""Option -> what runs did before there was that option, as JSON has it. A new option gets its line
+here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
+"""
 
 
 @dataclass(frozen=True)
@@ -269,6 +276,7 @@ class TrainConfig:
                 if value == math.inf:
                     flag = name.replace("_", "-")
                     raise ValueError(f"--{flag} is {value}; expected a finite number")
+        check_highest(self)
         if self.extend_to and not self.resume:
             raise ValueError(
                 f"--extend-to is {self.extend_to} and there is no --resume; expected both, to "
@@ -292,13 +300,15 @@ class TrainConfig:
         object.__setattr__(self, "freeze", tuple(dict.fromkeys(freeze)))
         self._check_frozen()
         self._check_packages()
-        self._check_roles("kl_coefficient", 0, math.inf)
-        self._check_roles("role_weight", 0, math.inf)
-        self._check_roles("role_clip", math.ulp(0), math.inf)
+        self._check_roles("kl_coefficient", 0, ROLE_VALUE)
+        self._check_roles("role_weight", 0, ROLE_VALUE)
+        self._check_roles("role_clip", math.ulp(0), ROLE_VALUE)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
-        self._check_roles("role_temperature", math.ulp(0), _MAX, frozen=True)
-        self._check_roles("role_max_response_tokens", 1, _MAX, frozen=True)
+        high = HIGHEST["temperature"]
+        self._check_roles("role_temperature", LOWEST_TEMPERATURE, high, frozen=True)
+        high = HIGHEST["max_response_tokens"]
+        self._check_roles("role_max_response_tokens", 1, high, frozen=True)
         named = parse_routing(self.routing, self.build_workflow().agents, self.freeze).values()
         for policy, model in self.policy_model.items():
             if policy not in named or not model:
@@ -313,6 +323,13 @@ class TrainConfig:
             ("policy_lora_alpha", math.ulp(0.0)),
         ):
             self._check_policies(name, least)
+        for policy in self.policies:
+            rate, decay = self.learning_rate_of(policy), self.weight_decay_of(policy)
+            if rate * decay >= 1:
+                raise ValueError(
+                    f"policy '{policy}' has learning rate {rate:g} and weight decay {decay:g}; "
+                    "expected a product below 1: every update multiplies the weights by 1 minus it"
+                )
         self._check_interventions(self.roles_by_policy())
 
     def _check_packages(self) -> None:
@@ -344,9 +361,12 @@ class TrainConfig:
                     f"{flag} names policy '{policy}'; --routing {self.routing} has "
                     f"{', '.join(policies)}"
                 )
-            if not low <= value <= _MAX:
-                least = {0.0: "0 or more", 1.0: "1 or more"}.get(low, "more than 0")
-                raise ValueError(f"{flag} of {policy} is {value}; expected {least}, finite")
+            high = HIGHEST[name.removeprefix("policy_")]
+            if not low <= value <= high:
+                least = "more than 0" if low == math.ulp(0) else f"{low:g} or more"
+                raise ValueError(
+                    f"{flag} of {policy} is {value}; expected {least}, at most {high:g}"
+                )
 
     def _check_roles(self, name: str, low: float, high: float, *, frozen: bool = False) -> None:
         """`frozen`: whether the option means something for frozen roles, too."""
@@ -361,9 +381,8 @@ class TrainConfig:
                     f"{flag} names role '{role}', which is frozen and has no gradient; leave it out"
                 )
             if not low <= value <= high:
-                least = {0.0: "0 or more", 1.0: "1 or more"}.get(low, "more than 0")
-                most = "" if high in (math.inf, _MAX) else f", at most {high:g}"
-                raise ValueError(f"{flag} of {role} is {value}; expected {least}{most}")
+                least = "more than 0" if low == math.ulp(0) else f"{low:g} or more"
+                raise ValueError(f"{flag} of {role} is {value}; expected {least}, at most {high:g}")
 
     def _check_interventions(self, policies: dict[str, tuple[str, ...]]) -> None:
         """Refuse what would silently do nothing."""

@@ -24,8 +24,10 @@ import torch
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
 from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_table
+from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from trainers.advice import advice
+from trainers.callbacks import Callback, Callbacks
 from trainers.config import TrainConfig
 from trainers.credit import credit
 from trainers.episodes import trained_turns
@@ -39,7 +41,6 @@ from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
-    STORE,
     check_unstarted,
     create_run_directory,
     first_step,
@@ -94,17 +95,21 @@ class Run:
 
 
 def train(
-    config: TrainConfig, progress: Progress | None = None, watch: Watch | None = None
+    config: TrainConfig,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train as `config` says and return the run directory.
 
     `watch`: what judges the run while it trains, needed with `config.alarm`; e.g.
-    `analysis.online.Online()`.
+    `analysis.online.Online()`. `callbacks` are told of steps, evaluations and checkpoints.
     Raises ValueError for a configuration that cannot be run, before anything is written where that
     can be told; TrainingError when a loss or gradient is not finite, or the disk refuses. After
     Ctrl-C or SIGTERM the step in hand is finished, a checkpoint is written, and Interrupted is
     raised.
     """
+    told = Callbacks(callbacks)
     run = open_run_for_training(config, watch)
     config = run.config
     progress = progress or Progress()
@@ -125,14 +130,18 @@ def train(
         for text in advice(config) if run.done < config.steps else ():
             progress.note(f"warning: {text}")
         if run.done == run.first:
-            progress.evaluated(measure(run))
+            base = measure(run)
+            progress.evaluated(base)
+            told.on_evaluation(base)
         for step in range(run.done + 1, config.steps + 1):
             record = train_step(run, step)
             run.done = step
             progress.trained(record, run.policies)
+            evaluation = None
             if step % config.eval_every == 0 or step == config.steps:
                 started = time.perf_counter()
-                progress.evaluated(measure(run))
+                evaluation = measure(run)
+                progress.evaluated(evaluation)
                 lookout.look(step)
                 seconds = time.perf_counter() - started
                 ledger = replace(
@@ -140,15 +149,19 @@ def train(
                 )
                 record = replace(record, run=ledger)
             run.store.append(record)
+            told.on_step(record)
+            if evaluation:
+                told.on_evaluation(evaluation)
             # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
             number = asked_to_stop()
             is_last = step == config.steps or number > 0
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
-                save_checkpoint(
+                path = save_checkpoint(
                     config.out, step, run.policies, config.keep_states,
                     config.keep_state_every,
                 )  # fmt: skip
+                told.on_checkpoint(path)
             if step < config.steps:
                 lookout.stop_if_asked(step)
             if is_last and step < config.steps:
@@ -173,7 +186,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
     played = time.perf_counter()
-    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "step", step), episodes)
 
     turns = trained_turns(episodes)
     tallies: dict[str, dict[str, RoleTally]] = {}
@@ -202,7 +215,7 @@ def measure(run: Run) -> EvalRecord:
     record, episodes = evaluate(
         run.sampler, run.workflow, run.speakers, run.task.heldout, config, run.done, run.judge
     )
-    save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
     return record
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.explain.vocabulary import Action
-from gradlab.checkpoints import continuable
-from gradlab.store.run import RUN_ZARR, Run
+from gradlab.run_directory import STORE, continuable, is_trained
+from gradlab.store.run import Run
 
 Options = dict[str, str]
 """Option -> its value, '' for one that takes none; empty: there is nothing to change."""
@@ -26,8 +26,7 @@ BONUS = 0.001
 def run_directory(run: Run) -> Path | None:
     """The directory of a run that `gradlab train` can begin again; None for any other store."""
     folder = run.path.parent
-    is_trained = run.path.name == RUN_ZARR and (folder / "config.json").is_file()
-    return folder if is_trained else None
+    return folder if run.path.name == STORE and is_trained(folder) else None
 
 
 def options_for(run: Run, action: Action, roles: tuple[str, ...], rate: float) -> Options:

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from gradlab.checkpoints import STATE, checkpoint_path
 from gradlab.records import Agent
+from gradlab.run_directory import PROBLEMS, STATE, checkpoint_path
 from trainers.config import TrainConfig
 from trainers.policies import rate_state
 from trainers.rundir.checkpoint import checked, seal
-from trainers.rundir.directory import PROBLEMS, read_run_directory, versions, write_description
+from trainers.rundir.directory import read_run_directory, versions, write_description
 from trainers.tasks.problem import Task
 from trainers.tasks.problem_list import write_problem_list
 
