@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.signals import routed
+from analysis.signals import aligned, routed
 from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.style import (
     FAINT,
@@ -192,9 +192,9 @@ def agents_of(run: Run) -> list[Agent]:
 
 
 def pairs_of(run: Run) -> list[Pair]:
-    """Roles with siblings, and pairs of roles that share a policy."""
+    """Roles with siblings in one policy, and pairs of roles that share a policy."""
     policy_of = routed(run)
-    siblings = [Pair(role, None) for role in policy_of if len(run.agents(role)) > 1]
+    siblings = [Pair(role, None) for role in run.roles if siblings_of(run, role)]
     return siblings + [
         Pair(a, b) for a, b in combinations(policy_of, 2) if policy_of[a] == policy_of[b]
     ]
@@ -205,8 +205,16 @@ def series(run: Run, pair: Pair) -> tuple[Any, Floats]:
     if pair.second:
         signal = run.cosine(pair.first, pair.second)
         return signal.step_T, np.asarray(signal.value_T, dtype=np.float64)
-    signals = [run.cosine(a, b) for a, b in combinations(run.agents(pair.first), 2)]
+    signals = [run.cosine(a, b) for a, b in siblings_of(run, pair.first)]
+    if len(run.policies_of(pair.first)) > 1:  # each updated in steps of its own
+        return run.steps, _mean(np.array([aligned(run.steps, signal) for signal in signals]))
     return signals[0].step_T, _mean(np.array([signal.value_T for signal in signals]))
+
+
+def siblings_of(run: Run, role: str) -> list[tuple[Agent, Agent]]:
+    """Pairs of the role's agents that train the same policy."""
+    pairs = combinations(run.agents(role), 2)
+    return [(a, b) for a, b in pairs if run.meta.policy_of(a) == run.meta.policy_of(b)]
 
 
 def matrix(run: Run) -> Floats:

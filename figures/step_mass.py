@@ -51,6 +51,8 @@ class StepMassFigure:
         """Why the run has nothing to show; None if it has."""
         if not has_gradients(run):
             return "no gradients recorded"
+        if not _competing(run) and len(routed(run)) < len(learners(run)):
+            return "no two roles share a policy with all their agents"
         if not _competing(run):
             return "every role has a policy to itself: its share is 1"
         return None
