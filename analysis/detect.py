@@ -25,7 +25,7 @@ from analysis.detectors.spikes import SpikeRule
 from analysis.detectors.states import CutRule, NoSpreadRule, NotFiniteRule
 from analysis.explain.order import OnsetOrder
 from analysis.findings import Finding, NotJudged
-from analysis.signals import learners
+from analysis.signals import routed
 from gradlab.store.run import Run
 
 
@@ -71,7 +71,7 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
     amplification, unjudged_amplification = detectors.amplification.judge(run)
     tested: dict[str, int] = {
         "capture": num_sharing(run),
-        "amplification": sum(len(run.agents(role)) > 1 for role in run.roles),
+        "amplification": sum(len(run.agents(role)) > 1 for role in routed(run)),
         "role breakdown": detectors.breakdown.num_tested(run),
         "gradient spike": detectors.spikes.num_tested(run),
         "reward hacking": detectors.hacking.num_tested(run),
@@ -116,5 +116,5 @@ def states(run: Run, detectors: Detectors) -> list[Finding]:
 
 def num_sharing(run: Run) -> int:
     """Roles that share a policy with another one that learns."""
-    policies = [run.policy_of(role).name for role in learners(run)]
+    policies = list(routed(run).values())
     return sum(policies.count(name) > 1 for name in policies)

@@ -48,7 +48,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         drop,
         findings,
         verdicts,
-        {role: run.policy_of(role).name for role in run.roles},
+        {role: names[0] for role in run.roles if len(names := run.meta.policies_of(role)) == 1},
         replays,
         too_large(run, drop),
     )

@@ -152,7 +152,7 @@ def collect(run: Run) -> list[Measured]:
 
 
 def _all(run: Run) -> Iterator[Measured]:
-    policy_of = {role: run.policy_of(role).name for role in learners(run)}
+    policy_of, learning = routed(run), learners(run)
     masses = {
         "share": run.step_mass("share"),
         "pull": run.step_mass("pull"),
@@ -170,10 +170,19 @@ def _all(run: Run) -> Iterator[Measured]:
                     yield Measured(kind, f"{first}, {second}", policy_of[first], "1", value_T)
             continue
         for role in run.roles:
-            name = run.policy_of(role).name
-            if role not in policy_of and kind.source in ("mass", "norm"):
+            name = ", ".join(run.meta.policies_of(role))
+            if role not in learning and kind.source in ("mass", "norm"):
                 continue
-            is_shared = list(policy_of.values()).count(name) > 1
+            is_shared = role in policy_of and list(policy_of.values()).count(name) > 1
+            if (
+                role in run.meta.frozen
+                and kind.source == "ledger"
+                and (
+                    kind.name == "zero_variance_groups"
+                    or not np.isfinite(run.ledger(kind.name, role).value_T).any()
+                )
+            ):
+                continue  # what is about training is not missed where nothing is trained
             if (
                 kind.name == "episodes"
                 and not np.isfinite(run.ledger("episodes", role).value_T).any()
@@ -187,8 +196,17 @@ def _all(run: Run) -> Iterator[Measured]:
 
 
 def learners(run: Run) -> tuple[str, ...]:
-    """Roles with agents in their policy: the others speak, but are not trained."""
+    """Roles with agents in their policies: the others speak, but are not trained."""
     return tuple(role for role in run.roles if run.agents(role))
+
+
+def routed(run: Run) -> dict[str, str]:
+    """Role -> policy, of the roles that learn in one policy.
+
+    Of a role whose agents train several there is no gradient to compare: they live apart.
+    """
+    found = {role: run.meta.policies_of(role) for role in learners(run)}
+    return {role: policies[0] for role, policies in found.items() if len(policies) == 1}
 
 
 def _role_signal(

@@ -23,7 +23,6 @@ import trainers.training
 from gradlab.probe.probe import Probe
 from gradlab.records import Agent
 from trainers.episodes import Turn
-from trainers.models.language import LanguageModel
 from trainers.policies import adapter_parameters
 from trainers.training import Run
 
@@ -115,9 +114,9 @@ def stale_sampler(now: Now, patch: Patch) -> None:
     kept: dict[str, list[torch.Tensor]] = {}
 
     def wrap(rollout: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(language: LanguageModel, *arguments: Any) -> Any:
+        def wrapped(*arguments: Any) -> Any:
             if not now.is_on:
-                return rollout(language, *arguments)
+                return rollout(*arguments)
             assert now.run is not None
             named = {name: now.run.policies[name].parameters for name in now.run.policies}
             for name, parameters in named.items():
@@ -125,7 +124,7 @@ def stale_sampler(now: Now, patch: Patch) -> None:
             trained = {name: [p.detach().clone() for p in ps] for name, ps in named.items()}
             _set(named, kept)
             try:
-                return rollout(language, *arguments)
+                return rollout(*arguments)
             finally:
                 _set(named, trained)
 
@@ -146,11 +145,7 @@ def rate_times_8(now: Now, patch: Patch) -> None:
 
     def raise_rate(run: Run) -> None:
         policy = next(p for p in run.policies.values() if "generator" in p.roles)
-        for group in policy.optimizer.param_groups:
-            group |= {name: 8 * group[name] for name in ("lr", "initial_lr")}
-        schedule: Any = policy.schedule
-        schedule.base_lrs = [8 * rate for rate in schedule.base_lrs]
-        schedule._last_lr = [8 * rate for rate in schedule._last_lr]
+        policy.rate.scale(8)
 
     at_start(now, patch, raise_rate)
 
@@ -250,10 +245,16 @@ def other_temperature(now: Now, patch: Patch) -> None:
     """Old log-probs are recomputed at temperature 1, whatever was sampled at."""
 
     def wrap(with_old_logprobs: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(language: LanguageModel, *arguments: Any) -> Any:
-            if now.is_on:
-                language = replace(language, sampling=replace(language.sampling, temperature=1.0))
-            return with_old_logprobs(language, *arguments)
+        def wrapped(language: Any, rows: Sequence[Turn], config: Any) -> Any:
+            if not now.is_on:
+                return with_old_logprobs(language, rows, config)
+            found = with_old_logprobs(
+                language, [replace(row, temperature=1.0) for row in rows], config
+            )
+            return [
+                replace(row, temperature=before.temperature)
+                for row, before in zip(found, rows, strict=True)
+            ]
 
         return wrapped
 
@@ -264,7 +265,9 @@ def adapter_lost(now: Now, patch: Patch) -> None:
     """The generator's adapter starts anew, as when a resume does not find it; training goes on."""
 
     def lose(run: Run) -> None:
-        for name, parameter in adapter_parameters(run.language.model, "generator").items():
+        for name, parameter in adapter_parameters(
+            run.languages[run.config.model].model, "generator"
+        ).items():
             if ".lora_B." in name:  # zero: the base model again
                 torch.nn.init.zeros_(parameter)
 

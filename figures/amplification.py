@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from analysis.detectors.amplification import AmplificationTest, Components, path_length
-from analysis.signals import aligned, learners
+from analysis.signals import aligned, routed
 from figures.cells import COLUMNS, identity, split
 from figures.style import FAINT, INK, Floats, blank, footnote, legend, note, paper, role_style
 from figures.tables import Table
@@ -69,8 +69,11 @@ class AmplificationFigure:
 
     def missing(self, run: Run) -> str | None:
         """Why the run has nothing to show; None if it has."""
-        parallel = [role for role in run.roles if len(run.agents(role)) > 1]
+        parallel = [role for role in routed(run) if len(run.agents(role)) > 1]
         if not parallel:
+            has_siblings = any(len(run.agents(role)) > 1 for role in run.roles)
+            if has_siblings:
+                return "parallel agents have policies of their own: their gradients have no angle"
             return "one agent per role: nothing is parallel"
         if any(point.estimates for point in self.points(run) if point.num_agents > 1):
             return None
@@ -120,7 +123,7 @@ class AmplificationFigure:
                 len(run.agents(role)),
                 {**self._shares(run, role), **self._paths(run, role)},
             )
-            for role in learners(run)
+            for role in routed(run)
         ]
 
     def _shares(self, run: Run, role: str) -> dict[str, Estimate]:
@@ -212,7 +215,8 @@ class AmplificationFigure:
 
 def _is_alone(point: Point) -> bool:
     """The role has a policy to itself."""
-    return list(point.run.meta.routing.values()).count(point.run.meta.routing[point.role]) == 1
+    policy_of = routed(point.run)
+    return list(policy_of.values()).count(policy_of[point.role]) == 1
 
 
 def _steps(run: Run, role: str, quantity: str) -> Floats:

@@ -33,16 +33,19 @@ class Cell:
 def cell_of(run: Run) -> Cell:
     """Workflow, model, task and routing of a run, fit for a label."""
     meta = run.meta
-    model = PurePath(meta.model).name or meta.model
+    model = " + ".join(PurePath(name).name or name for name in meta.all_models)
     return Cell(meta.workflow.replace("_", "-"), model, meta.task, routing_of(run))
 
 
 def routing_of(run: Run) -> str:
-    """'shared' (one policy), 'isolated' (one per role) or 'partial'."""
-    num_policies = len(set(run.meta.routing.values()))
-    if num_policies == 1:
-        return "shared"
-    return "isolated" if num_policies == len(run.roles) else "partial"
+    """'shared' (one policy), 'isolated' (one per role), 'agents' (one per agent) or 'partial'; and
+    which roles are frozen."""
+    policies, trained = list(run.meta.routing.values()), len(run.roles) - len(run.meta.frozen)
+    num_policies = len(set(policies))
+    kind = "shared" if num_policies == 1 else "partial"
+    if num_policies == len(policies) > 1:
+        kind = "isolated" if len(policies) == trained else "agents"
+    return f"{kind}, {', '.join(run.meta.frozen)} frozen" if run.meta.frozen else kind
 
 
 def folder(run: Run) -> str:

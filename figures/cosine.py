@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.signals import learners
+from analysis.signals import aligned, routed
 from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.style import (
     FAINT,
@@ -117,7 +117,7 @@ class CosineFigure:
             agents = agents_of(run)
             value_AA = matrix(run)
             for a, b in combinations(range(len(agents)), 2):
-                is_apart = run.meta.routing[agents[a].role] != run.meta.routing[agents[b].role]
+                is_apart = run.meta.policy_of(agents[a]) != run.meta.policy_of(agents[b])
                 kind = SEPARATE if is_apart else "agents, mean over the run"
                 names = (str(agents[a]), str(agents[b]))
                 rows.append((*identity(run), kind, *names, "", float(value_AA[a, b])))
@@ -192,11 +192,11 @@ def agents_of(run: Run) -> list[Agent]:
 
 
 def pairs_of(run: Run) -> list[Pair]:
-    """Roles with siblings, and pairs of roles that share a policy."""
-    siblings = [Pair(role, None) for role in run.roles if len(run.agents(role)) > 1]
-    routing = run.meta.routing
+    """Roles with siblings in one policy, and pairs of roles that share a policy."""
+    policy_of = routed(run)
+    siblings = [Pair(role, None) for role in run.roles if siblings_of(run, role)]
     return siblings + [
-        Pair(a, b) for a, b in combinations(learners(run), 2) if routing[a] == routing[b]
+        Pair(a, b) for a, b in combinations(policy_of, 2) if policy_of[a] == policy_of[b]
     ]
 
 
@@ -205,8 +205,16 @@ def series(run: Run, pair: Pair) -> tuple[Any, Floats]:
     if pair.second:
         signal = run.cosine(pair.first, pair.second)
         return signal.step_T, np.asarray(signal.value_T, dtype=np.float64)
-    signals = [run.cosine(a, b) for a, b in combinations(run.agents(pair.first), 2)]
+    signals = [run.cosine(a, b) for a, b in siblings_of(run, pair.first)]
+    if len(run.policies_of(pair.first)) > 1:  # each updated in steps of its own
+        return run.steps, _mean(np.array([aligned(run.steps, signal) for signal in signals]))
     return signals[0].step_T, _mean(np.array([signal.value_T for signal in signals]))
+
+
+def siblings_of(run: Run, role: str) -> list[tuple[Agent, Agent]]:
+    """Pairs of the role's agents that train the same policy."""
+    pairs = combinations(run.agents(role), 2)
+    return [(a, b) for a, b in pairs if run.meta.policy_of(a) == run.meta.policy_of(b)]
 
 
 def matrix(run: Run) -> Floats:
@@ -215,7 +223,7 @@ def matrix(run: Run) -> Floats:
     value_AA = np.full((len(agents), len(agents)), np.nan)
     np.fill_diagonal(value_AA, 1.0)
     for a, b in combinations(range(len(agents)), 2):
-        if run.meta.routing[agents[a].role] == run.meta.routing[agents[b].role]:
+        if run.meta.policy_of(agents[a]) == run.meta.policy_of(agents[b]):
             value_T = np.asarray(run.cosine(agents[a], agents[b]).value_T, dtype=np.float64)
             value_AA[a, b] = value_AA[b, a] = _mean(value_T[:, None])[0] if len(value_T) else np.nan
     return value_AA

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from analysis.signals import learners
+from analysis.signals import learners, routed
 from figures.cells import COLUMNS, has_gradients, identity, split, titles
 from figures.norms import roles_of
 from figures.style import (
@@ -51,6 +51,8 @@ class StepMassFigure:
         """Why the run has nothing to show; None if it has."""
         if not has_gradients(run):
             return "no gradients recorded"
+        if not _competing(run) and len(routed(run)) < len(learners(run)):
+            return "no two roles share a policy with all their agents"
         if not _competing(run):
             return "every role has a policy to itself: its share is 1"
         return None
@@ -75,7 +77,7 @@ class StepMassFigure:
             return figure
 
     def table(self, runs: Sequence[Run]) -> Table:
-        """One row per run, role and step; shares are within the role's policy."""
+        """One row per run, role and step; shares are within the role's policies."""
         rows: list[tuple[str | int | float, ...]] = []
         for run in runs:
             by_measure = [run.step_mass(measure) for measure, _ in PANELS]
@@ -85,7 +87,7 @@ class StepMassFigure:
                 signals = [masses[role] for masses in by_measure]
                 rows += [
                     (
-                        *(*identity(run), role, run.policy_of(role).name, step),
+                        *(*identity(run), role, ", ".join(run.meta.policies_of(role)), step),
                         *(float(signal.value_T[t]) for signal in signals),
                         null.get(step, float("nan")),
                     )
@@ -128,8 +130,9 @@ class StepMassFigure:
 
 def _competing(run: Run) -> list[str]:
     """Roles that share their policy with another role."""
-    times = Counter(run.meta.routing[role] for role in learners(run))
-    return [role for role in learners(run) if times[run.meta.routing[role]] > 1]
+    policy_of = routed(run)
+    times = Counter(policy_of.values())
+    return [role for role, policy in policy_of.items() if times[policy] > 1]
 
 
 def _null() -> object:

@@ -68,32 +68,46 @@ def step_record(
     run: RunLedger,
     agents: Sequence[Agent],
     turns: Turns,
-    tallies: Mapping[str, RoleTally],
-    policy_by_role: Mapping[str, str],
+    tallies: Mapping[str, Mapping[str, RoleTally]],
     token_counts: Mapping[str, NDArray[np.int64]],
 ) -> StepRecord:
-    """The record of one step; `tallies` and `token_counts` (by signature bucket) are by role."""
+    """The record of one step of the roles of `agents`.
+
+    `tallies`: policy -> role -> what the step did for it; none for roles that are not trained.
+    `token_counts` are by role, then signature bucket.
+    """
     role_n = np.array([agents[int(index)].role for index in turns["agent"]], dtype=object)
-    policy_weight: dict[str, float] = {}
-    for role, policy in policy_by_role.items():
-        policy_weight[policy] = policy_weight.get(policy, 0.0) + tallies[role].weight
-    return StepRecord(
-        step,
-        wall_time,
-        run,
-        {
-            role: role_ledger(turns[role_n == role], turns, tallies[role], policy_weight[policy])
-            for role, policy in policy_by_role.items()
-        },
-        {role: count / count.sum() for role, count in token_counts.items() if count.sum()},
-    )
+    roles: dict[str, RoleLedger] = {}
+    for role in dict.fromkeys(agent.role for agent in agents):
+        mine = [by_role for by_role in tallies.values() if role in by_role]
+        weight = sum(tally.weight for by_role in mine for tally in by_role.values())
+        tally = joined([by_role[role] for by_role in mine])
+        roles[role] = role_ledger(turns[role_n == role], turns, tally, weight)
+    signatures = {role: count / count.sum() for role, count in token_counts.items() if count.sum()}
+    return StepRecord(step, wall_time, run, roles, signatures)
+
+
+def joined(tallies: Sequence[RoleTally]) -> RoleTally:
+    """The tally of a role out of those of its policies; means are weighted by tokens."""
+    if len(tallies) == 1:
+        return tallies[0]
+    names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates")
+    whole = RoleTally(**{name: sum(getattr(t, name) for t in tallies) for name in names})
+    for name in ("learning_rate", "kl", "logprob_gap"):
+        known = [(getattr(t, name), t.tokens) for t in tallies if math.isfinite(getattr(t, name))]
+        total = sum(tokens for _, tokens in known)
+        if len({value for value, _ in known}) == 1:
+            setattr(whole, name, known[0][0])
+        elif total:
+            setattr(whole, name, sum(value * tokens for value, tokens in known) / total)
+    return whole
 
 
 def role_ledger(
     mine: Turns, everybody: Turns, tally: RoleTally, policy_weight: float
 ) -> RoleLedger:
     """Ledger of one role: `mine` are its turns, `everybody` those of all roles, `policy_weight` the
-    loss weight of all roles of its policy."""
+    loss weight of all roles of its policies."""
     if not len(mine):
         return RoleLedger(episodes=0, turns=0, prompt_tokens=0, response_tokens=0)
     reward, tokens = finite(mine["reward"]), float(mine["tokens"].sum())

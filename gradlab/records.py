@@ -453,7 +453,7 @@ class RunMeta:
     model: str
     roles: tuple[str, ...]
     routing: Mapping[str, str]
-    """role -> policy name."""
+    """role -> policy name; `generator[0]` -> policy name where a role's agents have several."""
     policies: tuple[PolicyMeta, ...]
     problems: tuple[str, ...] = ()
     """Ids of the held-out problems, in the order of `EvalRecord.correct_PS`."""
@@ -463,6 +463,10 @@ class RunMeta:
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration, JSON-able. Detectors read only its `steps` and `dtype`, if there."""
     versions: Mapping[str, str] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
+    """Roles that speak with the base model and are not trained; they have no policy."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Policy, or frozen role -> its base model, where that is not `model`."""
 
     @classmethod
     def of_policies(cls, run_id: str, policies: Sequence[PolicyMeta], **settings: Any) -> RunMeta:
@@ -473,23 +477,63 @@ class RunMeta:
             >>> RunMeta.of_policies("a", [solver], task="gsm8k").routing
             {'voter': 'solver'}
         """
-        routing = {agent.role: policy.name for policy in policies for agent in policy.agents}
+        routing = routing_table({a: policy.name for policy in policies for a in policy.agents})
+        roles = tuple(dict.fromkeys(a.role for policy in policies for a in policy.agents))
         derived: dict[str, Any] = {"workflow": "custom", "task": "custom", "model": "custom"}
-        derived |= {"roles": tuple(routing), "routing": routing, "policies": tuple(policies)}
+        derived |= {"roles": roles, "routing": routing, "policies": tuple(policies)}
         return cls(run_id=run_id, **{**derived, **settings})
 
     def __post_init__(self) -> None:
         names = {policy.name for policy in self.policies}
         for role in self.roles:
-            if role not in self.routing:
+            routed = self.policies_of(role)
+            if not routed and role not in self.frozen:
                 raise ValueError(
                     f"RunMeta: role '{role}' has no policy; routing covers {sorted(self.routing)}"
                 )
-            if self.routing[role] not in names:
+            if routed and role in self.frozen:
                 raise ValueError(
-                    f"RunMeta: role '{role}' is routed to policy '{self.routing[role]}', "
+                    f"RunMeta: role '{role}' is frozen and routed to policy '{routed[0]}'; "
+                    "expected one of the two"
+                )
+            for policy in set(routed) - names:
+                raise ValueError(
+                    f"RunMeta: role '{role}' is routed to policy '{policy}', "
                     f"expected one of {sorted(names)}"
                 )
+
+    @property
+    def all_models(self) -> tuple[str, ...]:
+        """Names of the base models, each once."""
+        owners = [*(policy.name for policy in self.policies), *self.frozen]
+        return tuple(dict.fromkeys(self.models.get(name, self.model) for name in owners))
+
+    def policies_of(self, role: str) -> tuple[str, ...]:
+        """Names of the policies that the role's agents train: one but where each has its own."""
+        if role in self.routing:
+            return (self.routing[role],)
+        agents = (a for policy in self.policies for a in policy.agents if a.role == role)
+        return tuple(dict.fromkeys(p for a in agents if (p := self.routing.get(str(a)))))
+
+    def policy_of(self, agent: Agent) -> str | None:
+        """Name of the policy that learns from an agent; None for one that is frozen."""
+        return self.routing.get(str(agent), self.routing.get(agent.role))
+
+
+def routing_table(policy_by_agent: Mapping[Agent, str]) -> dict[str, str]:
+    """`RunMeta.routing` of these agents: by role, or by agent where a role's agents differ.
+
+    Example:
+        >>> routing_table({Agent("a", 0): "x", Agent("a", 1): "y", Agent("b"): "x"})
+        {'a[0]': 'x', 'a[1]': 'y', 'b': 'x'}
+    """
+    policies: dict[str, set[str]] = {}
+    for agent, policy in policy_by_agent.items():
+        policies.setdefault(agent.role, set()).add(policy)
+    return {
+        agent.role if len(policies[agent.role]) == 1 else str(agent): policy
+        for agent, policy in policy_by_agent.items()
+    }
 
 
 @dataclass(frozen=True)

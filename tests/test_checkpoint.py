@@ -20,9 +20,8 @@ from trainers.tasks.sources.embedded import arithmetic
 
 
 def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:
-    names = list(dict.fromkeys(config.policy_by_role().values()))
-    language = load_language_model(config, names)
-    return language, build_policies(language, config, config.build_workflow().agents)
+    language = load_language_model(config, config.policies)
+    return language, build_policies({config.model: language}, config)
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def step_once(language: LanguageModel, policy: Policy, seed: int) -> None:
         parameter.grad = torch.randn(parameter.shape, generator=draw)
     policy.optimizer.step()
     policy.optimizer.zero_grad()
-    policy.schedule.step()
+    policy.rate.tick()
 
 
 @pytest.fixture
@@ -59,7 +58,7 @@ def test_peft_loads_an_adapter_to_the_same_logits(
     trained: tuple[LanguageModel, dict[str, Policy]], config: TrainConfig, tmp_path: Path
 ) -> None:
     language, policies = trained
-    path = save_checkpoint(tmp_path, 12, language, policies)
+    path = save_checkpoint(tmp_path, 12, policies)
     assert path == tmp_path / "checkpoints" / "step-000012"
     base = AutoModelForCausalLM.from_pretrained(config.model)
     plain = logits(base)
@@ -76,9 +75,9 @@ def test_everything_comes_back(
     trained: tuple[LanguageModel, dict[str, Policy]], config: TrainConfig, tmp_path: Path
 ) -> None:
     language, policies = trained
-    save_checkpoint(tmp_path, 1, language, policies)
+    save_checkpoint(tmp_path, 1, policies)
     other_language, other = build(replace(config, probe="off", seed=5))
-    load_checkpoint(tmp_path, 1, other_language, other)
+    load_checkpoint(tmp_path, 1, other)
     for name, policy in policies.items():
         # one more step moves both alike: moments, step counts and learning rate came back too
         step_once(language, policy, 9)
@@ -91,16 +90,16 @@ def test_everything_comes_back(
 def test_a_checkpoint_is_whole_or_does_not_count(
     trained: tuple[LanguageModel, dict[str, Policy]], tmp_path: Path
 ) -> None:
-    language, policies = trained
+    _, policies = trained
     assert last_checkpoint(tmp_path) is None
-    save_checkpoint(tmp_path, 3, language, policies)
-    save_checkpoint(tmp_path, 10, language, policies)
+    save_checkpoint(tmp_path, 3, policies)
+    save_checkpoint(tmp_path, 10, policies)
     assert last_checkpoint(tmp_path) == 10
     checkpoint_path(tmp_path, 10).rename(tmp_path / "checkpoints" / ".step-000010.partial")
     assert last_checkpoint(tmp_path) == 3
     checkpoint_path(tmp_path, 20).mkdir()  # without its last file
     assert last_checkpoint(tmp_path) == 3
-    save_checkpoint(tmp_path, 10, language, policies)  # over the leftovers
+    save_checkpoint(tmp_path, 10, policies)  # over the leftovers
     assert last_checkpoint(tmp_path) == 10
 
 
@@ -108,12 +107,12 @@ def test_a_checkpoint_replaces_one_of_the_same_step(
     trained: tuple[LanguageModel, dict[str, Policy]], tmp_path: Path
 ) -> None:
     language, policies = trained
-    save_checkpoint(tmp_path, 3, language, policies)
+    save_checkpoint(tmp_path, 3, policies)
     step_once(language, policies["generator"], 1)
-    save_checkpoint(tmp_path, 3, language, policies)
+    save_checkpoint(tmp_path, 3, policies)
     before = [p.detach().clone() for p in policies["generator"].parameters]
     step_once(language, policies["generator"], 2)
-    load_checkpoint(tmp_path, 3, language, policies)
+    load_checkpoint(tmp_path, 3, policies)
     after = policies["generator"].parameters
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -121,11 +120,11 @@ def test_a_checkpoint_replaces_one_of_the_same_step(
 def test_a_checkpoint_of_another_routing_is_refused(
     trained: tuple[LanguageModel, dict[str, Policy]], config: TrainConfig, tmp_path: Path
 ) -> None:
-    language, policies = trained
-    save_checkpoint(tmp_path, 1, language, policies)
-    other_language, other = build(replace(config, routing="shared"))
+    _, policies = trained
+    save_checkpoint(tmp_path, 1, policies)
+    _, other = build(replace(config, routing="shared"))
     with pytest.raises(ValueError, match=r"has no policy 'shared'; .*--routing"):
-        load_checkpoint(tmp_path, 1, other_language, other)
+        load_checkpoint(tmp_path, 1, other)
 
 
 def test_policies_share_no_parameter_and_train_only_their_own(

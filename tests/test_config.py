@@ -15,39 +15,47 @@ import pytest
 import torch
 
 from gradlab.commands.train import preset_for
-from trainers.config import TrainConfig, parse_routing
+from gradlab.records import Agent
+from trainers.config import TrainConfig
 from trainers.models import language as models
 from trainers.models.language import load_language_model, load_tokenizer, pick_device
+from trainers.models.routing import parse_routing
 from trainers.policies import warmup
 from trainers.presets import PRESETS, cell, preset
 
-ROLES = ("orchestrator", "worker", "synthesizer")
+AGENTS = (Agent("orchestrator"), Agent("worker", 0), Agent("worker", 1), Agent("synthesizer"))
 
 
 @pytest.mark.parametrize(
     ("routing", "expected"),
     [
-        ("shared", ["shared", "shared", "shared"]),
-        ("isolated", ["orchestrator", "worker", "synthesizer"]),
-        ("worker=a,orchestrator=b,synthesizer=b", ["b", "a", "b"]),
-        (" worker = a , orchestrator=b, synthesizer=b_2-x ", ["b", "a", "b_2-x"]),
+        ("shared", ["shared", "shared", "shared", "shared"]),
+        ("isolated", ["orchestrator", "worker", "worker", "synthesizer"]),
+        ("agents", ["orchestrator", "worker-0", "worker-1", "synthesizer"]),
+        ("worker=a,orchestrator=b,synthesizer=b", ["b", "a", "a", "b"]),
+        (" worker = a , orchestrator=b, synthesizer=b_2-x ", ["b", "a", "a", "b_2-x"]),
+        ("worker=a,worker[1]=c,orchestrator=b,synthesizer=b", ["b", "a", "c", "b"]),
+        ("worker[0]=a,worker[1]=b,orchestrator=b,synthesizer=a", ["b", "a", "b", "a"]),
     ],
 )
 def test_routings(routing: str, expected: list[str]) -> None:
-    assert parse_routing(routing, ROLES) == dict(zip(ROLES, expected, strict=True))
-    assert list(parse_routing(routing, ROLES)) == list(ROLES)
+    found = parse_routing(routing, AGENTS)
+    assert found == dict(zip(AGENTS, expected, strict=True))
+    assert list(found) == list(AGENTS)
 
 
 @pytest.mark.parametrize(
     ("routing", "complaint"),
     [
-        ("sharde", "cannot read 'sharde'; expected 'shared', 'isolated' or"),
+        ("sharde", "cannot read 'sharde'; expected 'shared', 'isolated', 'agents' or"),
         ("", "cannot read ''"),
         ("worker=a,", "cannot read ''"),
         ("worker=", "cannot read 'worker='"),
         ("=a", "cannot read '=a'"),
         ("generator=a", "names role 'generator'; the workflow has orchestrator, worker"),
         ("worker=a,worker=b", "names role 'worker' twice"),
+        ("worker[2]=a", r"names agent 'worker\[2\]'; the workflow has worker\[0\] to worker\[1\]"),
+        ("worker[0]=a,orchestrator=b,synthesizer=b", r"gives no policy to worker\[1\]; "),
         ("worker=a", "gives no policy to orchestrator, synthesizer; .*worker=policy1"),
         ("worker=a/b,orchestrator=c,synthesizer=c", "'a/b' must be letters, digits"),
         ("worker=a.b,orchestrator=c,synthesizer=c", "'a.b' must be letters, digits"),
@@ -55,7 +63,7 @@ def test_routings(routing: str, expected: list[str]) -> None:
 )
 def test_a_routing_that_cannot_be_followed_says_what_is_wrong(routing: str, complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
-        parse_routing(routing, ROLES)
+        parse_routing(routing, AGENTS)
 
 
 @pytest.mark.parametrize(

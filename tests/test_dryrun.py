@@ -40,7 +40,7 @@ def test_parameters_and_policies_are_those_of_the_loaded_model(small_config: Sma
     config = small_config(routing="isolated", workflow="evaluator_optimizer")
     found = plan(config)
     language = load_language_model(config, ["generator", "evaluator"])
-    policies = build_policies(language, config, config.build_workflow().agents)
+    policies = build_policies({config.model: language}, config)
     assert found.policies == tuple(policy.meta() for policy in policies.values())
     trained = sum(p.num_parameters for p in found.policies)
     assert found.parameters + trained == sum(p.numel() for p in language.model.parameters())

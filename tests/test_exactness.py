@@ -27,6 +27,7 @@ from trainers.judge import Judge
 from trainers.learn import batch_loss, learn
 from trainers.losses import token_weights
 from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, adapter_parameters, build_policies
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
@@ -52,15 +53,14 @@ class Twin:
 
 
 def build(config: TrainConfig) -> tuple[LanguageModel, dict[str, Policy]]:
-    routing = config.policy_by_role()
-    language = load_language_model(config, list(dict.fromkeys(routing.values())))
+    language = load_language_model(config, config.policies)
     language.model.double()
     draw = torch.Generator().manual_seed(7)
     for name, parameter in language.model.named_parameters():
         if "lora_B" in name:  # zero at the start, where half of all gradients vanish
             noise = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
             parameter.data += 0.01 * noise
-    return language, build_policies(language, config, config.build_workflow().agents)
+    return language, build_policies({config.model: language}, config)
 
 
 def flat(tensors: Sequence[Tensor]) -> Tensor:
@@ -126,7 +126,7 @@ def assert_close(found: np.ndarray, expected: Tensor, what: str) -> None:
     assert error < TOLERANCE, f"{what}: relative error {error:.1e}\n{found}\n{truth}"
 
 
-@pytest.mark.parametrize("routing", ["shared", "isolated", "partial"])
+@pytest.mark.parametrize("routing", ["shared", "isolated", "partial", "agents"])
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_every_update_equals_one_backward_per_agent(
     small_config: SmallConfig, workflow: str, routing: str
@@ -172,15 +172,17 @@ def check(config: TrainConfig) -> None:
     language, policies = build(config)
     twin_language, twin_policies = build(replace(config, probe="off"))
     task = load_task("arithmetic", heldout=1, seed=config.seed)
-    played = config.build_workflow(), config.policy_by_role(), task.train[:4]
-    episodes = rollout(language, *played, config.samples, (3,), Judge())
+    played = config.build_workflow(), config.speakers(), task.train[:4]
+    episodes = rollout(
+        LocalSampler({config.model: language}), *played, config.samples, (3,), Judge()
+    )
     # Advantages of any size and sign: the rewards of so few episodes could leave someone without.
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]
     seen: set[Agent] = set()
     num_updates = 0
     for name, policy in policies.items():
-        mine = [row for row in rows if row.agent.role in policy.roles]
+        mine = [row for row in rows if row.agent in policy.agents]
         records: list[UpdateRecord] = []
         assert policy.probe is not None
         policy.probe.send_to(records.append)
@@ -212,5 +214,5 @@ def check(config: TrainConfig) -> None:
         num_updates += len(twins)
         moved, twin_moved = flat(policy.parameters), flat(twin_policies[name].parameters)
         assert ((moved - twin_moved).norm() / twin_moved.norm()).item() < TOLERANCE
-    assert seen == set(config.build_workflow().agents), "somebody learned nothing: a weak test"
+    assert seen == set(config.policy_by_agent()), "somebody learned nothing: a weak test"
     assert num_updates > len(policies)

@@ -29,6 +29,7 @@ from trainers.episodes import Turn, trained_turns
 from trainers.interventions import CoherenceDamping, capping, equalizing, role_factors
 from trainers.judge import Judge
 from trainers.learn import accumulate, learn
+from trainers.models.local_sampler import LocalSampler
 from trainers.presets import preset
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
@@ -207,8 +208,10 @@ def first_update(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor, Updat
     language, policies = build(config)
     policy = policies["shared"]
     task = load_task("arithmetic", heldout=1, seed=config.seed)
-    played = config.build_workflow(), config.policy_by_role(), task.train[:4]
-    episodes = rollout(language, *played, config.samples, (3,), Judge())
+    played = config.build_workflow(), config.speakers(), task.train[:4]
+    episodes = rollout(
+        LocalSampler({config.model: language}), *played, config.samples, (3,), Judge()
+    )
     draw = np.random.default_rng(11)
     rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]
     plain = replace(config, probe="off", max_share={}, equalize=False, role_clip={}, role_weight={})

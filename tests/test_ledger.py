@@ -99,9 +99,7 @@ def signature(turns: list[Turn]) -> NDArray[np.float64]:
     """What the step record holds of these turns of the generator."""
     problem = Problem("a", "math", "1+1", "2")
     episodes = [Episode(problem, 0, tuple(turns), "2", True)]
-    record = step_record(
-        1, episodes, [GENERATOR], {"generator": RoleTally()}, {"generator": "shared"}, {}
-    )
+    record = step_record(1, episodes, [GENERATOR], {"shared": {"generator": RoleTally()}}, {})
     return record.signatures["generator"]
 
 
@@ -143,8 +141,7 @@ def test_the_step_record_covers_every_role_and_counts_failures() -> None:
         3,
         episodes,
         [GENERATOR, AGGREGATOR],
-        {"generator": RoleTally(weight=3.0), "aggregator": RoleTally(weight=0.0)},
-        {"generator": "shared", "aggregator": "shared"},
+        {"shared": {"generator": RoleTally(weight=3.0), "aggregator": RoleTally(weight=0.0)}},
         {"rollout_seconds": 1.0, "train_seconds": 2.0, "step_seconds": 3.0},
     )
     assert record.step == 3

@@ -177,7 +177,7 @@ def twin_loss(language: LanguageModel, rows: list[Turn], config: TrainConfig) ->
         everything = language.model(input_ids=ids).logits[0]
         row_loss = torch.zeros((), dtype=torch.float64)
         for t, token in enumerate(turn.response_ids):
-            logits = everything[len(turn.prompt_ids) + t - 1] / config.temperature
+            logits = everything[len(turn.prompt_ids) + t - 1] / turn.temperature
             logprobs = logits - logits.logsumexp(0)
             ratio = (logprobs[token] - float(np.float32(turn.logprobs[t]))).exp()
             bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
@@ -190,7 +190,7 @@ def twin_loss(language: LanguageModel, rows: list[Turn], config: TrainConfig) ->
             if anchor:
                 with torch.no_grad(), language.model.disable_adapter():
                     base = language.model(input_ids=ids).logits[0, len(turn.prompt_ids) + t - 1]
-                    reference = (base / config.temperature).log_softmax(0)[token]
+                    reference = (base / turn.temperature).log_softmax(0)[token]
                 difference = reference - logprobs[token]
                 row_loss = row_loss + anchor * (difference.exp() - difference - 1)
         total = (
@@ -213,18 +213,18 @@ def gradient(language: LanguageModel, loss: Tensor) -> Tensor:
 def test_the_batch_loss_is_the_plain_one(
     small_config: SmallConfig, char_model: object, aggregation: str
 ) -> None:
-    """Padding, masks, temperature, clipping, the KL anchor and the entropy bonus together.
+    """Padding, masks, temperatures by role, clipping, the KL anchor and the entropy bonus together.
 
     The trainer's softmax is in float32, which bounds the agreement at about 1e-6.
     """
     config = small_config(
         model=str(char_model),
         aggregation=aggregation,
-        temperature=0.7,
         kl_coefficient={"aggregator": 0.3},
         entropy_coefficient=0.05,
     )
-    language, rows = load(config), make_rows()
+    language, warmth = load(config), {"generator": 0.7, "aggregator": 0.4}
+    rows = [replace(row, temperature=warmth[row.agent.role]) for row in make_rows()]
     ours, twin = loss_of(language, rows, config, split=3), twin_loss(language, rows, config)
     assert ours.item() == pytest.approx(twin.item(), rel=2e-6)
     ours_P, twin_P = gradient(language, ours), gradient(language, twin)

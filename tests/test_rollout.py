@@ -12,7 +12,8 @@ from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate, evaluation_record
 from trainers.judge import Judge
 from trainers.models.language import LanguageModel, load_language_model
-from trainers.rollout import rng, rollout
+from trainers.models.local_sampler import LocalSampler, rng
+from trainers.rollout import rollout
 from trainers.rundir.transcripts import read_episodes, save_episodes
 from trainers.tasks.problem import Problem
 from trainers.tasks.sources.embedded import arithmetic
@@ -21,16 +22,16 @@ PROBLEMS = arithmetic(2)[1000:1006]
 
 
 def load(config: TrainConfig) -> LanguageModel:
-    return load_language_model(config, list(dict.fromkeys(config.policy_by_role().values())))
+    return load_language_model(config, config.policies)
 
 
 def play(
     config: TrainConfig, key: tuple[int, ...] = (0,), language: LanguageModel | None = None
 ) -> list[Episode]:
     return rollout(
-        language or load(config),
+        LocalSampler({config.model: language or load(config)}),
         config.build_workflow(),
-        config.policy_by_role(),
+        config.speakers(),
         PROBLEMS,
         config.samples,
         key,
@@ -99,7 +100,13 @@ def test_evaluation_counts_what_the_episodes_say(small_config: SmallConfig) -> N
     config = small_config(eval_samples=3)
     language = load(config)
     record, episodes = evaluate(
-        language, config.build_workflow(), config.policy_by_role(), PROBLEMS, config, 5, Judge()
+        LocalSampler({config.model: language}),
+        config.build_workflow(),
+        config.speakers(),
+        PROBLEMS,
+        config,
+        5,
+        Judge(),
     )
     assert record.step == 5
     assert record.correct_PS.shape == (len(PROBLEMS), 3)
@@ -123,7 +130,13 @@ def test_evaluator_confusion_by_hand(small_config: SmallConfig) -> None:
     config = small_config(workflow="evaluator_optimizer", eval_samples=4)
     language = load(config)
     record, episodes = evaluate(
-        language, config.build_workflow(), config.policy_by_role(), PROBLEMS, config, 0, Judge()
+        LocalSampler({config.model: language}),
+        config.build_workflow(),
+        config.speakers(),
+        PROBLEMS,
+        config,
+        0,
+        Judge(),
     )
     cells = {(True, True): 0, (True, False): 0, (False, True): 0, (False, False): 0}
     for episode in episodes:

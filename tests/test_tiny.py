@@ -13,6 +13,7 @@ from trainers.config import TrainConfig
 from trainers.evaluate import evaluate
 from trainers.judge import Judge
 from trainers.models.language import TINY, WEIGHTS, load_language_model
+from trainers.models.local_sampler import LocalSampler
 from trainers.models.tiny import Build, Teacher, backward, batch, build_model, build_tokenizer, main
 from trainers.prompts.chat import Message
 from trainers.prompts.compact import CompactPrompts
@@ -173,10 +174,12 @@ def test_the_base_can_move_both_ways(name: str, task: str) -> None:
     config = TrainConfig(
         model=name, task=task, device="cpu", threads=1, eval_problems=300, max_response_tokens=24
     )
-    policies = config.policy_by_role()
-    language = load_language_model(config, tuple(dict.fromkeys(policies.values())))
+    language = load_language_model(config, config.policies)
     heldout = load_task(task, heldout=300, seed=0).heldout
-    record, _ = evaluate(language, config.build_workflow(), policies, heldout, config, 0, Judge())
+    sampler = LocalSampler({config.model: language})
+    record, _ = evaluate(
+        sampler, config.build_workflow(), config.speakers(), heldout, config, 0, Judge()
+    )
     assert 0.25 <= record.correct_PS.mean() <= 0.40
 
 

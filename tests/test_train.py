@@ -341,9 +341,9 @@ def test_a_loss_that_is_not_a_number_names_the_culprit(small_config: SmallConfig
     run = open_run_for_training(config)
     with run.store:
         episodes = rollout(
-            run.language,
+            run.sampler,
             run.workflow,
-            run.routing,
+            run.speakers,
             run.task.train[:2],
             config.samples,
             (0,),
@@ -357,13 +357,13 @@ def test_a_loss_that_is_not_a_number_names_the_culprit(small_config: SmallConfig
         with pytest.raises(
             TrainingError, match=r"step 7, policy 'shared': loss is nan; \d+ rows have an advantage"
         ) as caught:
-            learn(run.language, run.policies["shared"], bad, config, step=7)
+            learn(run.languages[config.model], run.policies["shared"], bad, config, step=7)
         assert "aggregator[0]" in str(caught.value)
         assert "generator" not in str(caught.value)
 
         run.policies["shared"].parameters[0].data[0, 0] = float("inf")
         with pytest.raises(TrainingError, match=r"1 of its \d+ parameters .*lora_A\.shared"):
-            learn(run.language, run.policies["shared"], rows, config, step=7)
+            learn(run.languages[config.model], run.policies["shared"], rows, config, step=7)
 
 
 def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: SmallConfig) -> None:
@@ -372,9 +372,9 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
     with run.store:
         policy = run.policies["shared"]
         episodes = rollout(
-            run.language,
+            run.sampler,
             run.workflow,
-            run.routing,
+            run.speakers,
             run.task.train[:2],
             config.samples,
             (0,),
@@ -385,7 +385,7 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
         with pytest.raises(
             TrainingError, match=r"step 1, policy 'shared' \(generator, aggregator\): "
         ):
-            learn(run.language, policy, rows, config, step=1)
+            learn(run.languages[config.model], policy, rows, config, step=1)
         assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters, strict=True))
 
 

@@ -30,6 +30,7 @@ from trainers.config import TrainConfig
 from trainers.grading.pool import Worker
 from trainers.learn import TrainingError
 from trainers.models.language import load_language_model
+from trainers.models.local_sampler import LocalSampler
 from trainers.rundir.checkpoint import CheckpointError, last_checkpoint
 from trainers.rundir.transcripts import read_episodes
 from trainers.training import Run, open_run_for_training, train, train_step
@@ -250,7 +251,7 @@ def say_only(run: Run, token: int) -> None:
         forced[..., token] = 60.0
         return logits + forced
 
-    run.language.model.get_output_embeddings().register_forward_hook(force)
+    run.languages[run.config.model].model.get_output_embeddings().register_forward_hook(force)
 
 
 @pytest.mark.parametrize("routing", ["shared", "isolated"])
@@ -266,7 +267,7 @@ def test_a_batch_of_equal_rewards_moves_nothing(
             "Generous", (type(run.judge),), {"__call__": lambda self, asked: [True] * len(asked)}
         )
     else:
-        say_only(run, run.language.sampling.end_ids[0])
+        say_only(run, run.languages[run.config.model].sampling.end_ids[0])
     before = [p.detach().clone() for policy in run.policies.values() for p in policy.parameters]
     with run.store:
         record = train_step(run, 1)
@@ -289,7 +290,7 @@ def test_empty_responses_are_rows_like_any_other(small_config: SmallConfig) -> N
     """The end token comes first: one trained token a row, nothing to read in it."""
     config = small_config()
     run = open_run_for_training(config)
-    say_only(run, run.language.sampling.end_ids[0])
+    say_only(run, run.languages[run.config.model].sampling.end_ids[0])
     with run.store:
         record = train_step(run, 1)
     assert_finite(run)
@@ -327,10 +328,12 @@ def test_some_episodes_given_up_leave_the_others_to_learn_from(small_config: Sma
     config = small_config(problems_per_step=8)
     run = open_run_for_training(config)
     with run.store:
+        [(name, language)] = run.languages.items()
         prompts = [
-            len(run.language.encode(run.language.prompts.generate(p))) for p in run.task.train
+            len(language.encode(language.prompts.generate(problem))) for problem in run.task.train
         ]
-        run.language = replace(run.language, max_prompt_tokens=max(prompts) + 20)
+        shorter = replace(language, max_prompt_tokens=max(prompts) + 20)
+        run.sampler = LocalSampler({name: shorter})
         record = train_step(run, 1)
     assert_finite(run)
     assert 0 <= record.run.failed_episodes <= record.run.episodes

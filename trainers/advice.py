@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from trainers.config import TrainConfig
 from trainers.models.language import TINY, pick_device
@@ -16,10 +17,12 @@ DIGITS = 2
 
 def advice(config: TrainConfig) -> Iterator[str]:
     """Sentences about a configuration, none for most."""
-    if config.model in MADE_FOR:
-        yield from _another_task(config)
-    else:
-        yield from _settings_of_the_embedded(config)
+    for model in config.models:
+        alone = replace(config, model=model, policy_model={})
+        if model in MADE_FOR:
+            yield from _another_task(alone)
+        else:
+            yield from _settings_of_the_embedded(alone)
     if config.samples == 1:
         yield from _nothing_to_compare(config)
 
@@ -60,11 +63,12 @@ def _settings_of_the_embedded(config: TrainConfig) -> Iterator[str]:
 def _nothing_to_compare(config: TrainConfig) -> Iterator[str]:
     """The roles whose advantages are all 0 with one episode per problem."""
     silent = [
-        role for role in config.build_workflow().roles if not _can_learn_from_one(config, role)
-    ]
+        role for role in config.build_workflow().roles
+        if role not in config.freeze and not _can_learn_from_one(config, role)
+    ]  # fmt: skip
     if not silent:
         return
-    roles = set(config.build_workflow().roles)
+    roles = set(config.build_workflow().roles) - set(config.freeze)
     who = "all advantages" if set(silent) == roles else f"all advantages of {', '.join(silent)}"
     yield (
         f"--samples is 1, so every group has one episode: {who} are 0 with --group-by "

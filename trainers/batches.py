@@ -89,6 +89,8 @@ class Batch:
     old_BT: Tensor
     advantage_B: Tensor
     weight_B: Tensor
+    temperature: float | Tensor
+    """[B, 1, 1] that each row was sampled at, or the one of all rows."""
 
 
 def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
@@ -114,7 +116,18 @@ def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
         old_BT.to(device),
         torch.tensor([row.advantage for row in rows], device=device),
         torch.tensor([row.weight for row in rows], device=device),
+        temperature_of(rows, device),
     )
+
+
+def temperature_of(rows: Sequence[Turn], device: torch.device) -> float | Tensor:
+    """The temperature of all rows, or [B, 1, 1] where they differ.
+
+    A number where it can be: a GPU multiplies by its reciprocal, which rounds otherwise.
+    """
+    if len({row.temperature for row in rows}) == 1:
+        return rows[0].temperature
+    return torch.tensor([row.temperature for row in rows], device=device)[:, None, None]
 
 
 def response_logprobs(
@@ -130,7 +143,7 @@ def response_logprobs(
         logits_to_keep=longest + 1,
         use_cache=False,
     ).logits[:, :-1]
-    logprobs_BTV = torch.log_softmax(logits.float() / language.sampling.temperature, dim=-1)
+    logprobs_BTV = torch.log_softmax(logits.float() / batch.temperature, dim=-1)
     chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
         entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)

@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from trainers.highest import ROLE_VALUE, check_highest
+from gradlab.records import Agent
+from trainers.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
+from trainers.models.routing import parse_routing
+from trainers.models.sampler import Speaker
 from trainers.sandbox.pool import package_path
 from trainers.workflows import Sizes, Workflow, WorkflowName
 
@@ -39,7 +42,12 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
 
-EARLIER: Mapping[str, Any] = {}
+EARLIER: Mapping[str, Any] = {
+    "freeze": [],
+    "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
+    "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
+    "policy_lora_alpha": {},
+}  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
 """
@@ -79,12 +87,19 @@ class TrainConfig:
 
     model: str = "tiny"
     """tiny (= tiny-0.3m), tiny-1m, tiny-3m, smollm2-135m, a hub id or a local directory."""
+    policy_model: dict[str, str] = field(default_factory=dict)
+    """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
+    names are those of --routing. All models are asked in the same style, compact or as a chat."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Dtype of the frozen weights; adapters are always float32."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 16
     """Scale of the adapters is alpha / rank."""
+    policy_lora_rank: dict[str, int] = field(default_factory=dict)
+    """--lora-rank of single policies, e.g. aggregator 8; names are those of --routing."""
+    policy_lora_alpha: dict[str, int] = field(default_factory=dict)
+    """--lora-alpha of single policies."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
 
@@ -134,8 +149,11 @@ class TrainConfig:
     """Whether every role of a chat model is shown a worked example first: small models then keep
     the format."""
     routing: str = "isolated"
-    """shared, isolated, or role=policy,… for partial sharing, as in
-    orchestrator=lead,worker=solver,synthesizer=lead."""
+    """shared, isolated (an adapter per role), agents (one per agent), or a map of roles and agents,
+    as in orchestrator=lead,worker=solver,worker[0]=lead,synthesizer=lead."""
+    freeze: tuple[str, ...] = ()
+    """Roles that speak with the base model and are not trained: no adapter, backward, optimizer or
+    probe, e.g. worker."""
 
     problems_per_step: int = 16
     """Problems per rollout."""
@@ -143,10 +161,14 @@ class TrainConfig:
     """Episodes per problem: the size of a GRPO group."""
     temperature: float = 1.0
     """Sampling temperature, in training and evaluation."""
+    role_temperature: dict[str, float] = field(default_factory=dict)
+    """--temperature of single roles, e.g. aggregator 0.2."""
     max_prompt_tokens: int = 2048
     """Episodes whose prompt grows longer are dropped and counted."""
     max_response_tokens: int = 16
     """Longest response; longer ones are cut and counted."""
+    role_max_response_tokens: dict[str, int] = field(default_factory=dict)
+    """--max-response-tokens of single roles, e.g. aggregator 8."""
     rollout_rows: int = 512
     """Most responses generated at once."""
 
@@ -195,6 +217,8 @@ class TrainConfig:
 
     learning_rate: float = 1e-3
     """Learning rate of AdamW after warm-up (constant)."""
+    policy_learning_rate: dict[str, float] = field(default_factory=dict)
+    """--learning-rate of single policies, e.g. aggregator 5e-4."""
     warmup_steps: int = 0
     """Linear warm-up."""
     scheduler_tick: Literal["step", "policy"] = "step"
@@ -202,6 +226,8 @@ class TrainConfig:
     them (paper's code: R policies warm up R times as fast)."""
     weight_decay: float = 0.01
     """Decoupled weight decay of AdamW."""
+    policy_weight_decay: dict[str, float] = field(default_factory=dict)
+    """--weight-decay of single policies."""
     clip_norm: float = 1.0
     """Gradient clipping by global norm per policy and update; 0 switches it off."""
     role_weight: dict[str, float] = field(default_factory=dict)
@@ -270,13 +296,41 @@ class TrainConfig:
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
+        freeze = tuple(role for names in self.freeze for role in names.split(",") if role)
+        object.__setattr__(self, "freeze", tuple(dict.fromkeys(freeze)))
+        self._check_frozen()
         self._check_packages()
         self._check_roles("kl_coefficient", 0, ROLE_VALUE)
         self._check_roles("role_weight", 0, ROLE_VALUE)
         self._check_roles("role_clip", math.ulp(0), ROLE_VALUE)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
-        self._check_interventions(self.policy_by_role())
+        high = HIGHEST["temperature"]
+        self._check_roles("role_temperature", LOWEST_TEMPERATURE, high, frozen=True)
+        high = HIGHEST["max_response_tokens"]
+        self._check_roles("role_max_response_tokens", 1, high, frozen=True)
+        named = parse_routing(self.routing, self.build_workflow().agents, self.freeze).values()
+        for policy, model in self.policy_model.items():
+            if policy not in named or not model:
+                raise ValueError(
+                    f"--policy-model gives policy '{policy}' the model '{model}'; expected the "
+                    f"name of a model for one of {', '.join(dict.fromkeys(named))}"
+                )
+        for name, least in (
+            ("policy_learning_rate", math.ulp(0.0)),
+            ("policy_weight_decay", 0.0),
+            ("policy_lora_rank", 1.0),
+            ("policy_lora_alpha", math.ulp(0.0)),
+        ):
+            self._check_policies(name, least)
+        for policy in self.policies:
+            rate, decay = self.learning_rate_of(policy), self.weight_decay_of(policy)
+            if rate * decay >= 1:
+                raise ValueError(
+                    f"policy '{policy}' has learning rate {rate:g} and weight decay {decay:g}; "
+                    "expected a product below 1: every update multiplies the weights by 1 minus it"
+                )
+        self._check_interventions(self.roles_by_policy())
 
     def _check_packages(self) -> None:
         for name in self.code_packages:
@@ -286,18 +340,51 @@ class TrainConfig:
                     "names as they are imported, e.g. numpy; install it, or leave it out"
                 )
 
-    def _check_roles(self, name: str, low: float, high: float) -> None:
+    def _check_frozen(self) -> None:
+        roles = self.build_workflow().roles
+        for role in self.freeze:
+            if role not in roles:
+                raise ValueError(
+                    f"--freeze names role '{role}'; workflow {self.workflow} has {', '.join(roles)}"
+                )
+        if set(self.freeze) == set(roles):
+            raise ValueError(
+                f"--freeze names all roles of {self.workflow}: nothing would be trained; leave one "
+                "out"
+            )
+
+    def _check_policies(self, name: str, low: float) -> None:
+        flag, policies = f"--{name.replace('_', '-')}", self.policies
+        for policy, value in getattr(self, name).items():
+            if policy not in policies:
+                raise ValueError(
+                    f"{flag} names policy '{policy}'; --routing {self.routing} has "
+                    f"{', '.join(policies)}"
+                )
+            high = HIGHEST[name.removeprefix("policy_")]
+            if not low <= value <= high:
+                least = "more than 0" if low == math.ulp(0) else f"{low:g} or more"
+                raise ValueError(
+                    f"{flag} of {policy} is {value}; expected {least}, at most {high:g}"
+                )
+
+    def _check_roles(self, name: str, low: float, high: float, *, frozen: bool = False) -> None:
+        """`frozen`: whether the option means something for frozen roles, too."""
         flag, roles = f"--{name.replace('_', '-')}", self.build_workflow().roles
         for role, value in getattr(self, name).items():
             if role not in roles:
                 raise ValueError(
                     f"{flag} names role '{role}'; workflow {self.workflow} has {', '.join(roles)}"
                 )
+            if role in self.freeze and not frozen:
+                raise ValueError(
+                    f"{flag} names role '{role}', which is frozen and has no gradient; leave it out"
+                )
             if not low <= value <= high:
-                least = "0 or more" if low == 0 else "more than 0"
+                least = "more than 0" if low == math.ulp(0) else f"{low:g} or more"
                 raise ValueError(f"{flag} of {role} is {value}; expected {least}, at most {high:g}")
 
-    def _check_interventions(self, routing: dict[str, str]) -> None:
+    def _check_interventions(self, policies: dict[str, tuple[str, ...]]) -> None:
         """Refuse what would silently do nothing."""
         if self.coherence_damping > 1:
             raise ValueError(
@@ -315,21 +402,22 @@ class TrainConfig:
             raise ValueError(f"{', '.join(given)} tells roles apart by the probe; it is off")
         if self.max_share and self.equalize:
             raise ValueError("--max-share and --equalize both set the roles' shares; give one")
-        policies = list(routing.values())
-        alone = [role for role in self.max_share if policies.count(routing[role]) == 1]
+        sharing = {role for roles in policies.values() if len(roles) > 1 for role in roles}
+        alone = [role for role in self.max_share if role not in sharing]
         if alone:
+            policy = next(name for name, roles in policies.items() if alone[0] in roles)
             raise ValueError(
-                f"--max-share names {', '.join(alone)}, alone in policy '{routing[alone[0]]}': its "
+                f"--max-share names {', '.join(alone)}, alone in policy '{policy}': its "
                 "share is always 1. Use --role-clip, or share a policy with --routing"
             )
-        if self.equalize and len(set(policies)) == len(policies):
+        if self.equalize and not sharing:
             raise ValueError("--equalize: no policy has two roles; share one with --routing")
 
-        self._check_damping(routing)
+        self._check_damping(policies)
 
-    def _check_damping(self, routing: dict[str, str]) -> None:
-        for policy in dict.fromkeys(routing.values()):
-            damped = {role: self.damping_of(role) for role in routing if routing[role] == policy}
+    def _check_damping(self, policies: dict[str, tuple[str, ...]]) -> None:
+        for policy, roles in policies.items():
+            damped = {role: self.damping_of(role) for role in roles}
             if len(set(damped.values())) > 1:
                 raise ValueError(
                     f"--role-damping: the roles of policy '{policy}' have "
@@ -349,42 +437,74 @@ class TrainConfig:
     def build_workflow(self) -> Workflow:
         return Workflow(self.workflow, Sizes(self.votes, self.rounds, self.workers))
 
-    def policy_by_role(self) -> dict[str, str]:
-        """role -> policy name, for every role of the workflow, in the workflow's order."""
-        return parse_routing(self.routing, self.build_workflow().roles)
+    def policy_by_agent(self) -> dict[Agent, str]:
+        """agent -> policy name, for every agent that is trained, in the workflow's order."""
+        routed = parse_routing(self.routing, self.build_workflow().agents, self.freeze)
+        return {agent: policy for agent, policy in routed.items() if agent.role not in self.freeze}
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """Names of the policies, in the order in which their agents appear."""
+        return tuple(dict.fromkeys(self.policy_by_agent().values()))
+
+    def roles_by_policy(self) -> dict[str, tuple[str, ...]]:
+        """policy name -> the roles that some agents of train it."""
+        routed = self.policy_by_agent()
+        return {
+            name: tuple(dict.fromkeys(a.role for a, policy in routed.items() if policy == name))
+            for name in self.policies
+        }
+
+    def speakers(self) -> dict[Agent, Speaker]:
+        """Whose weights answer each agent of the workflow."""
+        routed = self.policy_by_agent()
+        return {
+            a: Speaker(
+                routed.get(a, ""),
+                self.model_of(a),
+                self.role_temperature.get(a.role, self.temperature),
+                self.max_response_tokens_of(a.role),
+            )
+            for a in self.build_workflow().agents
+        }
+
+    def model_of(self, agent: Agent) -> str:
+        """Name of the base model that an agent speaks with, its policy's adapter aside."""
+        workflow = self.build_workflow()
+        routed = parse_routing(self.routing, workflow.agents, self.freeze)
+        return self.policy_model.get(routed.get(agent, ""), self.model)
+
+    def model_of_policy(self, policy: str) -> str:
+        return self.policy_model.get(policy, self.model)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the base models, in the order in which their agents appear."""
+        return tuple(dict.fromkeys(speaker.model for speaker in self.speakers().values()))
+
+    def max_response_tokens_of(self, role: str) -> int:
+        return self.role_max_response_tokens.get(role, self.max_response_tokens)
+
+    def learning_rate_of(self, policy: str) -> float:
+        """After warm-up."""
+        return self.policy_learning_rate.get(policy, self.learning_rate)
+
+    def weight_decay_of(self, policy: str) -> float:
+        return self.policy_weight_decay.get(policy, self.weight_decay)
+
+    def lora_rank_of(self, policy: str) -> int:
+        return self.policy_lora_rank.get(policy, self.lora_rank)
+
+    def lora_alpha_of(self, policy: str) -> int:
+        return self.policy_lora_alpha.get(policy, self.lora_alpha)
+
+    @property
+    def frozen_words(self) -> str:
+        """What is said of frozen roles."""
+        speak = "speaks" if len(self.freeze) == 1 else "speak"
+        return f"{', '.join(self.freeze)} frozen: {speak} with the base model"
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as JSON values."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self), default=str))
         return plain
-
-
-def parse_routing(routing: str, roles: tuple[str, ...]) -> dict[str, str]:
-    """Resolve 'shared', 'isolated' or 'role=policy,…' to a policy name per role.
-
-    Raises ValueError for an unknown role, a role without policy, or a malformed map.
-    """
-    if routing == "shared":
-        return dict.fromkeys(roles, "shared")
-    if routing == "isolated":
-        return {role: role for role in roles}
-    expected = (
-        "expected 'shared', 'isolated' or a policy for each role, e.g. "
-        f"--routing {','.join(f'{role}=policy{i}' for i, role in enumerate(roles))}"
-    )
-    given: dict[str, str] = {}
-    for part in routing.split(","):
-        role, mark, policy = (text.strip() for text in part.partition("="))
-        if not mark or not role or not policy:
-            raise ValueError(f"--routing: cannot read '{part}'; {expected}")
-        if role not in roles:
-            raise ValueError(f"--routing names role '{role}'; the workflow has {', '.join(roles)}")
-        if role in given:
-            raise ValueError(f"--routing names role '{role}' twice; {expected}")
-        if not policy.replace("_", "").replace("-", "").isalnum():
-            raise ValueError(f"--routing: policy name '{policy}' must be letters, digits, _ or -")
-        given[role] = policy
-    missing = [role for role in roles if role not in given]
-    if missing:
-        raise ValueError(f"--routing gives no policy to {', '.join(missing)}; {expected}")
-    return {role: given[role] for role in roles}

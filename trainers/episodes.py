@@ -52,6 +52,8 @@ class Turn:
     """Right by itself; None where the role cannot be."""
     offered_correct: bool | None
     """Whether a correct solution was among those the role was given; None if it was given none."""
+    temperature: float = 1.0
+    """That its response was drawn at, and that its log-probabilities are of."""
     outcome: bool = False
     """Whether its episode was solved."""
     reward: float = math.nan

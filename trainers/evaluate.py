@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gradlab.ledger import mean
-from gradlab.records import EvalRecord, RoleEvaluation
+from gradlab.records import Agent, EvalRecord, RoleEvaluation
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
-from trainers.models.language import LanguageModel
+from trainers.models.sampler import Sampler, Speaker
 from trainers.rollout import rollout
 from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
@@ -22,9 +22,9 @@ EVALUATION = 1 << 20
 
 
 def evaluate(
-    language: LanguageModel,
+    sampler: Sampler,
     workflow: Workflow,
-    policy_by_role: Mapping[str, str],
+    speakers: Mapping[Agent, Speaker],
     problems: Sequence[Problem],
     config: TrainConfig,
     step: int,
@@ -32,9 +32,7 @@ def evaluate(
 ) -> tuple[EvalRecord, list[Episode]]:
     """Play every held-out problem `eval_samples` times with the policies as they are."""
     key = (config.seed, step, EVALUATION)
-    episodes = rollout(
-        language, workflow, policy_by_role, problems, config.eval_samples, key, judge
-    )
+    episodes = rollout(sampler, workflow, speakers, problems, config.eval_samples, key, judge)
     return evaluation_record(
         episodes, problems, workflow.roles, config.eval_samples, step
     ), episodes

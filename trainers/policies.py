@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +20,67 @@ class TrainingError(RuntimeError):
     """Training cannot go on, and going on silently would be worse."""
 
 
+class LearningRate:
+    """The learning rate of one optimizer: whatever changes it, changes it here.
+
+    A base rate times the warm-up's factor at the present tick.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, base: float, factor: Callable[[int], float]
+    ) -> None:
+        self._optimizer = optimizer
+        self._factor = factor
+        self.base = base
+        """After warm-up."""
+        self.ticks = 0
+        self._set()
+
+    @property
+    def now(self) -> float:
+        """Of the next update."""
+        return self.base * self._factor(self.ticks)
+
+    def tick(self) -> None:
+        """Go on with the warm-up."""
+        self.ticks += 1
+        self._set()
+
+    def scale(self, factor: float) -> None:
+        """Multiply the rate, from the next update on and for good."""
+        self.base *= factor
+        self._set()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"base": self.base, "ticks": self.ticks}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.base, self.ticks = rate_state(state)
+        self._set()
+
+    def _set(self) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.now
+
+
+def rate_state(state: Mapping[str, Any]) -> tuple[float, int]:
+    """Base rate and ticks in a checkpoint's state, also of one that torch's schedule wrote."""
+    if "base_lrs" in state:
+        return float(state["base_lrs"][0]), int(state["last_epoch"])
+    return float(state["base"]), int(state["ticks"])
+
+
 @dataclass(frozen=True)
 class Policy:
     """Weights that learn, and the agents that speak with them."""
 
     name: str
+    language: LanguageModel
+    """The base model with, among others, its adapter."""
     agents: tuple[Agent, ...]
     parameters: tuple[Parameter, ...]
     optimizer: torch.optim.AdamW
-    schedule: torch.optim.lr_scheduler.LambdaLR
+    rate: LearningRate
     probe: Probe | None
     damping: CoherenceDamping | None = None
 
@@ -38,7 +90,7 @@ class Policy:
 
     @property
     def learning_rate(self) -> float:
-        return float(self.schedule.get_last_lr()[0])
+        return self.rate.now
 
     def meta(self) -> PolicyMeta:
         if self.probe:
@@ -48,23 +100,24 @@ class Policy:
 
 
 def build_policies(
-    language: LanguageModel,
+    languages: Mapping[str, LanguageModel],
     config: TrainConfig,
-    agents: Sequence[Agent],
 ) -> dict[str, Policy]:
-    """One policy per name in the routing, in order of first appearance.
+    """One policy per name in the routing, in order of first appearance; none of frozen roles.
+
+    `languages`: by name of the base model.
 
     Raises ValueError for a policy without trainable parameters.
     """
-    routing = config.policy_by_role()
+    routing = config.policy_by_agent()
     return {
         name: _build_policy(
             name,
-            tuple(agent for agent in agents if routing[agent.role] == name),
-            language,
+            tuple(agent for agent in routing if routing[agent] == name),
+            languages[config.model_of_policy(name)],
             config,
         )
-        for name in dict.fromkeys(routing.values())
+        for name in config.policies
     }
 
 
@@ -80,8 +133,9 @@ def _build_policy(
     named = adapter_parameters(language.model, name)
     if not named:
         raise ValueError(f"policy '{name}' has no trainable parameters; --lora-rank fits no layer")
+    base = config.learning_rate_of(name)
     optimizer = torch.optim.AdamW(
-        named.values(), lr=config.learning_rate, weight_decay=config.weight_decay
+        named.values(), lr=base, weight_decay=config.weight_decay_of(name)
     )
     probe = None
     if config.probe != "off":
@@ -97,10 +151,11 @@ def _build_policy(
         )
     return Policy(
         name,
+        language,
         agents,
         tuple(named.values()),
         optimizer,
-        torch.optim.lr_scheduler.LambdaLR(optimizer, warmup(config)),
+        LearningRate(optimizer, base, warmup(config)),
         probe,
         damping_of(tuple(named.values()), config, tuple(dict.fromkeys(a.role for a in agents))),
     )

@@ -1,4 +1,4 @@
-"""Play many episodes at once: one batched generation per wave and policy."""
+"""Play many episodes at once: one batched generation per wave and speaker."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-import torch
-
+from gradlab.records import Agent
 from trainers.episodes import Episode, Turn
 from trainers.grading.reading import Reading
 from trainers.judge import Judge
-from trainers.models.language import LanguageModel
-from trainers.models.sampling import Sample, sample
-from trainers.policies import TrainingError, not_finite
+from trainers.models.sampler import Sample, Sampler, Speaker
 from trainers.tasks.problem import Problem
 from trainers.workflows import Ask, Play, Reply, Workflow
 
@@ -37,16 +33,10 @@ class _Seat:
     is_over: bool = False
 
 
-def rng(device: torch.device, *key: int) -> torch.Generator:
-    """A generator that depends on `key` alone, so that a resumed run draws the same numbers."""
-    state = np.random.SeedSequence([part & 0xFFFFFFFF for part in key]).generate_state(2)
-    return torch.Generator(device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
-
-
 def rollout(
-    language: LanguageModel,
+    sampler: Sampler,
     workflow: Workflow,
-    policy_by_role: Mapping[str, str],
+    speakers: Mapping[Agent, Speaker],
     problems: Sequence[Problem],
     samples: int,
     key: tuple[int, ...],
@@ -55,16 +45,16 @@ def rollout(
     """Play `samples` episodes of every problem. `key` seeds the sampling.
 
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
-    Raises TrainingError naming the policy whose output is not finite.
+    Raises TrainingError naming the speaker whose output is not finite.
     """
     seats = [
-        _seat(workflow.play(problem, language.prompts), problem, number)
+        _seat(workflow.play(problem, sampler.prompts), problem, number)
         for problem in problems
         for number in range(samples)
     ]
     wave = 0
     while any(not seat.is_over for seat in seats):
-        _play_wave(language, policy_by_role, seats, (*key, wave), judge)
+        _play_wave(sampler, speakers, seats, (*key, wave), judge)
         wave += 1
     outcomes = judge([(seat.problem, seat.answer) for seat in seats])
     return [_episode(seat, is_right) for seat, is_right in zip(seats, outcomes, strict=True)]
@@ -81,29 +71,32 @@ def _episode(seat: _Seat, is_right: bool) -> Episode:
 
 
 def _play_wave(
-    language: LanguageModel,
-    policy_by_role: Mapping[str, str],
+    sampler: Sampler,
+    speakers: Mapping[Agent, Speaker],
     seats: Sequence[_Seat],
     key: tuple[int, ...],
     judge: Judge,
 ) -> None:
-    by_policy: dict[str, list[_Asked]] = defaultdict(list)
+    by_speaker: dict[Speaker, list[_Asked]] = defaultdict(list)
     for number, seat in enumerate(seats):
         if seat.is_over:
             continue
-        prompts = [language.encode(ask.chat) for ask in seat.wave]
+        prompts = [sampler.encode(speakers[ask.agent], ask.chat) for ask in seat.wave]
         longest = max(map(len, prompts))
-        if longest > language.max_prompt_tokens:
-            seat.failure = f"prompt of {longest} tokens, limit {language.max_prompt_tokens}"
+        if longest > sampler.max_prompt_tokens:
+            seat.failure = f"prompt of {longest} tokens, limit {sampler.max_prompt_tokens}"
             seat.is_over = True
             continue
         for slot, (ask, prompt) in enumerate(zip(seat.wave, prompts, strict=True)):
-            by_policy[policy_by_role[ask.agent.role]].append((number, slot, prompt))
+            by_speaker[speakers[ask.agent]].append((number, slot, prompt))
 
-    said = _speak(language, by_policy, key)
+    said = _speak(sampler, by_speaker, key)
     playing = [(number, seat) for number, seat in enumerate(seats) if not seat.is_over]
     heard = [
-        [_hear(language, ask, *said[number, slot]) for slot, ask in enumerate(seat.wave)]
+        [
+            _hear(sampler, speakers[ask.agent], ask, *said[number, slot])
+            for slot, ask in enumerate(seat.wave)
+        ]
         for number, seat in playing
     ]
     of_answers = iter(
@@ -118,7 +111,6 @@ def _play_wave(
     )
     for (_, seat), all_said in zip(playing, heard, strict=True):
         _advance(
-            language,
             seat,
             all_said,
             [next(of_answers) if one.ask.kind == "answer" else None for one in all_said],
@@ -126,32 +118,14 @@ def _play_wave(
 
 
 def _speak(
-    language: LanguageModel, by_policy: Mapping[str, Sequence[_Asked]], key: tuple[int, ...]
+    sampler: Sampler, by_speaker: Mapping[Speaker, Sequence[_Asked]], key: tuple[int, ...]
 ) -> dict[tuple[int, int], tuple[tuple[int, ...], Sample]]:
-    """Prompt and response by (seat, slot), one batch per policy."""
+    """Prompt and response by (seat, slot), one batch per speaker."""
     said: dict[tuple[int, int], tuple[tuple[int, ...], Sample]] = {}
-    # In the order of policy names, so that the numbers drawn do not depend on who speaks first.
-    for index, policy in enumerate(sorted(by_policy)):
-        asked = by_policy[policy]
-        with language.speaking(policy) as model:
-            try:
-                responses = sample(
-                    model,
-                    [prompt for _, _, prompt in asked],
-                    language.sampling,
-                    rng(language.device, *key, index),
-                )
-            except FloatingPointError as error:
-                bad = not_finite(language, policy)
-                cause = (
-                    f"{len(bad)} of its parameters are not finite ({bad[0]})"
-                    if bad
-                    else "its parameters are finite: the forward pass overflowed"
-                )
-                raise TrainingError(
-                    f"sampling from policy '{policy}': {error}; {cause}. Start a new run with a "
-                    "lower --learning-rate: resuming would repeat this step exactly."
-                ) from error
+    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
+    for index, speaker in enumerate(sorted(by_speaker)):
+        asked = by_speaker[speaker]
+        responses = sampler.ask(speaker, [prompt for _, _, prompt in asked], (*key, index))
         for (number, slot, prompt), response in zip(asked, responses, strict=True):
             said[number, slot] = (prompt, response)
     return said
@@ -162,19 +136,23 @@ class _Heard:
     """One response of a wave, and what was read in it."""
 
     ask: Ask
-    prompt: tuple[int, ...]
+    temperature: float
+    prompt_ids: tuple[int, ...]
+    prompt: str
     response: Sample
     text: str
     reading: Reading[Any]
 
 
-def _hear(language: LanguageModel, ask: Ask, prompt: tuple[int, ...], response: Sample) -> _Heard:
-    text = language.decode(response.ids)
-    return _Heard(ask, prompt, response, text, ask.read(text))
+def _hear(
+    sampler: Sampler, speaker: Speaker, ask: Ask, prompt_ids: tuple[int, ...], response: Sample
+) -> _Heard:
+    text = sampler.decode(speaker, response.ids)
+    prompt = sampler.decode(speaker, prompt_ids, keep_special=True)
+    return _Heard(ask, speaker.temperature, prompt_ids, prompt, response, text, ask.read(text))
 
 
 def _advance(
-    language: LanguageModel,
     seat: _Seat,
     heard: Sequence[_Heard],
     is_correct: Sequence[bool | None],
@@ -192,11 +170,12 @@ def _advance(
                 sample=seat.sample,
                 round=ask.round,
                 kind=ask.kind,
-                prompt=language.decode(one.prompt, keep_special=True),
-                prompt_ids=one.prompt,
+                prompt=one.prompt,
+                prompt_ids=one.prompt_ids,
                 response=one.text,
                 response_ids=response.ids,
                 logprobs=response.logprobs,
+                temperature=one.temperature,
                 parse_ok=one.reading.parse_ok,
                 truncated=response.truncated,
                 own_correct=own,

@@ -12,8 +12,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ import torch
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
-from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_table
 from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from trainers.advice import advice
@@ -35,7 +34,9 @@ from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
-from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_models
+from trainers.models.local_sampler import LocalSampler
+from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
@@ -78,9 +79,11 @@ class Run:
     config: TrainConfig
     task: Task
     workflow: Workflow
-    routing: dict[str, str]
-    language: LanguageModel
+    speakers: dict[Agent, Speaker]
+    languages: dict[str, LanguageModel]
+    """By name of the base model."""
     policies: dict[str, Policy]
+    sampler: Sampler
     store: RunStore
     judge: Judge
     done: int
@@ -115,6 +118,7 @@ def train(
         explaining_refusals(config.out),
         run.store,
         closing(run.judge),
+        closing(run.sampler),
         progress.showing(config, run.done),
         interruptible() as asked_to_stop,
     ):
@@ -154,7 +158,7 @@ def train(
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
                 path = save_checkpoint(
-                    config.out, step, run.language, run.policies, config.keep_states,
+                    config.out, step, run.policies, config.keep_states,
                     config.keep_state_every,
                 )  # fmt: skip
                 told.on_checkpoint(path)
@@ -177,7 +181,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     key = (config.training_seed, step, TRAINING)
     run.judge.forget()  # the next step has other problems
     episodes = rollout(
-        run.language, run.workflow, run.routing, problems, config.samples, key, run.judge
+        run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
@@ -185,15 +189,17 @@ def train_step(run: Run, step: int) -> StepRecord:
     save_episodes(episodes_path(config.out, "step", step), episodes)
 
     turns = trained_turns(episodes)
-    tallies: dict[str, RoleTally] = {}
+    tallies: dict[str, dict[str, RoleTally]] = {}
     for policy in run.policies.values():
-        mine = [turn for turn in turns if turn.agent.role in policy.roles]
-        tallies |= learn(run.language, policy, mine, config, step)
+        mine = [turn for turn in turns if turn.agent in policy.agents]
+        tallies[policy.name] = learn(policy.language, policy, mine, config, step)
+        run.sampler.publish(policy.name)
         is_shared = config.scheduler_tick == "policy"
-        tick(run.policies.values() if is_shared else (policy,))
+        for other in run.policies.values() if is_shared else (policy,):
+            other.rate.tick()
     ended = time.perf_counter()
     return step_record(
-        step, episodes, run.workflow.agents, tallies, run.routing,
+        step, episodes, run.workflow.agents, tallies,
         {
             "rollout_seconds": played - started,
             "train_seconds": ended - played,
@@ -203,20 +209,11 @@ def train_step(run: Run, step: int) -> StepRecord:
     )  # fmt: skip
 
 
-def tick(policies: Iterable[Policy]) -> None:
-    """Advance the learning rate of these policies."""
-    with warnings.catch_warnings():
-        # The paper's one schedule ticks for policies whose optimizer has not stepped yet.
-        warnings.filterwarnings("ignore", r"Detected call of `lr_scheduler.step\(\)` before")
-        for policy in policies:
-            policy.schedule.step()
-
-
 def measure(run: Run) -> EvalRecord:
     """Evaluate the policies as they are and record it."""
     config = run.config
     record, episodes = evaluate(
-        run.language, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
+        run.sampler, run.workflow, run.speakers, run.task.heldout, config, run.done, run.judge
     )
     save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
@@ -261,7 +258,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     check_watch(config, watch)
     if config.threads:
         torch.set_num_threads(config.threads)
-    workflow, routing = config.build_workflow(), config.policy_by_role()
+    workflow = config.build_workflow()
     task = task_of(config)
     if about and about["data"]["sha256"] != task.content_hash:
         raise ValueError(
@@ -269,8 +266,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
             f"(SHA-256 {about['data']['sha256'][:12]}… then, {task.content_hash[:12]}… now); put "
             "the original --data back, or start a new run"
         )
-    language = load_language_model(config, list(dict.fromkeys(routing.values())))
-    policies = build_policies(language, config, workflow.agents)
+    languages = load_language_models(config)
+    policies = build_policies(languages, config)
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout))
         undo.callback(judge.close)  # also if the directory or the store is refused
@@ -278,7 +275,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         first = first_step(about)
         meta = _meta(config, task, about, policies, judge)
         recorded = last_recorded(config.out)
-        step, store = _open_store(config, meta, language, policies, first)
+        step, store = _open_store(config, meta, policies, first)
         undo.pop_all()
     for policy in policies.values():
         if policy.probe:
@@ -286,9 +283,13 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     resumed = continuing(config, step, recorded) if config.resume else ""
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
+    sampler = LocalSampler(languages)
+    for name in policies:
+        sampler.publish(name)
     return Run(
-        config, task, workflow, routing, language, policies, store, judge, step, first, resumed
-    )
+        config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
+        first, resumed,
+    )  # fmt: skip
 
 
 def continuing(config: TrainConfig, done: int, recorded: int) -> str:
@@ -316,13 +317,23 @@ def _meta(
         task=config.task,
         model=config.model,
         roles=config.build_workflow().roles,
-        routing=config.policy_by_role(),
+        routing=routing_table(config.policy_by_agent()),
+        frozen=config.freeze,
+        models=other_models(config),
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
         config=about["config"] | {key: about[key] for key in ("from",) if key in about},
         versions=about["versions"] | protection_of(judge),
     )
+
+
+def other_models(config: TrainConfig) -> dict[str, str]:
+    """Policy, or frozen role -> its base model, where that is not the one of --model."""
+    named = {policy: config.model_of_policy(policy) for policy in config.policies}
+    agents = config.build_workflow().agents
+    named |= {a.role: config.model_of(a) for a in agents if a.role in config.freeze}
+    return {name: model for name, model in named.items() if model != config.model}
 
 
 def protection_of(judge: Judge) -> dict[str, str]:
@@ -335,7 +346,6 @@ def protection_of(judge: Judge) -> dict[str, str]:
 def _open_store(
     config: TrainConfig,
     meta: RunMeta,
-    language: LanguageModel,
     policies: dict[str, Policy],
     first: int,
 ) -> tuple[int, RunStore]:
@@ -350,9 +360,9 @@ def _open_store(
                 f"--resume: {path} is missing although the run has checkpoints; put it back, or "
                 "start a new run"
             )
-        restore(config.out, language, policies)
+        restore(config.out, policies)
         return first, RunStore.create(path, meta)
-    restored = restore(config.out, language, policies)
+    restored = restore(config.out, policies)
     if restored is None:
         check_unstarted(config, first)
     step = restored or 0

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from analysis.findings import Confidence, Finding, NotJudged, percent
-from analysis.signals import aligned
+from analysis.signals import aligned, routed
 from gradlab.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -80,7 +80,7 @@ class AmplificationTest:
         """Findings on every role with parallel agents, and what could not be judged."""
         findings: list[Finding] = []
         open_questions: list[NotJudged] = []
-        parallel = [role for role in run.roles if len(run.agents(role)) > 1]
+        parallel = [role for role in routed(run) if len(run.agents(role)) > 1]
         for role in parallel:
             components = _components(run, role)
             coherence = self.measure(components, len(run.agents(role)))

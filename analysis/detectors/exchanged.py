@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from analysis.findings import Finding
+from analysis.signals import routed
 from gradlab.store.run import Run
 
 AROUND = 5
@@ -31,12 +32,13 @@ def with_exchange(run: Run, capture: Finding) -> Finding:
     """
     if capture.onset is None or capture.subject not in run.roles:
         return capture
-    policy = run.policy_of(capture.subject).name
+    policy_of = routed(run)
+    policy = policy_of.get(capture.subject)
     shares = run.step_mass("share")
     own = shares[capture.subject]
     at = int(np.searchsorted(own.step_T, capture.onset.step, side="right"))
     for other in run.roles:
-        if other == capture.subject or run.policy_of(other).name != policy or other not in shares:
+        if other == capture.subject or policy_of.get(other) != policy or other not in shares:
             continue
         mine, theirs = (np.asarray(shares[r].value_T) for r in (capture.subject, other))
         if at < AROUND or at + AROUND > len(mine):

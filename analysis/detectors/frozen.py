@@ -106,8 +106,13 @@ class StillRule:
 def _gradient(run: Run, policy: PolicyMeta) -> NDArray[np.float64]:
     """[U] norm of the policy's gradient; of its roles', where only those were logged."""
     whole = _metric(run, "grad_norm", policy.name)
-    roles = {agent.role for agent in policy.agents}
-    parts = [run.norm(role, per="update").value_T for role in sorted(roles)]
+    # Of a role of several policies, its agents in this one.
+    parts = [
+        run.norm(who, per="update").value_T
+        for who in dict.fromkeys(
+            a.role if len(run.meta.policies_of(a.role)) == 1 else a for a in policy.agents
+        )
+    ]
     if not parts:
         return whole
     return np.where(np.isfinite(whole), whole, np.sum(parts, axis=0))

@@ -24,7 +24,7 @@ from analysis.findings import Confidence, Finding, NotJudged, Onset, percent
 from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.stretches import binned, correlation_time, hysteresis, lasting, running_median
 from analysis.series.wander import MAX_POINTS, find_change
-from analysis.signals import aligned, learners
+from analysis.signals import aligned, routed
 from gradlab.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -94,15 +94,16 @@ class CaptureRule:
         shared = [
             (policy.name, roles)
             for policy in run.policies
-            if len(roles := [r for r in learners(run) if run.policy_of(r).name == policy.name]) > 1
+            if len(roles := [r for r, name in routed(run).items() if name == policy.name]) > 1
         ]
+        unjudged = _apart(run)
         if not shared:
-            return [], []
+            return [], unjudged
         if len(run.steps) < self.min_steps:
             why = f"{len(run.steps)} steps recorded; the rule needs {self.min_steps}"
-            return [], [NotJudged("role capture", why, "train longer")]
+            return [], [*unjudged, NotJudged("role capture", why, "train longer")]
         findings: list[Finding] = []
-        open_questions: list[NotJudged] = []
+        open_questions = unjudged
         shares, updates = run.step_mass("share"), run.step_mass("update")
         pulls = run.step_mass("pull")
         for policy, roles in shared:
@@ -303,3 +304,21 @@ def _dominance(policy: str, role: str, takeover: Takeover, masses: _Masses) -> F
         lower=takeover.interval(held)[0],
         upper=takeover.interval(held)[1],
     )
+
+
+def _apart(run: Run) -> list[NotJudged]:
+    """Roles that share a policy with others, but with some of their agents only."""
+    whole, open_questions = routed(run), []
+    for policy in run.policies:
+        roles = dict.fromkeys(agent.role for agent in policy.agents)
+        apart = [role for role in roles if role not in whole]
+        if len(roles) > 1 and apart:
+            open_questions.append(
+                NotJudged(
+                    f"capture in policy '{policy.name}'",
+                    f"other agents of {', '.join(apart)} train other policies, so that its reward "
+                    "and loss weight are of more than one policy",
+                    "give all agents of a role one policy (--routing)",
+                )
+            )
+    return open_questions

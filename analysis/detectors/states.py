@@ -136,7 +136,7 @@ class NotFiniteRule:
                 of = f" of policy '{policy.name}'" if several else ""
                 found += self._series(name + of, signal, ~(rows == 0))
         for role in run.roles:
-            if run.policy_of(role).mode == "imported":
+            if any(policy.mode == "imported" for policy in run.policies_of(role)):
                 continue
             spoke = np.asarray(run.ledger("turns", role).value_T) > 0
             learned = spoke & (np.asarray(run.ledger("optimizer_steps", role).value_T) > 0)
@@ -246,6 +246,8 @@ class NoSpreadRule:
         """One finding per role."""
         findings = []
         for role in run.roles:
+            if role in run.meta.frozen:
+                continue  # nothing is to be learned
             share = _known(aligned(run.steps, run.ledger("zero_variance_groups", role)))
             if len(share) < self.min_steps or np.median(share) < self.min_share:
                 continue

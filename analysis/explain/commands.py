@@ -38,8 +38,15 @@ def options_for(run: Run, action: Action, roles: tuple[str, ...], rate: float) -
     role = roles[0] if roles else ""
     if action == "lower rate":
         now = rate if math.isfinite(rate) else _number(config, "learning_rate", math.nan)
-        return {"--learning-rate": f"{now / 2:.2g}"} if math.isfinite(now) else {}
+        if not math.isfinite(now):
+            return {}
+        if given := _pairs(config, "policy_learning_rate"):
+            base = _number(config, "learning_rate", now)
+            halved = _told({policy: value / 2 for policy, value in given.items()})
+            return {"--learning-rate": f"{base / 2:.2g}", "--policy-learning-rate": halved}
+        return {"--learning-rate": f"{now / 2:.2g}"}
     if action == "anchor":
+        roles = tuple(one for one in roles if one not in run.meta.frozen)
         given = _pairs(config, "kl_coefficient")
         for one in roles:
             given[one] = max(ANCHOR, 2 * given.get(one, 0.0))
@@ -51,7 +58,11 @@ def options_for(run: Run, action: Action, roles: tuple[str, ...], rate: float) -
         now = _number(config, "clip_norm", 1.0)
         return {"--clip-norm": f"{min(0.5, now / 2) if now > 0 else 0.5:g}"}
     if action == "raise limit":
-        return {"--max-response-tokens": f"{2 * _number(config, 'max_response_tokens', 16):.0f}"}
+        limit = _number(config, "max_response_tokens", 16)
+        if given := _pairs(config, "role_max_response_tokens"):
+            own = {role: 2 * given.get(role, limit)} if role else {}
+            return {"--role-max-response-tokens": _told(given | own)}
+        return {"--max-response-tokens": f"{2 * limit:.0f}"}
     if action == "more samples":
         return {"--samples": f"{2 * _number(config, 'samples', 8):.0f}"}
     if action == "evaluate more":
@@ -76,7 +87,7 @@ def _of_roles(run: Run, action: Action, role: str) -> Options:
         return {} if least else {f"--{name}": "2"}
     if role not in run.roles or len(run.roles) == 1:
         return {}
-    together = {agent.role for agent in run.policy_of(role).agents}
+    together = {agent.role for policy in run.policies_of(role) for agent in policy.agents}
     if action == "pay own work":
         return {} if config.get("reward", "outcome") != "outcome" else {"--reward": "mix"}
     if config.get("equalize") or config.get("probe") == "off":

@@ -54,7 +54,7 @@ def too_large(run: Run, drop: Fall) -> tuple[TooLarge, ...]:
         if not _held(run, policy.name, until):
             continue
         signs = _signs(run, policy.name, until)
-        roles = [role for role in learners(run) if run.policy_of(role).name == policy.name]
+        roles = [role for role in learners(run) if policy.name in run.meta.policies_of(role)]
         away = [sign for role in roles if (sign := _away(run, role, until))]
         if len(signs) > 1 or (away and (signs or not is_early)):
             found.append(TooLarge(policy.name, (*away, *signs)))
@@ -86,7 +86,7 @@ def _signs(run: Run, policy: str, first_low: int) -> list[str]:
         )
         if relative > MAX_RELATIVE:
             signs.append(f"updates of {100 * relative:.1f} % of the weights' length")
-    roles = [role for role in learners(run) if run.policy_of(role).name == policy]
+    roles = [role for role in learners(run) if policy in run.meta.policies_of(role)]
     before_T = run.steps < first_low
     for role in roles:
         spread = _median(aligned(run.steps, run.ledger("ratio_std", role))[before_T])

@@ -184,7 +184,7 @@ def change_for(cause: Cause, run: Run) -> str | None:
     if role not in run.roles:
         return None
     if cause.kind in ("capture", "share", "pull", "update"):
-        num_roles = len({agent.role for agent in run.policy_of(role).agents})
+        num_roles = len({a.role for policy in run.policies_of(role) for a in policy.agents})
         return f"max-share:{role}={1 / num_roles:.2g}" if num_roles > 1 else None
     if cause.kind in ANCHORED:
         given = dict(config.get("kl_coefficient") or {})

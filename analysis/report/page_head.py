@@ -9,6 +9,7 @@ from html import escape
 
 from analysis.findings import HELD_OUT, Diagnosis, level, points
 from analysis.report.shared import fall_of, number
+from gradlab.records import RunMeta
 from gradlab.run_directory import CONFIG, beginning, directory_of
 from gradlab.store.run import Run
 
@@ -18,11 +19,16 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
     steps = f"{len(run.steps)} steps" + (
         "" if run.closed else ", not finished" if run.until is None else ", later ones left out"
     )
-    routing = ", ".join(f"{role} → {policy}" for role, policy in meta.routing.items())
+    routing = ", ".join(
+        (
+            *(f"{who} → {policy}" for who, policy in meta.routing.items()),
+            *(f"{role} → base model (frozen)" for role in meta.frozen),
+        )
+    )
     kind = diagnosis.status.split()[0]
     lines = [
-        f"{escape(meta.workflow)} on {escape(meta.task)} with {escape(meta.model)} · {steps} · "
-        f"{escape(routing)}",
+        f"{escape(meta.workflow)} on {escape(meta.task)} with {escape(with_models(meta))} · "
+        f"{steps} · {escape(routing)}",
         " · ".join(f"{name} <code>{escape(value)}</code>" for name, value in origin(run)),
     ]
     if begun := meta.config.get("from"):
@@ -33,6 +39,12 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
         f'<section class="card verdict {kind}"><p class="say">{escape(diagnosis.verdict)}</p>'
         f'<p class="sure">Confidence: {escape(diagnosis.confidence)}.</p></section>'
     )
+
+
+def with_models(meta: RunMeta) -> str:
+    """The base model, and whose is another."""
+    others = [f"{name} with {model}" for name, model in meta.models.items()]
+    return ", ".join((meta.model, *others))
 
 
 def origin(run: Run) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from analysis.cliff.accuracy import AccuracySeries, rates_alone, wilson
 from analysis.findings import HELD_OUT, Diagnosis, Onset, SignalVerdict
 from analysis.report.shared import fall_of
-from analysis.signals import Measured, aligned, learners
+from analysis.signals import Measured, aligned, learners, routed
 from gradlab.palette import role_color
 from gradlab.store.run import Run
 
@@ -144,8 +144,9 @@ def moved_svg(
 def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
     """Gradient norm and share of the step mass per role, with the share of the loss dashed."""
     trained = learners(run)
-    policies = [run.policy_of(role).name for role in trained]
-    shared = [role for role in trained if policies.count(run.policy_of(role).name) > 1]
+    policy_of = routed(run)
+    policies = list(policy_of.values())
+    shared = [role for role, policy in policy_of.items() if policies.count(policy) > 1]
     with _figure(9.6, 3.3) as (figure, svg):
         panels = figure.subplots(1, 2 if shared else 1, squeeze=False)[0]
         for role in trained:

@@ -27,6 +27,7 @@ class AuditOptions:
 def audit(arguments: Sequence[str]) -> int:
     """Check that every agent's gradient is that of its own rows."""
     options = parse(AuditOptions, "audit", arguments)
+    from gradlab.store.run import open_run
     from trainers.inspect.audit import audit_run
 
     step, audits = audit_run(options.run)
@@ -36,4 +37,6 @@ def audit(arguments: Sequence[str]) -> int:
     )
     for found in audits:
         print(f"\npolicy {found.policy}\n{found}")
+    if frozen := open_run(options.run).meta.frozen:
+        print(f"\n{', '.join(frozen)}: frozen, no gradient to check")
     return 0 if all(found.is_right for found in audits) else 1

@@ -126,7 +126,7 @@ def check_pairs(kind: type[Any], arguments: Sequence[str]) -> None:
     hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is dict}
     for name, hint in hints.items():
         option = f"--{name.replace('_', '-')}"
-        is_number = get_args(hint)[1] is float
+        is_number = get_args(hint)[1] in (float, int)
         for place, argument in enumerate(arguments):
             if argument not in (option, f"--{name}"):
                 continue

@@ -21,6 +21,11 @@ def meta_document(meta: RunMeta) -> Document:
     document["problems"] = list(meta.problems)
     if not meta.rates:
         del document["rates"]  # which older versions do not know
+    for name, value in (("frozen", list(meta.frozen)), ("models", dict(meta.models))):
+        if value:
+            document[name] = value
+        else:
+            del document[name]  # nor these
     document["routing"] = dict(meta.routing)
     document["versions"] = dict(meta.versions)
     document["policies"] = [
@@ -73,6 +78,7 @@ def parse_meta(document: Document) -> RunMeta:
             "policies": policies,
             "roles": tuple(document["roles"]),
             "problems": tuple(document["problems"]),
+            "frozen": tuple(document.get("frozen", ())),
         }
     )
 
@@ -146,10 +152,10 @@ def check_meta(meta: RunMeta) -> None:
                 f"use letters, digits, '_', '-' and '.'"
             )
         for agent in policy.agents:
-            if meta.routing.get(agent.role) != policy.name:
+            if meta.policy_of(agent) != policy.name:
                 raise StoreError(
                     f"RunMeta: policy '{policy.name}' has agent {agent}, but role '{agent.role}' "
-                    f"is routed to {meta.routing.get(agent.role)!r}; expected '{policy.name}'"
+                    f"is routed to {meta.policy_of(agent)!r}; expected '{policy.name}'"
                 )
     if meta.rates and meta.problems:
         raise StoreError(
@@ -177,8 +183,10 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
         "workflow",
         "task",
         "model",
+        "models",
         "roles",
         "routing",
+        "frozen",
         "policies",
         "problems",
         "eval_samples",

@@ -156,7 +156,7 @@ class Run:
         last = int(self.steps[-1]) if len(self.steps) else 0
         return (
             f"Run({str(self.path)!r}: {self.meta.workflow} on {self.meta.task} with "
-            f"{self.meta.model}, {last} steps, {state})"
+            f"{' and '.join(self.meta.all_models)}, {last} steps, {state})"
         )
 
     # -- what there is -------------------------------------------------------------------------
@@ -174,14 +174,34 @@ class Run:
         """[T] training steps recorded."""
         return self._groups["train"].array("step")
 
-    def policy_of(self, role: str) -> PolicyMeta:
-        """The policy that learns from the role."""
+    def policies_of(self, role: str) -> tuple[PolicyMeta, ...]:
+        """The policies that learn from the role: one, one per agent or so, or none if frozen."""
         _index(self.roles, role, "role")
-        return self._policy(self.meta.routing[role])
+        return tuple(self._policy(name) for name in self.meta.policies_of(role))
+
+    def policy_of(self, role: str) -> PolicyMeta:
+        """The policy that learns from the role.
+
+        Raises ValueError for a role that is frozen, or whose agents train several policies.
+        """
+        policies = self.policies_of(role)
+        if not policies:
+            raise ValueError(
+                f"role '{role}' is frozen: it speaks with the base model, and no policy or "
+                "gradient is its own"
+            )
+        if len(policies) > 1:
+            raise ValueError(
+                f"the agents of '{role}' train several policies, "
+                f"{', '.join(policy.name for policy in policies)}, and their gradients live in "
+                f"different spaces; name an agent, such as {self.agents(role)[0]!r}"
+            )
+        return policies[0]
 
     def agents(self, role: str) -> tuple[Agent, ...]:
-        """The players of a role."""
-        return tuple(agent for agent in self.policy_of(role).agents if agent.role == role)
+        """The players of a role that are trained."""
+        policies = self.policies_of(role)
+        return tuple(a for policy in policies for a in policy.agents if a.role == role)
 
     # -- gradients -----------------------------------------------------------------------------
 
@@ -219,7 +239,12 @@ class Run:
         return self._update_array("transfer", policy)
 
     def norm(self, who: str | Agent, *, block: str | None = None, per: Per = "step") -> Signal:
-        """||g_who|| before clipping; per step the mean over the step's updates."""
+        """||g_who|| before clipping; per step the mean over the step's updates.
+
+        Of a role whose agents train several policies the root of the sum of squares, per step.
+        """
+        if isinstance(who, str) and who in self.roles and len(self.policies_of(who)) > 1:
+            return self._norm_of_several(who, block, per)
         policy = self.policy_for(who)
         value_U = readout.norm(self._gram_UAA(policy, block), readout.members(policy.agents, who))
         return self._signal(
@@ -259,7 +284,7 @@ class Run:
     def step_mass(
         self, measure: Measure = "share", *, block: str | None = None
     ) -> dict[str, Signal]:
-        """How much of a step is each role's, by role; shares are within the role's policy.
+        """How much of a step is each trained role's; shares are within the policies of the role.
 
         mass: sum over updates of ||g_r||. share: mass / sum of the masses of the policy's roles.
         pull: sum over updates of <g_r, g> / sum of ||g||^2, signed. update: the same of the
@@ -275,7 +300,9 @@ class Run:
         if block is not None:
             blocks = dict.fromkeys(name for policy in self.policies for name in policy.blocks)
             _index(blocks, block, "block")
+        unit = "loss" if measure == "mass" else "1"
         signals: dict[str, Signal] = {}
+        several: dict[str, list[_Part]] = {}
         for policy in self.policies:
             if block is not None and block not in policy.blocks:
                 continue
@@ -289,16 +316,22 @@ class Run:
             gram_URR = readout.grouped(gram_UAA, readout.grouping(policy.agents, roles))
             if measure in ("mass", "share"):
                 norm_UR = np.sqrt(np.maximum(np.diagonal(gram_URR, axis1=-2, axis2=-1), 0.0))
-                step_T, value_TR = sum_over_updates(step_U, norm_UR)
-                if measure == "share":
-                    value_TR = readout.shares(value_TR)
+                step_T, part_TR = sum_over_updates(step_U, norm_UR)
+                value_TR = readout.shares(part_TR) if measure == "share" else part_TR
             else:  # the pull of the step's updates pooled
                 step_T, gram_TRR = sum_over_updates(step_U, gram_URR)
-                value_TR = readout.pull(gram_TRR)
-            unit = "loss" if measure == "mass" else "1"
+                value_TR, part_TR = readout.pull(gram_TRR), gram_TRR.sum(axis=-1)
             for index, role in enumerate(roles):
+                if len(self.meta.policies_of(role)) > 1:
+                    part = (step_T, part_TR[:, index], part_TR.sum(axis=1))
+                    several.setdefault(role, []).append(part)
+                    continue
                 name = _named(measure, block)
                 signals[role] = Signal(name, unit, role, step_T, value_TR[:, index])
+        for role, parts in several.items():
+            step_T, own_T, whole_T = _joined(parts)
+            value_T = own_T if measure == "mass" else readout.quotient(own_T, whole_T)
+            signals[role] = Signal(_named(measure, block), unit, role, step_T, value_T)
         return {role: signals[role] for role in self.roles if role in signals}
 
     def cosine_with_history(self, who: str | Agent, *, per: Per = "step") -> Signal:
@@ -548,11 +581,32 @@ class Run:
                     f"{[policy.name for policy in self.policies]}; name a role or an agent"
                 )
             return self.policies[0]
-        role = who.role if isinstance(who, Agent) else who
-        policy = self.policy_of(role)
-        if isinstance(who, Agent):
-            _index(policy.agents, who, "agent")
-        return policy
+        if isinstance(who, str):
+            return self.policy_of(who)
+        for policy in self.policies_of(who.role):
+            if who in policy.agents:
+                return policy
+        known = self.agents(who.role) or self.policy_of(who.role).agents
+        raise ValueError(f"unknown agent '{who}'; this run has {[str(agent) for agent in known]}")
+
+    def _norm_of_several(self, role: str, block: str | None, per: Per) -> Signal:
+        """Of a role of several policies, whose gradients live in spaces of their own."""
+        if per != "step":
+            raise ValueError(
+                f"the agents of '{role}' train several policies, each with updates of its own; "
+                "use per='step', or name an agent"
+            )
+        parts: list[_Part] = []
+        for policy in self.policies_of(role):
+            if block is not None and block not in policy.blocks:
+                continue
+            w_A = readout.members(policy.agents, role)
+            norm_U = readout.norm(self._gram_UAA(policy, block), w_A)
+            step_U = self._groups[f"updates/{policy.name}"].array("step")
+            step_T, norm_T = mean_over_updates(step_U, norm_U)
+            parts.append((step_T, norm_T**2, norm_T))
+        step_T, square_T, _ = _joined(parts)
+        return Signal(_named("norm", block), "loss", role, step_T, np.sqrt(square_T))
 
     def _cosine_of_weights(
         self, a: str | Agent, b: str | Agent, block: str | None, per: Per
@@ -567,6 +621,13 @@ class Run:
             return self._signal(name, "1", subject, policy, value_U, per, mean_of_defined)
         if per != "step":
             raise ValueError(f"{a} and {b} have policies and updates of their own; use per='step'")
+        names = [self.policy_for(who).name for who in (a, b)]
+        models = [self.meta.models.get(name, self.meta.model) for name in names]
+        if models[0] != models[1]:
+            raise ValueError(
+                f"cosine of {a} and {b}: their policies have different base models, {models[0]} "
+                f"and {models[1]}, whose weights do not compare"
+            )
         prints = [self.policy_for(who).effective for who in (a, b)]
         if prints[0] != prints[1]:
             raise ValueError(
@@ -663,6 +724,21 @@ def open_run(path: Path | str, *, until: int | None = None) -> Run:
     if not (path / DOCUMENT).exists() and (path / STORE).exists():
         path = path / STORE
     return Run(path, until)
+
+
+_Part = tuple[NDArray[np.int64], Float64Array, Float64Array]
+"""[T] steps, and what one policy adds to a role's and to everybody's part."""
+
+
+def _joined(parts: list[_Part]) -> _Part:
+    """Sums of the parts over all steps that any of them has."""
+    step_T = np.unique(np.concatenate([part[0] for part in parts]))
+    own_T, whole_T = np.zeros(len(step_T)), np.zeros(len(step_T))
+    for known_T, own, whole in parts:
+        row = np.searchsorted(step_T, known_T)
+        own_T[row] += own
+        whole_T[row] += whole
+    return step_T, own_T, whole_T
 
 
 def _roles(policy: PolicyMeta) -> tuple[str, ...]:

@@ -21,7 +21,8 @@ from trainers.config import TrainConfig
 from trainers.episodes import Turn, trained_turns
 from trainers.judge import judge_of
 from trainers.learn import accumulate
-from trainers.models.language import LanguageModel, load_language_model
+from trainers.models.language import LanguageModel, load_language_models
+from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
@@ -46,23 +47,25 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
         config = replace(config, probe="exact")
     if config.threads:
         torch.set_num_threads(config.threads)
-    workflow, routing = config.build_workflow(), config.policy_by_role()
+    workflow = config.build_workflow()
     task = task_of(config)
-    language = load_language_model(config, list(dict.fromkeys(routing.values())))
-    policies = build_policies(language, config, workflow.agents)
-    load_checkpoint(out, done, language, policies)
+    languages = load_language_models(config)
+    policies = build_policies(languages, config)
+    load_checkpoint(out, done, policies)
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
     judge = judge_of(config, problems)
-    episodes = rollout(language, workflow, routing, problems, config.samples, key, judge)
+    sampler = LocalSampler(languages)
+    speakers = config.speakers()
+    episodes = rollout(sampler, workflow, speakers, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)
     rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(episodes)]
     found = []
     for policy in policies.values():
-        mine = [row for row in rows if row.agent.role in policy.roles]
+        mine = [row for row in rows if row.agent in policy.agents]
         if mine:
-            found.append(audit_update(language, policy, mine, config, step))
+            found.append(audit_update(policy.language, policy, mine, config, step))
     return step, found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ def show_episodes(
     if problem is None:
         if begun := _beginning(run):
             console.print(escape(begun))
+        if frozen := _config(run).get("freeze"):
+            console.print(escape(f"{', '.join(frozen)}: frozen, said by the base model"))
         _list_problems(by_problem, console)
         return
     if problem not in by_problem:
@@ -53,16 +56,29 @@ def show_episodes(
             f"problem '{problem}' of {kind} {step} has no sample {sample}; there are "
             f"{', '.join(map(str, samples))}"
         )
+    frozen = _config(run).get("freeze", ())
     for episode in by_problem[problem]:
         if sample is None or episode["sample"] == sample:
-            _print_episode(episode, console)
+            _print_episode(episode, console, frozen)
 
 
 def _beginning(run: Path) -> str:
     """Where a run that continues another one began; '' for others."""
-    path = run / CONFIG
-    origin = json.loads(path.read_text()).get("from") if path.is_file() else None
+    origin = _about(run).get("from")
     return f"{run} {beginning(origin)}" if origin else ""
+
+
+def _about(run: Path) -> dict[str, Any]:
+    """config.json of the run; empty where there is none."""
+    path = run / CONFIG
+    about: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return about
+
+
+def _config(run: Path) -> dict[str, Any]:
+    """The run's options; none where it has no config.json."""
+    options: dict[str, Any] = _about(run).get("config", {})
+    return options
 
 
 def _available(run: Path, kind: Said) -> str:
@@ -91,7 +107,7 @@ def shortened(text: str) -> str:
     return text.replace("\n", " ")[:60]
 
 
-def _print_episode(episode: dict[str, Any], console: Console) -> None:
+def _print_episode(episode: dict[str, Any], console: Console, frozen: Collection[str] = ()) -> None:
     outcome = "[green]solved[/green]" if episode["outcome"] else "[red]not solved[/red]"
     console.rule(f"{escape(episode['problem'])}, sample {episode['sample']}: {outcome}")
     console.print(escape(episode["question"]))
@@ -104,7 +120,9 @@ def _print_episode(episode: dict[str, Any], console: Console) -> None:
         facts = [f"{turn['tokens']} tokens"]
         if turn["own_correct"] is not None:
             facts.append("right" if turn["own_correct"] else "wrong")
-        if turn["reward"] is not None:
+        if turn["role"] in frozen:
+            facts.append("frozen")
+        elif turn["reward"] is not None:
             facts += [f"reward {turn['reward']:.2f}", f"advantage {turn['advantage']:+.2f}"]
         facts += [name for name, on in (("not parsed", not turn["parse_ok"]),
                                         ("cut", turn["truncated"])) if on]  # fmt: skip

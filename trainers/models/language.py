@@ -7,7 +7,7 @@ import difflib
 import functools
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,8 @@ TINY = ("tiny-0.3m", "tiny-1m", "tiny-3m", "tiny-code")
 class LanguageModel:
     """A model that speaks for several policies, with everything needed to talk to it."""
 
-    model: PeftModel
+    model: Any
+    """With the adapters of its policies; as it is where only frozen roles speak with it."""
     tokenizer: Any
     prompts: Prompts
     device: torch.device
@@ -46,9 +47,15 @@ class LanguageModel:
 
     @contextlib.contextmanager
     def speaking(self, policy: str) -> Iterator[Any]:
-        """The model in eval mode with the adapter of `policy` active."""
-        self.activate(policy)
+        """The model in eval mode with the adapter of `policy` active; '' for the base model."""
         self.model.eval()
+        if not policy:
+            # Without a policy of its own the model has no adapter to switch off.
+            is_adapted = isinstance(self.model, PeftModel)
+            with self.model.disable_adapter() if is_adapted else contextlib.nullcontext():
+                yield self.model
+            return
+        self.activate(policy)
         yield self.model
 
     def activate(self, policy: str) -> None:
@@ -56,10 +63,9 @@ class LanguageModel:
 
         Raises ValueError for a policy without adapter: the base model is never used silently.
         """
-        if policy not in self.model.peft_config:
-            raise ValueError(
-                f"policy '{policy}' has no adapter; the model has {sorted(self.model.peft_config)}"
-            )
+        adapters = self.model.peft_config if isinstance(self.model, PeftModel) else {}
+        if policy not in adapters:
+            raise ValueError(f"policy '{policy}' has no adapter; the model has {sorted(adapters)}")
         self.model.set_adapter(policy)
 
     def encode(self, chat: Chat) -> tuple[int, ...]:
@@ -85,19 +91,51 @@ def render(tokenizer: Any, chat: Chat) -> str:
     return text
 
 
-def load_language_model(config: TrainConfig, policies: Sequence[str]) -> LanguageModel:
-    """Load `config.model` and add one fresh adapter per policy.
+def load_language_models(config: TrainConfig) -> dict[str, LanguageModel]:
+    """Every base model of the configuration by name, once, with the adapters of its policies.
+
+    Raises ValueError when one cannot be found, or they are not asked in the same style.
+    """
+    found = {}
+    for name in config.models:
+        mine = [policy for policy in config.policies if config.model_of_policy(policy) == name]
+        found[name] = load_language_model(config, mine, name)
+    check_styles({name: language.tokenizer for name, language in found.items()})
+    return found
+
+
+def check_styles(tokenizers: Mapping[str, Any]) -> None:
+    """Raise ValueError for models that cannot read each other's answers."""
+    compact = [name for name, tokenizer in tokenizers.items() if is_compact(tokenizer)]
+    others = [name for name in tokenizers if name not in compact]
+    if compact and others:
+        raise ValueError(
+            f"--policy-model: {', '.join(compact)} answers prompts of a few characters, "
+            f"{', '.join(others)} chats; expected models that are asked in the same style, so "
+            "that one can read what the other said"
+        )
+
+
+def is_compact(tokenizer: Any) -> bool:
+    """Whether it is one of an embedded model."""
+    return bool(tokenizer.init_kwargs.get("prompt_style") == "compact")
+
+
+def load_language_model(
+    config: TrainConfig, policies: Sequence[str], name: str = ""
+) -> LanguageModel:
+    """Load a base model ('': of --model) and add one fresh adapter per policy.
 
     Raises ValueError when the model cannot be found, with where it was looked for.
     """
     device = pick_device(config.device)
-    model, tokenizer = load_base(config.model, getattr(torch, config.dtype))
+    model, tokenizer = load_base(name or config.model, getattr(torch, config.dtype))
     model.to(device)
     prompts = prompts_for(tokenizer, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return LanguageModel(
-        add_adapters(model, config, policies),
+        add_adapters(model, config, policies) if policies else model.requires_grad_(False),
         tokenizer,
         prompts,
         device,
@@ -114,8 +152,7 @@ def load_language_model(config: TrainConfig, policies: Sequence[str]) -> Languag
 
 def prompts_for(tokenizer: Any, config: TrainConfig) -> Prompts:
     """The prompts that a model of this tokenizer was taught to answer."""
-    is_compact = tokenizer.init_kwargs.get("prompt_style") == "compact"
-    if is_compact:
+    if is_compact(tokenizer):
         return CompactPrompts()
     chat = ChatPrompts(config.history)
     return OneShot(chat) if config.examples else chat
@@ -242,8 +279,8 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
     adapted: PeftModel | None = None
     for number, policy in enumerate(policies):
         lora = LoraConfig(
-            r=config.lora_rank,
-            lora_alpha=config.lora_alpha,
+            r=config.lora_rank_of(policy),
+            lora_alpha=config.lora_alpha_of(policy),
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
@@ -251,6 +288,10 @@ def add_adapters(model: Any, config: TrainConfig, policies: Sequence[str]) -> Pe
         with warnings.catch_warnings():
             # peft 0.21 asks transformers 5.23 for a property that was renamed.
             warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+            # Of 'a' or 'lo', which are parts of 'lora_': the whole name of a module is compared.
+            warnings.filterwarnings(
+                "ignore", "Adapter name '.*' should not be contained", UserWarning
+            )
             if adapted is None:
                 adapted = get_peft_model(model, lora, adapter_name=policy)
             else:

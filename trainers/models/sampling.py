@@ -14,20 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainers.models.sampler import Sample
+
 SHRINK_BELOW = 0.75
 """The batch is compacted when fewer than this share of its rows are unfinished: compacting copies
 the key-value cache, so doing it at every finished row would cost more than it saves."""
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sampled response."""
-
-    ids: tuple[int, ...]
-    """Response tokens; ends with the end token unless `truncated`."""
-    logprobs: tuple[float, ...]
-    """Log-probability of each token under the temperature-scaled policy, in nats."""
-    truncated: bool
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,11 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
             f"spoken by {', '.join(map(str, policy.agents))}, at most {found.updates[policy.name]} "
             "updates a step"
         )
+    if config.freeze:
+        yield (
+            f"frozen      {', '.join(config.freeze)}: the base model, without adapter, updates and "
+            "probe"
+        )
     yield (
         f"step        {config.problems_per_step} problems x {config.samples} samples, at most "
         f"{found.turns:,} turns; {found.tokens:,} tokens with prompts of "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,13 +20,15 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from gradlab.probe.layout import block_of, block_order
-from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.records import Agent, PolicyMeta, RunMeta, routing_table
 from gradlab.store.schema import groups
 from trainers.batches import num_updates
 from trainers.config import TrainConfig
 from trainers.models.architectures import KNOWN, architecture
 from trainers.models.language import (
     add_adapters,
+    check_styles,
+    is_compact,
     load_tokenizer,
     locate,
     near,
@@ -35,7 +38,7 @@ from trainers.models.language import (
     render,
 )
 from trainers.policies import adapter_parameters
-from trainers.preview.prompts import is_compact, played, replies_of
+from trainers.preview.prompts import played, replies_of
 from trainers.tasks.problem import Task
 
 GIB = 1 << 30
@@ -130,47 +133,88 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
-    workflow, routing = config.build_workflow(), config.policy_by_role()
-    names = list(dict.fromkeys(routing.values()))
-    shapes, model = empty_model(config, names)
-    policies = []
-    for name in names:
-        sizes = adapter_parameters(model, name)
-        blocks = sorted({block_of(key) for key in sizes}, key=block_order)
-        agents = tuple(agent for agent in workflow.agents if routing[agent.role] == name)
-        size = sum(p.numel() for p in sizes.values())
-        policies.append(measured_policy(config, name, agents, tuple(blocks), size))
-    trained = sum(p.num_parameters for p in policies)
-    base = sum(p.numel() for p in model.parameters()) - trained
+    routing, parts = config.policy_by_agent(), [_part(config, name) for name in config.models]
+    policies = [policy for name in config.policies for p in parts for policy in p.policies
+                if policy.name == name]  # fmt: skip
     turns = turns_of(config)
     episodes, evaluated = episodes_of(config)
     total_turns = sum(turns.values()) * episodes
     updates = {
         policy.name: num_updates(
-            episodes * sum(turns[role] for role in turns if routing[role] == policy.name), config
+            episodes * sum(turns_of_agent(config, agent) for agent in policy.agents), config
         )
         for policy in policies
     }
     lengths = lengths_of(config, task)
     tokens = round(total_turns * (lengths.prompt + lengths.response))
-    forward, learning = passes(config, base, trained / len(policies))
-    flops = tokens * (forward + learning)
-    evaluations = evaluations_of(config) * evaluated / episodes * tokens * forward
+    flops = evaluations = 0.0
+    for part in parts:
+        trained = sum(policy.num_parameters for policy in part.policies)
+        forward, learning = passes(config, part.base, trained / max(len(part.policies), 1))
+        spoken, learned = (
+            sum(turns_of_agent(config, agent) for agent in agents) / sum(turns.values())
+            for agents in (part.agents, [agent for agent in part.agents if agent in routing])
+        )
+        flops += tokens * (spoken * forward + learned * learning)
+        evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
     rate = measured_rate(config)
     return Plan(
-        config.model,
-        base,
+        " + ".join(config.models),
+        sum(part.base for part in parts),
         tuple(policies),
         total_turns,
         tokens,
         updates,
-        memory_of(config, shapes, base, policies, lengths),
+        together([memory_of(config, p.shapes, p.base, p.policies, lengths) for p in parts]),
         flops,
         None if rate is None else flops / (rate * UTILIZATION),
         None if rate is None else (flops * config.steps + evaluations) / (rate * UTILIZATION),
         rate,
         lengths,
-        disk_of(config, policies, updates, model, lengths),
+        disk_of(config, policies, updates, {k: v for p in parts for k, v in p.tensors.items()},
+                lengths),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One base model of a run, with the policies on it."""
+
+    shapes: Any
+    base: int
+    """Parameters without adapters."""
+    policies: list[PolicyMeta]
+    tensors: dict[str, int]
+    """Policy -> tensors of its adapter."""
+    agents: list[Agent]
+    """Who speaks with it."""
+
+
+def _part(config: TrainConfig, model_name: str) -> _Part:
+    routing = config.policy_by_agent()
+    names = [name for name in config.policies if config.model_of_policy(name) == model_name]
+    shapes, model = empty_model(config, names, model_name)
+    policies, tensors = [], {}
+    for name in names:
+        sizes = adapter_parameters(model, name)
+        blocks = sorted({block_of(key) for key in sizes}, key=block_order)
+        agents = tuple(agent for agent in routing if routing[agent] == name)
+        size = sum(p.numel() for p in sizes.values())
+        policies.append(measured_policy(config, name, agents, tuple(blocks), size))
+        tensors[name] = len(sizes)
+    base = sum(p.numel() for p in model.parameters()) - sum(p.num_parameters for p in policies)
+    speakers = [a for a, speaker in config.speakers().items() if speaker.model == model_name]
+    return _Part(shapes, base, policies, tensors, speakers)
+
+
+def together(parts: Sequence[Memory]) -> Memory:
+    """Memory of several base models: all are held, one at a time is computed with."""
+    return Memory(
+        **{name: sum(getattr(p, name) for p in parts) for name in ("weights", "adapters", "probe")},
+        **{
+            name: max(getattr(p, name) for p in parts)
+            for name in ("activations", "cache", "cache_at_limits")
+        },
     )
 
 
@@ -191,26 +235,32 @@ def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
     Replies are those that the embedded models are taught, or as long as they can be. Where task or
     tokenizer are not here, lengths are assumed.
     """
-    limit = config.max_response_tokens
+    limits = [config.max_response_tokens_of(agent.role) for agent in config.speakers()]
+    assumed_response = sum(limits) / len(limits)
     try:
-        tokenizer = None if task is None else load_tokenizer(config.model, only_here=True)
+        tokenizers = {n: load_tokenizer(n, only_here=True) for n in config.models if task}
     except ValueError:
-        tokenizer = None
-    if task is None or tokenizer is None:
+        tokenizers = {}
+    if task is None or not tokenizers:
         assumed = min(config.max_prompt_tokens, TYPICAL_PROMPT)
         missing = "problems are" if task is None else "tokenizer is"
-        return Lengths(assumed, assumed, limit, f"assumed, since the {missing} not here")
+        return Lengths(assumed, assumed, assumed_response, f"assumed, since the {missing} not here")
+    check_styles(tokenizers)
+    tokenizer = tokenizers[config.models[0]]
     workflow, prompts = config.build_workflow(), prompts_for(tokenizer, config)
     prompt_B, response_B = [], []
     for problem in task.train[:MEASURED]:
         replies = replies_of(tokenizer, problem.kind, config.workers)
         if not is_compact(tokenizer):
-            replies = {kind: filled(tokenizer, text, limit) for kind, text in replies.items()}
+            longest = max(limits)
+            replies = {kind: filled(tokenizer, text, longest) for kind, text in replies.items()}
         for wave in played(workflow, prompts, problem, replies):
             for ask in wave:
+                tokenizer = tokenizers[config.model_of(ask.agent)]
                 text = render(tokenizer, ask.chat)
                 prompt_B.append(len(tokenizer.encode(text, add_special_tokens=False)))
                 reply = tokenizer.encode(replies[ask.kind], add_special_tokens=False)
+                limit = config.max_response_tokens_of(ask.agent.role)
                 response_B.append(min(len(reply) + 1, limit))  # with the end token
     kept = np.minimum(prompt_B, config.max_prompt_tokens)
     return Lengths(
@@ -237,21 +287,21 @@ def measured_policy(
     )  # fmt: skip
 
 
-def empty_model(config: TrainConfig, names: list[str]) -> tuple[Any, Any]:
+def empty_model(config: TrainConfig, names: Sequence[str], name: str) -> tuple[Any, Any]:
     """The architecture, and a model of it with adapters and without storage."""
     # The hub has nothing to add to shapes that are known.
-    where, options = locate(config.model) if config.model in KNOWN else reachable(config.model)
+    where, options = locate(name) if name in KNOWN else reachable(name)
     try:
-        shapes = architecture(config.model, where, **options)
+        shapes = architecture(name, where, **options)
     except OSError as error:
         raise ValueError(
-            f"--model {config.model}: its config.json cannot be found "
+            f"--model {name}: its config.json cannot be found "
             f"({str(error).splitlines()[0]}); give a local directory that holds one"
-            f"{near(config.model)}"
+            f"{near(name)}"
         ) from error
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(shapes)  # type: ignore[no-untyped-call]
-        return shapes, add_adapters(model, config, names)
+        return shapes, add_adapters(model, config, names) if names else model
 
 
 def turns_of(config: TrainConfig) -> dict[str, int]:
@@ -261,6 +311,12 @@ def turns_of(config: TrainConfig) -> dict[str, int]:
     if config.workflow == "evaluator_optimizer":
         return dict.fromkeys(turns, config.rounds)
     return turns
+
+
+def turns_of_agent(config: TrainConfig, agent: Agent) -> int:
+    """Most turns of an agent in an episode: those of its role are dealt equally."""
+    agents = config.build_workflow().agents
+    return turns_of(config)[agent.role] // sum(other.role == agent.role for other in agents)
 
 
 def episodes_of(config: TrainConfig) -> tuple[int, int]:
@@ -293,8 +349,9 @@ def memory_of(
     per_token = 6 * hidden + 3 * queries + 3 * keys + 4 * wide
     kept = layers * hidden + per_token if config.gradient_checkpointing else layers * per_token
     tokens = max(config.micro_tokens, 1)
-    longest = lengths.longest_prompt + config.max_response_tokens
-    answered = min(tokens, max(1, tokens // longest) * config.max_response_tokens)
+    response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
+    longest = lengths.longest_prompt + response
+    answered = min(tokens, max(1, tokens // longest) * response)
     logits = answered * shapes.vocab_size * (element + 12)
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
     probe = 0
@@ -306,7 +363,7 @@ def memory_of(
         probe=probe,
         activations=tokens * kept * element + logits,
         cache=longest * row_bytes,
-        cache_at_limits=(config.max_prompt_tokens + config.max_response_tokens) * row_bytes,
+        cache_at_limits=(config.max_prompt_tokens + response) * row_bytes,
     )
 
 
@@ -314,16 +371,15 @@ def disk_of(
     config: TrainConfig,
     policies: list[PolicyMeta],
     updates: dict[str, int],
-    model: Any,
+    tensors: dict[str, int],
     lengths: Lengths,
 ) -> Disk:
-    """What a run leaves, without what alarms save."""
+    """What a run leaves, without what alarms save; `tensors` of each policy's adapter."""
     last, every = config.steps, config.checkpoint_every
     steps = sorted({*range(every, last + 1, every), last})
     kept = set(steps[-config.keep_states :])  # all of them for 0
     if config.keep_state_every:
         kept |= {step for step in steps if step % config.keep_state_every == 0}
-    tensors = {p.name: len(adapter_parameters(model, p.name)) for p in policies}
     adapters = sum(4 * p.num_parameters + 128 * tensors[p.name] for p in policies)
     turns = sum(turns_of(config).values())
     episodes, evaluated = episodes_of(config)
@@ -353,9 +409,10 @@ def store_bytes(config: TrainConfig, policies: list[PolicyMeta], updates: dict[s
     workflow = config.build_workflow()
     meta = RunMeta(
         "dry-run", config.workflow, config.task, config.model, workflow.roles,
-        config.policy_by_role(), tuple(policies),
+        routing_table(config.policy_by_agent()), tuple(policies),
         problems=tuple(str(i) for i in range(config.eval_problems)),
         eval_samples=config.eval_samples,
+        frozen=config.freeze,
     )  # fmt: skip
     total = 0
     for group in groups(meta):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.config import TrainConfig
-from trainers.models.language import load_tokenizer, prompts_for, render
+from trainers.models.language import is_compact, load_tokenizer, prompts_for, render
 from trainers.prompts.chat import Prompts
 from trainers.prompts.compact import STRATEGIES
 from trainers.tasks.problem import Kind, Problem
@@ -110,11 +110,6 @@ def played(
             wave = play.send(said)
         except StopIteration:
             return
-
-
-def is_compact(tokenizer: Any) -> bool:
-    """Whether it is one of an embedded model."""
-    return bool(tokenizer.init_kwargs.get("prompt_style") == "compact")
 
 
 def replies_of(tokenizer: Any, kind: Kind, workers: int) -> dict[str, str]:

@@ -29,7 +29,10 @@ from trainers.training import task_of
 
 WHERE = frozenset({"out", "resume", "extend_to", "device", "threads"})
 """Options that say where and how far, not what."""
-FIXED = ("model", "workflow", "lora_rank", "lora_alpha")
+FIXED = (
+    "model", "policy_model", "workflow", "lora_rank", "lora_alpha", "policy_lora_rank",
+    "policy_lora_alpha",
+)  # fmt: skip
 """Options that a checkpoint fits only as they were: its weights, its roles, its adapters."""
 DATA = (
     "task", "data", "task_options", "split", "seed", "eval_problems", "difficulty", "math_rule",

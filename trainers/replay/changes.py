@@ -46,7 +46,18 @@ KINDS = {
     "lr": Kind(
         "lr:0.5",
         "multiply the learning rate",
-        lambda config, _, value: {"learning_rate": config.learning_rate * _number(value)},
+        lambda config, _, value: {
+            "learning_rate": config.learning_rate * _number(value),
+            "policy_learning_rate": {
+                name: rate * _number(value) for name, rate in config.policy_learning_rate.items()
+            },
+        },
+    ),
+    "policy-lr": Kind(
+        "policy-lr:POLICY=5e-4", "set a policy's learning rate", _by_role("policy_learning_rate")
+    ),
+    "temperature": Kind(
+        "temperature:ROLE=0.7", "set a role's temperature", _by_role("role_temperature")
     ),
     "max-share": Kind(
         "max-share:ROLE=0.5", "cap a role's share of the gradient mass", _by_role("max_share")
@@ -88,9 +99,14 @@ KINDS = {
         "give each role a copy of the adapter that it shares",
         lambda *_: {"routing": "isolated"},
     ),
+    "isolate-agents": Kind(
+        "isolate-agents",
+        "give each agent a copy of the adapter that it shares",
+        lambda *_: {"routing": "agents"},
+    ),
     "merge": Kind(
         "merge:ROLE",
-        "let all roles share an adapter, which starts as this role's",
+        "let all roles share an adapter, which starts as this role's or agent's",
         lambda *_: {"routing": "shared"},
     ),
 }

@@ -18,16 +18,14 @@ from typing import Any
 
 import torch
 
+from gradlab.records import Agent
 from gradlab.run_directory import PROBLEMS, STATE, checkpoint_path
 from trainers.config import TrainConfig
-from trainers.policies import warmup
+from trainers.policies import rate_state
 from trainers.rundir.checkpoint import checked, seal
 from trainers.rundir.directory import read_run_directory, versions, write_description
 from trainers.tasks.problem import Task
 from trainers.tasks.problem_list import write_problem_list
-
-WARMING = ("warmup_steps", "scheduler_tick")
-"""Options that say at which step the schedule has which rate."""
 
 
 def fork(
@@ -73,8 +71,8 @@ def write_fork(
         state = torch.load(directory / name / STATE, map_location="cpu", weights_only=True)
         agents = [
             (agent.role, agent.number)
-            for agent in config.build_workflow().agents
-            if config.policy_by_role()[agent.role] == name
+            for agent, policy in config.policy_by_agent().items()
+            if policy == name
         ]
         with open(directory / name / STATE, "wb") as file:
             torch.save(changed_state(state, original, config, agents, (origin, name)), file)
@@ -94,21 +92,48 @@ def policy_origins(
     Raises ValueError for policies that would be joined, unless `merge_from` says whose adapter the
     joined one begins with.
     """
-    old, new = original.policy_by_role(), config.policy_by_role()
-    if merge_from is not None and merge_from not in old:
-        raise ValueError(f"--with merge:{merge_from}: no such role; the run has {', '.join(old)}")
+    old, new = original.policy_by_agent(), config.policy_by_agent()
+    by_name = {str(agent): policy for agent, policy in old.items()}
+    roles = dict.fromkeys(agent.role for agent in old)
+    by_name |= {role: policy for role in roles if (policy := _only(old, role))}
+    if merge_from is not None and merge_from not in by_name:
+        raise ValueError(
+            f"--with merge:{merge_from}: no such role; the run has {', '.join(by_name)}"
+        )
     origins = {}
-    for policy in dict.fromkeys(new.values()):
-        roles = [role for role, name in new.items() if name == policy]
-        found = list(dict.fromkeys(old[role] for role in roles))
-        if len(found) > 1 and merge_from not in roles:
+    for policy in config.policies:
+        agents = [agent for agent, name in new.items() if name == policy]
+        # An agent that the run did not have begins as the others of its role.
+        starts = [by_name.get(str(agent), by_name.get(agent.role)) for agent in agents]
+        found = list(dict.fromkeys(start for start in starts if start))
+        if not found:
+            raise ValueError(
+                f"policy '{policy}' of {', '.join(dict.fromkeys(a.role for a in agents))} has no "
+                "adapter in the run, where the role was frozen; train with that from the start"
+            )
+        names = {*(agent.role for agent in agents), *map(str, agents)}
+        if len(found) > 1 and merge_from not in names:
             raise ValueError(
                 f"policy '{policy}' would join {', '.join(found)}, which have no common start: "
                 f"say whose adapter it begins with in a replay, gradlab replay RUN --with "
-                f"merge:{roles[0]}, or train with that routing from the start"
+                f"merge:{agents[0].role if agents[0].role in by_name else agents[0]}, or train "
+                "with that routing from the start"
             )
-        origins[policy] = found[0] if len(found) == 1 else old[str(merge_from)]
+        origin = found[0] if len(found) == 1 else by_name[str(merge_from)]
+        models = original.model_of_policy(origin), config.model_of_policy(policy)
+        if models[0] != models[1]:
+            raise ValueError(
+                f"policy '{policy}' would begin as '{origin}', an adapter of {models[0]}, on "
+                f"{models[1]}; give it the same with --policy-model, or train from the start"
+            )
+        origins[policy] = origin
     return origins
+
+
+def _only(policy_by_agent: Mapping[Agent, str], role: str) -> str | None:
+    """The policy of a role whose agents have the same; None where they have several."""
+    found = {policy for agent, policy in policy_by_agent.items() if agent.role == role}
+    return found.pop() if len(found) == 1 else None
 
 
 def changed_state(
@@ -119,9 +144,9 @@ def changed_state(
     names: tuple[str, str],
 ) -> dict[str, Any]:
     """A policy's trainer state under another configuration, its old and new names given."""
-    _change_rates(state, original, config)
+    state["schedule"] = _changed_rate(state["schedule"], original, config, names)
     for group in state["optimizer"]["param_groups"]:
-        group["weight_decay"] = config.weight_decay
+        group["weight_decay"] = config.weight_decay_of(names[1])
     probe = state["probe"]
     if probe is not None and [tuple(agent) for agent in probe["agents"]] != agents:
         # What the new agents' parts of the moments would be, nobody measured.
@@ -132,25 +157,17 @@ def changed_state(
     return state
 
 
-def _change_rates(state: dict[str, Any], original: TrainConfig, config: TrainConfig) -> None:
-    """Scale the rates that are there, which --alarm slow may have lowered, and the schedule's place
-    in a warm-up that is another one."""
-    old, new = original.learning_rate, config.learning_rate
-    schedule, groups = state["schedule"], state["optimizer"]["param_groups"]
+def _changed_rate(
+    schedule: Mapping[str, Any], original: TrainConfig, config: TrainConfig, names: tuple[str, str]
+) -> dict[str, Any]:
+    """The rate there is, which --alarm slow may have lowered, on the new configuration's scale.
 
-    def scaled(rate: float) -> float:
-        return new if rate == old else new / old * rate  # the new one itself, not its rounding
-
-    if new != old:
-        for group in groups:
-            group |= {name: scaled(group[name]) for name in ("lr", "initial_lr")}
-        for name in ("base_lrs", "_last_lr"):
-            schedule[name] = [scaled(rate) for rate in schedule[name]]
-    if any(getattr(config, name) != getattr(original, name) for name in WARMING):
-        factor = warmup(config)(schedule["last_epoch"])
-        schedule["_last_lr"] = [factor * rate for rate in schedule["base_lrs"]]
-        for group, rate in zip(groups, schedule["_last_lr"], strict=True):
-            group["lr"] = rate
+    The place in a warm-up stays: the factor at it is the new configuration's.
+    """
+    base, ticks = rate_state(schedule)
+    old, new = original.learning_rate_of(names[0]), config.learning_rate_of(names[1])
+    # The new one itself, not its rounding.
+    return {"base": new if base == old else new / old * base, "ticks": ticks}
 
 
 def renamed(parameter: str, old: str, new: str) -> str:

@@ -29,7 +29,6 @@ from gradlab.run_directory import (
     steps_of_checkpoints,
     whole_checkpoints,
 )
-from trainers.models.language import LanguageModel
 from trainers.policies import Policy
 
 
@@ -40,7 +39,6 @@ class CheckpointError(ValueError):
 def save_checkpoint(
     run: Path,
     step: int,
-    language: LanguageModel,
     policies: Mapping[str, Policy],
     keep_states: int = 0,
     keep_state_every: int = 0,
@@ -55,7 +53,7 @@ def save_checkpoint(
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, step, language, policies)
+        _write(temporary, step, policies)
         if target.exists():
             shutil.rmtree(target)
         temporary.rename(target)
@@ -79,18 +77,16 @@ def save_checkpoint(
     return target
 
 
-def _write(
-    directory: Path, step: int, language: LanguageModel, policies: Mapping[str, Policy]
-) -> None:
+def _write(directory: Path, step: int, policies: Mapping[str, Policy]) -> None:
     directory.mkdir(parents=True)
-    # Embeddings are never trained here; looking whether they were would ask the hub.
-    language.model.save_pretrained(
-        str(directory), selected_adapters=list(policies), save_embedding_layers=False
-    )
     for name, policy in policies.items():
+        # Embeddings are never trained here; looking whether they were would ask the hub.
+        policy.language.model.save_pretrained(
+            str(directory), selected_adapters=[name], save_embedding_layers=False
+        )
         state = {
             "optimizer": policy.optimizer.state_dict(),
-            "schedule": policy.schedule.state_dict(),
+            "schedule": policy.rate.state_dict(),
             "probe": policy.probe.state_dict() if policy.probe else None,
             "damping": policy.damping.state_dict() if policy.damping else None,
             "torch_rng": torch.get_rng_state(),
@@ -119,7 +115,7 @@ def last_checkpoint(run: Path) -> int | None:
     return max(whole_checkpoints(run), default=None)
 
 
-def restore(run: Path, language: LanguageModel, policies: Mapping[str, Policy]) -> int | None:
+def restore(run: Path, policies: Mapping[str, Policy]) -> int | None:
     """Load the newest checkpoint that can be read; its step, or None where none was ever written.
 
     One that is damaged is passed over with a warning. Raises CheckpointError when there is none
@@ -128,7 +124,7 @@ def restore(run: Path, language: LanguageModel, policies: Mapping[str, Policy]) 
     damaged: list[str] = []
     for step in reversed(steps_of_checkpoints(run)):
         try:
-            load_checkpoint(run, step, language, policies)
+            load_checkpoint(run, step, policies)
         except CheckpointError as error:
             damaged.append(str(error))
             continue
@@ -148,9 +144,7 @@ def restore(run: Path, language: LanguageModel, policies: Mapping[str, Policy]) 
     return None
 
 
-def load_checkpoint(
-    run: Path, step: int, language: LanguageModel, policies: Mapping[str, Policy]
-) -> None:
+def load_checkpoint(run: Path, step: int, policies: Mapping[str, Policy]) -> None:
     """Put adapters, optimizers, schedules and probes back to what they were after `step`.
 
     Raises CheckpointError when a file is missing or damaged, ValueError when the checkpoint is of
@@ -164,7 +158,7 @@ def load_checkpoint(
                 f"checkpoint {directory} has no policy '{name}'; the run was made with another "
                 "--routing. Use the configuration in config.json, or start a new run."
             )
-        where = directory / name
+        where, language = directory / name, policy.language
         set_peft_model_state_dict(
             language.model, load_peft_weights(str(where), device=str(language.device)), name
         )
@@ -172,7 +166,7 @@ def load_checkpoint(
             where / STATE, map_location=language.device, weights_only=True
         )
         policy.optimizer.load_state_dict(state["optimizer"])
-        policy.schedule.load_state_dict(state["schedule"])
+        policy.rate.load_state_dict(state["schedule"])
         if policy.probe and state["probe"] is not None:
             policy.probe.load_state_dict(state["probe"])
         if policy.damping and state.get("damping") is not None:

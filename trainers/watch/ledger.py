@@ -44,13 +44,12 @@ def step_record(
     step: int,
     episodes: Sequence[Episode],
     agents: Sequence[Agent],
-    tallies: Mapping[str, RoleTally],
-    policy_by_role: Mapping[str, str],
+    tallies: Mapping[str, Mapping[str, RoleTally]],
     seconds: Mapping[str, float],
     ungraded: int = 0,
 ) -> StepRecord:
-    """The record of one step. `tallies` are by role; `seconds` has the fields of RunLedger that end
-    in '_seconds'."""
+    """The record of one step. `tallies` are by policy, then role; `seconds` has the fields of
+    RunLedger that end in '_seconds'."""
     turns = trained_turns(episodes)
     table = turn_table(turns, agents)
     run = RunLedger(
@@ -64,8 +63,6 @@ def step_record(
     )
     counts = {
         role: signature_counts([turn for turn in turns if turn.agent.role == role])
-        for role in policy_by_role
+        for role in dict.fromkeys(agent.role for agent in agents)
     }
-    return ledger.step_record(
-        step, time.time(), run, agents, table, tallies, policy_by_role, counts
-    )
+    return ledger.step_record(step, time.time(), run, agents, table, tallies, counts)

@@ -59,12 +59,7 @@ class Lookout:
             self._progress.note(f"ALARM at step {step}: {alarm.message}")
         if self._config.alarm == "slow" and not self._is_slow():
             for policy in self._policies.values():
-                schedule = policy.schedule
-                schedule.base_lrs = [SLOWER * rate for rate in schedule.base_lrs]
-                # The schedule has set the next step's rate already.
-                schedule._last_lr = [SLOWER * rate for rate in schedule.get_last_lr()]
-                for group in policy.optimizer.param_groups:
-                    group["lr"] *= SLOWER
+                policy.rate.scale(SLOWER)
             self._progress.note(f"learning rates multiplied by {SLOWER}")
 
     @property
@@ -82,6 +77,6 @@ class Lookout:
             )
 
     def _is_slow(self) -> bool:
-        """Also after a resume: the schedule's state holds the rates."""
+        """Also after a resume: checkpoints hold the rates."""
         first = next(iter(self._policies.values()))
-        return bool(first.schedule.base_lrs[0] < self._config.learning_rate)
+        return first.rate.base < self._config.learning_rate_of(first.name)

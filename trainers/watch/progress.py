@@ -27,8 +27,9 @@ class Progress:
     @contextmanager
     def showing(self, config: TrainConfig, done: int) -> Iterator[None]:
         self.console.print(
-            f"[bold]{config.out}[/bold]: {config.workflow}, {config.routing}, {config.model}, "
-            f"{config.task}, {config.steps} steps"
+            f"[bold]{config.out}[/bold]: {config.workflow}, {config.routing}, "
+            f"{' + '.join(config.models)}, {config.task}, {config.steps} steps"
+            + (f"; {config.frozen_words}" if config.freeze else "")
         )
         bar = Bar(
             TextColumn("step"),
@@ -81,5 +82,7 @@ def role_norms(policies: Mapping[str, Policy]) -> dict[str, float]:
         for index, agent in enumerate(policy.agents):
             members[agent.role].append(index)
         for role, indices in members.items():
-            norms[role] = float(np.sqrt(max(gram_AA[np.ix_(indices, indices)].sum(), 0.0)))
+            # A role's agents may train several policies.
+            own2 = max(gram_AA[np.ix_(indices, indices)].sum(), 0.0)
+            norms[role] = float(np.sqrt(norms.get(role, 0.0) ** 2 + own2))
     return norms

@@ -47,8 +47,7 @@ def step_record(
     roles = dict.fromkeys(agent.role for agent in agents)
     role_n = np.array([agents[int(index)].role for index in rows["agent"]], dtype=object)
     tallies = {role: tally(rows[role_n == role], learning_rate) for role in roles}
-    routing = dict.fromkeys(roles, "")  # one policy
-    return ledger.step_record(step, wall_time, run, agents, rows, tallies, routing, counts)
+    return ledger.step_record(step, wall_time, run, agents, rows, {"": tallies}, counts)
 
 
 def tally(rows: Turns, learning_rate: float) -> RoleTally:

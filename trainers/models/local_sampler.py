@@ -1,0 +1,73 @@
+"""Sample in this process, from the very weights that are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from trainers.models.language import LanguageModel
+from trainers.models.sampler import Sample, Speaker
+from trainers.models.sampling import sample
+from trainers.policies import TrainingError, not_finite
+from trainers.prompts.chat import Chat, Prompts
+
+
+@dataclass(frozen=True)
+class LocalSampler:
+    """A sampler whose weights are the trainer's own."""
+
+    languages: Mapping[str, LanguageModel]
+    """By name of the base model, all asked in the same style."""
+
+    @property
+    def prompts(self) -> Prompts:
+        return next(iter(self.languages.values())).prompts
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        return min(language.max_prompt_tokens for language in self.languages.values())
+
+    def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
+        return self.languages[speaker.model].encode(chat)
+
+    def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
+        return self.languages[speaker.model].decode(ids, keep_special=keep_special)
+
+    def ask(
+        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+    ) -> list[Sample]:
+        """Raises TrainingError naming the policy whose output is not finite, and why."""
+        language = self.languages[speaker.model]
+        options = replace(
+            language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
+        )
+        with language.speaking(speaker.policy) as model:
+            try:
+                return sample(model, prompts, options, rng(language.device, *key))
+            except FloatingPointError as error:
+                bad = not_finite(language, speaker.policy) if speaker.policy else []
+                cause = (
+                    f"{len(bad)} of its parameters are not finite ({bad[0]})"
+                    if bad
+                    else "its parameters are finite: the forward pass overflowed"
+                )
+                who = f"policy '{speaker.policy}'" if speaker.policy else f"model {speaker.model}"
+                raise TrainingError(
+                    f"sampling from {who}: {error}; {cause}. Start a new run with a "
+                    "lower --learning-rate: resuming would repeat this step exactly."
+                ) from error
+
+    def publish(self, policy: str) -> None:
+        """Nothing to do: there is no second copy of the weights."""
+
+    def close(self) -> None:
+        """Nothing to do: the weights are the trainer's."""
+
+
+def rng(device: torch.device, *key: int) -> torch.Generator:
+    """A generator that depends on `key` alone, so that a resumed run draws the same numbers."""
+    state = np.random.SeedSequence([part & 0xFFFFFFFF for part in key]).generate_state(2)
+    return torch.Generator(device).manual_seed(int(state[0]) << 31 ^ int(state[1]))
