@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gradlab.own_parts import is_own
+from gradlab.workflows import Workflow, parse_options
 from trainers.sandbox.pool import package_path
-from trainers.workflows import Sizes, Workflow, WorkflowName
+from trainers.workflows import find_workflow
 
 _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (
@@ -36,6 +38,10 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     ),
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
+
+
+SIZES = ("votes", "rounds", "workers")
+"""Options that are keyword arguments of the built-in workflows."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +119,11 @@ class TrainConfig:
     eval_samples: int = 1
     """Episodes per held-out problem."""
 
-    workflow: WorkflowName = "voting"
-    """The workflow to train."""
+    workflow: str = "voting"
+    """The workflow to train: voting, evaluator_optimizer, orchestrator_workers, solo, or one of
+    your own as my_flows.py:debate or package.module:debate (docs/workflows.md)."""
+    workflow_options: dict[str, str] = field(default_factory=dict)
+    """Keyword arguments of a workflow of your own, e.g. rounds 4."""
     votes: int = 3
     """Parallel generators of voting."""
     rounds: int = 3
@@ -143,12 +152,16 @@ class TrainConfig:
     rollout_rows: int = 512
     """Most responses generated at once."""
 
-    reward: Literal["outcome", "own", "rubric", "mix"] = "outcome"
-    """outcome of the episode for all its turns, own correctness, Voting-V2 rubric, or a mix."""
+    reward: str = "outcome"
+    """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of
+    your own as my_rewards.py:fn (docs/workflows.md)."""
     mix: float = 0.5
     """Weight of the outcome in --reward mix; the rest is own correctness."""
     group_by: Literal["role", "role_number", "role_turn"] = "role_number"
     """Whose rewards on one problem are compared: a role's, an agent's, or a round's of a role."""
+    advantage: str = "grpo"
+    """How rewards become advantages: grpo, dr-grpo, rloo, reinforce, reinforce++,
+    reinforce++-baseline, or one of your own as my_advantages.py:fn (docs/workflows.md)."""
     normalize_std: bool = True
     """Whether advantages are divided by the group's standard deviation (GRPO), or only the mean is
     taken away (Dr. GRPO)."""
@@ -261,6 +274,7 @@ class TrainConfig:
             )
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
+        self._check_sizes()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
         self._check_packages()
         self._check_roles("kl_coefficient", 0, math.inf)
@@ -269,6 +283,15 @@ class TrainConfig:
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
         self._check_interventions(self.policy_by_role())
+
+    def _check_sizes(self) -> None:
+        for name in SIZES:
+            if not 1 <= getattr(self, name) <= 9:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
+            if name in self.workflow_options and not is_own(self.workflow):
+                raise ValueError(
+                    f"--workflow-options {name}: workflow {self.workflow} takes it as --{name}"
+                )
 
     def _check_packages(self) -> None:
         for name in self.code_packages:
@@ -340,7 +363,15 @@ class TrainConfig:
         return self.seed if self.replay_seed is None else self.replay_seed
 
     def build_workflow(self) -> Workflow:
-        return Workflow(self.workflow, Sizes(self.votes, self.rounds, self.workers))
+        """The workflow with its options.
+
+        Raises ValueError where it cannot be found or loaded, or does not have them.
+        """
+        found = find_workflow(self.workflow)
+        given = parse_options(self.workflow_options, found.options)
+        if not is_own(self.workflow):
+            given |= {name: getattr(self, name) for name in SIZES if name in found.options}
+        return found.with_options(given)
 
     def policy_by_role(self) -> dict[str, str]:
         """role -> policy name, for every role of the workflow, in the workflow's order."""

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlab.ledger import mean
 from gradlab.records import EvalRecord, RoleEvaluation
+from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
@@ -15,7 +16,6 @@ from trainers.models.language import LanguageModel
 from trainers.rollout import rollout
 from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
-from trainers.workflows import Workflow
 
 EVALUATION = 1 << 20
 """Part of the sampling key that keeps evaluation apart from training."""

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from gradlab.workflows import Ask, Play, Reading, Reply, Workflow
 from trainers.episodes import Episode, Turn
-from trainers.grading.reading import Reading
 from trainers.judge import Judge
 from trainers.models.language import LanguageModel
 from trainers.models.sampling import Sample, sample
 from trainers.policies import TrainingError, not_finite
 from trainers.tasks.problem import Problem
-from trainers.workflows import Ask, Play, Reply, Workflow
 
 _Asked = tuple[int, int, tuple[int, ...]]
 """Number of the seat, slot in its wave, prompt."""
@@ -91,7 +90,7 @@ def _play_wave(
     for number, seat in enumerate(seats):
         if seat.is_over:
             continue
-        prompts = [language.encode(ask.chat) for ask in seat.wave]
+        prompts = [language.encode(ask.messages) for ask in seat.wave]
         longest = max(map(len, prompts))
         if longest > language.max_prompt_tokens:
             seat.failure = f"prompt of {longest} tokens, limit {language.max_prompt_tokens}"
@@ -170,7 +169,7 @@ class _Heard:
 
 def _hear(language: LanguageModel, ask: Ask, prompt: tuple[int, ...], response: Sample) -> _Heard:
     text = language.decode(response.ids)
-    return _Heard(ask, prompt, response, text, ask.read(text))
+    return _Heard(ask, prompt, response, text, ask.reading(text))
 
 
 def _advance(
@@ -184,7 +183,7 @@ def _advance(
     for one, is_right in zip(heard, is_correct, strict=True):
         ask, response = one.ask, one.response
         replies.append(Reply(one.text, one.reading.value, is_right))
-        own = is_right if ask.judge is None else ask.judge(one.reading.value)
+        own = is_right if ask.judge is None else ask.is_right(one.reading.value)
         seat.turns.append(
             Turn(
                 agent=ask.agent,

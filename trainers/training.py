@@ -26,6 +26,7 @@ from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
 from gradlab.records import EvalRecord, RunMeta, StepRecord
 from gradlab.store.writer import RunStore
+from gradlab.workflows import Workflow
 from trainers.advice import advice
 from trainers.config import TrainConfig
 from trainers.credit import credit
@@ -35,6 +36,7 @@ from trainers.judge import Judge, judge_of
 from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, TrainingError, build_policies
+from trainers.preview.own_parts import check_own_parts
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -46,13 +48,13 @@ from trainers.rundir.directory import (
     read_run_directory,
     stored_config,
 )
+from trainers.rundir.own_parts import check_parts
 from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem, Task, problem_ids
 from trainers.watch.ledger import step_record
 from trainers.watch.lookout import Lookout, check_watch
 from trainers.watch.progress import Progress
-from trainers.workflows import Workflow
 
 TRAINING = 0
 """Part of the sampling key that keeps training apart from evaluation."""
@@ -244,6 +246,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     about: dict[str, Any] | None = None
     if config.resume:
         about = read_run_directory(config.out)
+        check_parts(config.out, about)
         config = stored_config(about, config)
     check_watch(config, watch)
     if config.threads:
@@ -261,6 +264,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout))
         undo.callback(judge.close)  # also if the directory or the store is refused
+        check_own_parts(config, task, language)
         about = about or create_run_directory(config, task)
         first = first_step(about)
         meta = _meta(config, task, about, policies, judge)
@@ -299,7 +303,7 @@ def _meta(
     """What is fixed for the run; `about` is its config.json."""
     return RunMeta(
         run_id=about["run_id"],
-        workflow=config.workflow,
+        workflow=config.build_workflow().name,
         task=config.task,
         model=config.model,
         roles=config.build_workflow().roles,
@@ -307,7 +311,7 @@ def _meta(
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
-        config=about["config"] | {key: about[key] for key in ("from",) if key in about},
+        config=about["config"] | {key: about[key] for key in ("from", "parts") if key in about},
         versions=about["versions"] | protection_of(judge),
     )
 

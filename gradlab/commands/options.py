@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -101,8 +101,11 @@ class PromptsOptions:
     The workflow is played on a sample problem with canned replies. No weights are loaded.
     """
 
-    workflow: Literal["voting", "evaluator_optimizer", "orchestrator_workers", "solo"] = "voting"
-    """The workflow whose roles are asked."""
+    workflow: str = "voting"
+    """The workflow whose roles are asked: voting, evaluator_optimizer, orchestrator_workers, solo,
+    or one of your own as my_flows.py:debate."""
+    workflow_options: dict[str, str] = field(default_factory=dict)
+    """Keyword arguments of a workflow of your own, e.g. rounds 4."""
     kind: Literal["math", "code", "expression"] = "math"
     """The kind of the sample problem."""
     model: str = "tiny"

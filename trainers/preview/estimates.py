@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from gradlab.own_parts import is_own
 from gradlab.probe.layout import block_of, block_order
 from gradlab.records import Agent, PolicyMeta, RunMeta
 from gradlab.store.schema import groups
@@ -35,7 +36,16 @@ from trainers.models.language import (
     render,
 )
 from trainers.policies import adapter_parameters
-from trainers.preview.prompts import is_compact, played, replies_of
+from trainers.preview.dry_play import most_turns
+from trainers.preview.prompts import (
+    COMPACT_REPLIES,
+    COMPACT_SAMPLES,
+    is_compact,
+    played,
+    replies_of,
+    workers_of,
+)
+from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
 GIB = 1 << 30
@@ -142,7 +152,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         policies.append(measured_policy(config, name, agents, tuple(blocks), size))
     trained = sum(p.num_parameters for p in policies)
     base = sum(p.numel() for p in model.parameters()) - trained
-    turns = turns_of(config)
+    turns = turns_of(config, task)
     episodes, evaluated = episodes_of(config)
     total_turns = sum(turns.values()) * episodes
     updates = {
@@ -170,7 +180,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         None if rate is None else (flops * config.steps + evaluations) / (rate * UTILIZATION),
         rate,
         lengths,
-        disk_of(config, policies, updates, model, lengths),
+        disk_of(config, policies, updates, model, lengths, task),
     )
 
 
@@ -203,12 +213,12 @@ def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
     workflow, prompts = config.build_workflow(), prompts_for(tokenizer, config)
     prompt_B, response_B = [], []
     for problem in task.train[:MEASURED]:
-        replies = replies_of(tokenizer, problem.kind, config.workers)
+        replies = replies_of(tokenizer, problem.kind, workers_of(workflow))
         if not is_compact(tokenizer):
             replies = {kind: filled(tokenizer, text, limit) for kind, text in replies.items()}
         for wave in played(workflow, prompts, problem, replies):
             for ask in wave:
-                text = render(tokenizer, ask.chat)
+                text = render(tokenizer, ask.messages)
                 prompt_B.append(len(tokenizer.encode(text, add_special_tokens=False)))
                 reply = tokenizer.encode(replies[ask.kind], add_special_tokens=False)
                 response_B.append(min(len(reply) + 1, limit))  # with the end token
@@ -254,13 +264,17 @@ def empty_model(config: TrainConfig, names: list[str]) -> tuple[Any, Any]:
         return shapes, add_adapters(model, config, names)
 
 
-def turns_of(config: TrainConfig) -> dict[str, int]:
-    """Most turns of each role in an episode."""
+def turns_of(config: TrainConfig, task: Task | None) -> dict[str, int]:
+    """Most turns of each role in an episode; one of each agent where there is nothing to play."""
     workflow = config.build_workflow()
-    turns = {role: sum(agent.role == role for agent in workflow.agents) for role in workflow.roles}
-    if config.workflow == "evaluator_optimizer":
-        return dict.fromkeys(turns, config.rounds)
-    return turns
+    if is_own(config.workflow) and task is None:
+        return {
+            role: sum(agent.role == role for agent in workflow.agents) for role in workflow.roles
+        }
+    problem = COMPACT_SAMPLES["math"] if task is None else task.train[0]
+    plan = f"[{STRATEGIES[0] * workers_of(workflow)}]"
+    replies = {**COMPACT_REPLIES.get(problem.kind, COMPACT_REPLIES["math"]), "plan": plan}
+    return most_turns(workflow, CompactPrompts(), problem, replies)
 
 
 def episodes_of(config: TrainConfig) -> tuple[int, int]:
@@ -316,6 +330,7 @@ def disk_of(
     updates: dict[str, int],
     model: Any,
     lengths: Lengths,
+    task: Task | None,
 ) -> Disk:
     """What a run leaves, without what alarms save."""
     last, every = config.steps, config.checkpoint_every
@@ -325,7 +340,7 @@ def disk_of(
         kept |= {step for step in steps if step % config.keep_state_every == 0}
     tensors = {p.name: len(adapter_parameters(model, p.name)) for p in policies}
     adapters = sum(4 * p.num_parameters + 128 * tensors[p.name] for p in policies)
-    turns = sum(turns_of(config).values())
+    turns = sum(turns_of(config, task).values())
     episodes, evaluated = episodes_of(config)
     played = config.steps * episodes + evaluations_of(config) * evaluated
     return Disk(

@@ -23,7 +23,8 @@ from trainers.config import TrainConfig
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
-from trainers.rundir.directory import STORE
+from trainers.rundir.directory import STORE, read_run_directory
+from trainers.rundir.own_parts import check_parts
 from trainers.training import train
 from trainers.watch.progress import Progress
 
@@ -78,6 +79,7 @@ def make_plan(
     `steps`: how many to train; 0: to the end of the run. Raises ValueError for what cannot be
     replayed, before anything is written.
     """
+    check_parts(run, read_run_directory(run))
     original = config_of(run)
     if num_seeds < 1:
         raise ValueError(f"--seeds is {num_seeds}; expected 1 or more, 3 for a verdict")

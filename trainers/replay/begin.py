@@ -25,6 +25,7 @@ from trainers.rundir.directory import (
     stored_config,
     unwritable,
 )
+from trainers.rundir.own_parts import changed_parts, own_parts
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
@@ -104,7 +105,10 @@ def begin(run: Path, at: int, config: TrainConfig) -> str:
         "run_id": about["run_id"],
         "step": start,
         "config_sha256": hashlib.sha256((run / CONFIG).read_bytes()).hexdigest(),
-        "changed": changes(original, config),
+        "changed": {
+            **changes(original, config),
+            **changed_parts(about.get("parts", {}), own_parts(config)),
+        },
     }
     if not start:
         create_run_directory(config, task, begun)

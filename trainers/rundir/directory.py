@@ -3,6 +3,7 @@
 run.zarr/       the measurements             config.json     configuration, versions, data
 episodes/       what every agent said        checkpoints/    adapters and optimizer state
 problems.jsonl.gz   id, split and content hash of every problem
+own_parts/      copies of the files of one's own: workflow, reward, task, advantage
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
+from trainers.rundir.own_parts import COPIES, copy_parts, own_parts
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
 
@@ -43,6 +45,7 @@ def create_run_directory(
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_problem_list(out / PROBLEMS, task)
+        copy_parts(out, about.get("parts", {}))
         write_description(out, about)  # last: now it is a run
     except OSError as error:
         raise unwritable(out, error) from error
@@ -58,7 +61,11 @@ def check_free(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a directory to create")
     # A kill right at the start leaves these, which nobody can continue or miss.
-    if out.is_dir() and {path.name for path in out.iterdir()} - {CONFIG + PARTIAL, PROBLEMS}:
+    if out.is_dir() and {path.name for path in out.iterdir()} - {
+        CONFIG + PARTIAL,
+        PROBLEMS,
+        COPIES,
+    }:
         what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
         raise ValueError(
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
@@ -83,6 +90,8 @@ def description(
             "files": dict(task.files),
         },
     }
+    if parts := own_parts(config):
+        about["parts"] = parts
     return about | ({"from": dict(begun)} if begun else {})
 
 
