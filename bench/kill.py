@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from gradlab.store.run import open_run
-from trainers.episodes import read_episodes
 from trainers.rundir.checkpoint import last_checkpoint
 from trainers.rundir.directory import CONFIG, STORE
+from trainers.rundir.transcripts import read_episodes
 
 RESULTS = Path(__file__).parent / "results" / "kill.md"
 SMALL = (

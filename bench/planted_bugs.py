@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import trainers.credit
 import trainers.judge
 import trainers.learn
 import trainers.training
 from gradlab.probe.probe import Probe
 from gradlab.records import Agent
-from trainers.episodes import Row
+from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
 from trainers.policies import adapter_parameters
 from trainers.training import Run
@@ -82,19 +83,17 @@ def _noting(now: Now, train_step: Callable[..., Any]) -> Callable[..., Any]:
     return noted
 
 
-def on_rows(now: Now, patch: Patch, name: str, change: Callable[[list[Row]], list[Row]]) -> None:
-    """Change the rows that `reward_rows` or `with_advantages` of the trainer gives back."""
+def on_rows(now: Now, patch: Patch, name: str, change: Callable[[list[Turn]], list[Turn]]) -> None:
+    """Change the rows that `rewarded` or `with_advantages` of the trainer gives back."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
             found = original(*arguments)
-            if not now.is_on:
-                return found
-            return change(found) if isinstance(found, list) else (change(found[0]), *found[1:])
+            return change(found) if now.is_on else found
 
         return wrapped
 
-    patch(trainers.training, name, wrap)
+    patch(trainers.credit, name, wrap)
 
 
 def at_start(now: Now, patch: Patch, change: Callable[[Run], None]) -> None:
@@ -187,8 +186,8 @@ def anchor_sign(now: Now, patch: Patch) -> None:
 
 def reward_sign(now: Now, patch: Patch) -> None:
     """The generators are rewarded for what is wrong: minus their reward."""
-    on_rows(now, patch, "reward_rows", lambda rows: [
-        replace(row, reward=-row.reward) if row.turn.agent.role == "generator" else row
+    on_rows(now, patch, "rewarded", lambda rows: [
+        replace(row, reward=-row.reward) if row.agent.role == "generator" else row
         for row in rows
     ])  # fmt: skip
 
@@ -213,15 +212,15 @@ def end_token(now: Now, patch: Patch) -> None:
 def advantage_times_10(now: Now, patch: Patch) -> None:
     """The aggregator's advantages are ten times what they should be."""
     on_rows(now, patch, "with_advantages", lambda rows: [
-        replace(row, advantage=10 * row.advantage) if row.turn.agent.role == "aggregator" else row
+        replace(row, advantage=10 * row.advantage) if row.agent.role == "aggregator" else row
         for row in rows
     ])  # fmt: skip
 
 
 def reward_of_length(now: Now, patch: Patch) -> None:
     """The reward is the number of tokens of the response."""
-    on_rows(now, patch, "reward_rows", lambda rows: [
-        replace(row, reward=float(len(row.turn.response_ids))) for row in rows
+    on_rows(now, patch, "rewarded", lambda rows: [
+        replace(row, reward=float(len(row.response_ids))) for row in rows
     ])  # fmt: skip
 
 
@@ -250,15 +249,15 @@ def exchanged_tags(now: Now, patch: Patch) -> None:
 def other_temperature(now: Now, patch: Patch) -> None:
     """Old log-probs are recomputed at temperature 1, whatever was sampled at."""
 
-    def wrap(old_logprobs: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(with_old_logprobs: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(language: LanguageModel, *arguments: Any) -> Any:
             if now.is_on:
                 language = replace(language, sampling=replace(language.sampling, temperature=1.0))
-            return old_logprobs(language, *arguments)
+            return with_old_logprobs(language, *arguments)
 
         return wrapped
 
-    patch(trainers.learn, "old_logprobs", wrap)
+    patch(trainers.learn, "with_old_logprobs", wrap)
 
 
 def adapter_lost(now: Now, patch: Patch) -> None:

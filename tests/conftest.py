@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 
 from gradlab.records import Agent
 from trainers.config import TrainConfig
-from trainers.episodes import Row, Turn
+from trainers.episodes import Turn
 from trainers.models.tiny import build_tokenizer
 from trainers.watch.progress import Progress
 
@@ -129,6 +130,8 @@ def quiet() -> Progress:
 def make_turn(agent: Agent = Agent("generator"), **settings: object) -> Turn:  # noqa: B008
     """A turn of which only the named fields matter."""
     plain = {
+        "problem": "p",
+        "sample": 0,
         "round": 0,
         "kind": "answer",
         "prompt": "",
@@ -152,6 +155,13 @@ def make_row(
     outcome: bool = False,
     reward: float = 0.0,
     advantage: float = 0.0,
-) -> Row:
-    """A row of which only the named fields matter."""
-    return Row(turn or make_turn(), problem, sample, outcome, reward, advantage)
+) -> Turn:
+    """A turn with credit of which only the named fields matter."""
+    return replace(
+        turn or make_turn(),
+        problem=problem,
+        sample=sample,
+        outcome=outcome,
+        reward=reward,
+        advantage=advantage,
+    )

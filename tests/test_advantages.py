@@ -10,15 +10,15 @@ from conftest import SmallConfig, make_row, make_turn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradlab.ledger import inflation
 from gradlab.records import Agent
-from trainers.advantages import (
+from trainers.credit import (
     EPSILON,
-    GroupCounts,
     group_advantages,
     group_key,
-    inflation,
     with_advantages,
 )
+from trainers.episodes import Group
 
 
 def test_grpo_divides_by_the_unbiased_standard_deviation() -> None:
@@ -70,7 +70,7 @@ def test_groups_by_number_are_dr_mas_agents(small_config: SmallConfig) -> None:
         for i, (role, number, reward) in enumerate(played)
     ]
     config = small_config(group_by="role_number", singleton="reward")
-    credited, _ = with_advantages(rows, config)
+    credited = with_advantages(rows, config)
     solver = np.array([2 / 3, -1 / 3, -1 / 3]) / (math.sqrt(1 / 3) + 1e-6)
     verifier = np.array([0.5, -0.5]) / (math.sqrt(0.5) + 1e-6)
     np.testing.assert_allclose([r.advantage for r in credited], [*solver, *verifier], rtol=1e-12)
@@ -102,8 +102,8 @@ def test_the_key_decides_how_many_groups_voting_has(
         for k in range(4)
         for i in range(3)
     ]
-    credited, counts = with_advantages(rows, small_config(group_by=group_by))
-    assert counts == {"generator": GroupCounts(generator_groups, 0, 0)}
+    credited = with_advantages(rows, small_config(group_by=group_by))
+    assert {turn.group for turn in credited} == {Group(12 // generator_groups)}
     if group_by == "role":
         # 3 ones among 12: mean 1/4, sum of squares 3*9/16 + 9*1/16 = 9/4, std sqrt(9/44) = 0.45227
         assert credited[0].advantage == pytest.approx(0.75 / math.sqrt(9 / 44), rel=1e-5)
@@ -118,10 +118,11 @@ def test_rounds_are_compared_with_their_own_kind(small_config: SmallConfig) -> N
         for k in range(2)
         for turn in range(2)
     ]
-    _, counts = with_advantages(rows, small_config(group_by="role_turn"))
-    assert counts == {"generator": GroupCounts(2, 1, 0, 0, 1)}  # no episode of them was solved
-    _, counts = with_advantages(rows, small_config(group_by="role"))
-    assert counts == {"generator": GroupCounts(1, 0, 0)}
+    credited = with_advantages(rows, small_config(group_by="role_turn"))
+    flat = Group(2, zero_variance=True, all_wrong=True)  # no episode of them was solved
+    assert [turn.group for turn in credited] == [Group(2), flat] * 2
+    credited = with_advantages(rows, small_config(group_by="role"))
+    assert {turn.group for turn in credited} == {Group(4)}
 
 
 def test_groups_without_spread_are_all_right_all_wrong_or_neither(
@@ -135,9 +136,14 @@ def test_groups_without_spread_are_all_right_all_wrong_or_neither(
         for k, solved in enumerate(both)
     ]
     rows.append(make_row(problem="alone", outcome=True, reward=1.0))
-    _, counts = with_advantages(rows, small_config())
-    assert counts == {"generator": GroupCounts(5, zero_variance=3, singleton=1, all_right=1,
-                                               all_wrong=1)}  # fmt: skip
+    credited = with_advantages(rows, small_config())
+    assert {turn.problem: turn.group for turn in credited} == {
+        "a": Group(2, zero_variance=True, all_right=True),
+        "b": Group(2, zero_variance=True, all_wrong=True),
+        "c": Group(2),
+        "d": Group(2, zero_variance=True),
+        "alone": Group(1),
+    }
 
 
 def test_singletons_and_zero_variance_are_counted_apart(small_config: SmallConfig) -> None:
@@ -149,22 +155,24 @@ def test_singletons_and_zero_variance_are_counted_apart(small_config: SmallConfi
         make_row(problem="mixed", sample=1, reward=0.0),
         make_row(make_turn(Agent("aggregator")), problem="mixed", reward=0.0),
     ]
-    credited, counts = with_advantages(rows, small_config())
-    assert counts == {
-        "generator": GroupCounts(3, 1, 1, all_wrong=1),
-        "aggregator": GroupCounts(1, 0, 1),
-    }
+    credited = with_advantages(rows, small_config())
+    flat = Group(2, zero_variance=True, all_wrong=True)
+    assert [turn.group for turn in credited] == [
+        Group(1), flat, flat, Group(2), Group(2), Group(1),
+    ]  # fmt: skip
     assert [row.advantage for row in credited[:3]] == [0, 0, 0]
-    faithful, _ = with_advantages(rows, small_config(singleton="reward"))
+    faithful = with_advantages(rows, small_config(singleton="reward"))
     assert faithful[0].advantage == 1.0
 
 
 def test_rows_keep_their_order_and_everything_else(small_config: SmallConfig) -> None:
     rows = [make_row(sample=k, reward=float(k % 2), outcome=bool(k % 2)) for k in range(6)]
-    credited, _ = with_advantages(rows, small_config())
+    credited = with_advantages(rows, small_config())
     assert [row.sample for row in credited] == [0, 1, 2, 3, 4, 5]
     assert [row.reward for row in credited] == [row.reward for row in rows]
-    assert all(new.turn is old.turn for new, old in zip(credited, rows, strict=True))
+    assert all(
+        new.response_ids is old.response_ids for new, old in zip(credited, rows, strict=True)
+    )
     assert [row.advantage for row in rows] == [0] * 6  # the given rows are not touched
 
 
@@ -175,12 +183,12 @@ def test_inflation_is_dr_mas_kappa() -> None:
     For a role with 1 1 among 1 1 1 0: mean 3/4, variance 3/16, kappa = (1/16) / (3/16) = 1/3.
     """
     half = np.array([1.0, 1, 0, 0])
-    assert inflation(half, np.array([True, True, False, False])) == pytest.approx(1)
-    assert inflation(half, np.array([True, False, True, False])) == pytest.approx(1)
+    assert inflation(half, half[[0, 1]]) == pytest.approx(1)
+    assert inflation(half, half[[0, 2]]) == pytest.approx(1)
     most = np.array([1.0, 1, 1, 0])
-    assert inflation(most, np.array([True, True, False, False])) == pytest.approx(1 / 3)
+    assert inflation(most, most[:2]) == pytest.approx(1 / 3)
 
 
 def test_inflation_is_not_a_number_when_undefined() -> None:
-    assert math.isnan(inflation(np.ones(3), np.array([True, False, True])))
-    assert math.isnan(inflation(np.array([0.0, 1.0]), np.array([False, False])))
+    assert math.isnan(inflation(np.ones(3), np.ones(2)))
+    assert math.isnan(inflation(np.array([0.0, 1.0]), np.zeros(0)))

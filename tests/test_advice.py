@@ -14,14 +14,13 @@ from conftest import SmallConfig, make_turn
 from rich.console import Console
 
 from gradlab.store.run import open_run
-from trainers.advantages import with_advantages
 from trainers.advice import advice
 from trainers.config import TrainConfig
-from trainers.episodes import Row, Turn
+from trainers.credit import rewarded, with_advantages
+from trainers.episodes import Turn
 from trainers.presets import PRESETS, preset, usual_preset
 from trainers.preview.dryrun import described
 from trainers.preview.estimates import plan
-from trainers.rewards import turn_reward
 from trainers.training import train
 from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName
@@ -61,12 +60,9 @@ def test_roles_that_one_episode_teaches_nothing_are_named(workflow: WorkflowName
         draw, taught = random.Random(0), set()
         for _ in range(100):
             outcome = draw.random() < 0.5
-            rows = [
-                Row(turn, "p", 0, outcome, turn_reward(turn, outcome, config))
-                for turn in turns_of_an_episode(config, draw)
-            ]
-            credited, _ = with_advantages(rows, config)
-            taught |= {row.turn.agent.role for row in credited if abs(row.advantage) > 1e-9}
+            rows = [replace(turn, outcome=outcome) for turn in turns_of_an_episode(config, draw)]
+            credited = with_advantages(rewarded(rows, config), config)
+            taught |= {row.agent.role for row in credited if abs(row.advantage) > 1e-9}
         silent = [role for role in config.build_workflow().roles if role not in taught]
         told = list(advice(config))
         assert len(told) == bool(silent), (options, silent)

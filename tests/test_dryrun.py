@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM
 
 from gradlab.commands.main import main
 from gradlab.store.run import open_run
-from trainers.episodes import read_episodes
 from trainers.models.architectures import KNOWN, qwen3
 from trainers.models.language import load_language_model, load_tokenizer
 from trainers.policies import build_policies
@@ -31,6 +30,7 @@ from trainers.preview.estimates import (
     memory_of,
     plan,
 )
+from trainers.rundir.transcripts import read_episodes
 from trainers.training import task_of, train
 from trainers.watch.progress import Progress
 from trainers.workflows import WorkflowName

@@ -18,17 +18,16 @@ import torch
 from conftest import SmallConfig
 from torch import Tensor
 
+from gradlab.ledger import RoleTally
 from gradlab.records import Agent, UpdateRecord
+from trainers.batches import micro_batches, plan_updates, to_batch
 from trainers.config import TrainConfig
-from trainers.episodes import Row
+from trainers.episodes import Turn, trained_turns
 from trainers.judge import Judge
-from trainers.learn import TokenSums, batch_loss, learn
-from trainers.logprobs import to_batch
+from trainers.learn import batch_loss, learn
 from trainers.losses import token_weights
-from trainers.minibatches import micro_batches, plan_updates
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies
-from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
 
@@ -69,28 +68,25 @@ def flat(tensors: Sequence[Tensor]) -> Tensor:
 
 
 def twin_step(
-    language: LanguageModel, policy: Policy, rows: Sequence[Row], config: TrainConfig, step: int
+    language: LanguageModel, policy: Policy, rows: Sequence[Turn], config: TrainConfig, step: int
 ) -> list[Twin]:
     """The updates of one policy with a backward per agent; moves the parameters as learn does."""
     language.activate(policy.name)
     language.model.train()
-    old = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in rows}
-    sums = {role: TokenSums() for role in policy.roles}
+    sums = {role: RoleTally() for role in policy.roles}
     beta1, beta2 = 0.9, 0.999
     moment_AP, second_P, twins = 0.0, 0.0, []
     for number, update in enumerate(
         plan_updates(rows, config, (config.seed, step, *policy.name.encode())), start=1
     ):
-        weights = token_weights([len(r.turn.response_ids) for r in update], config.aggregation)
+        weights = token_weights([len(r.response_ids) for r in update], config.aggregation)
+        weight = dict(zip(update, weights.tolist(), strict=True))
         gradient_AP = torch.zeros(len(policy.agents), sum(p.numel() for p in policy.parameters))
         gradient_AP = gradient_AP.double()
         for micro in micro_batches(update, config.micro_tokens):
             for a, agent in enumerate(policy.agents):
-                only = {
-                    id(row): float(w) if row.turn.agent == agent else 0.0
-                    for row, w in zip(update, weights, strict=True)
-                }
-                loss = batch_loss(language, to_batch(micro, language, old), only, config, sums)
+                only = [replace(row, weight=weight[row] * (row.agent == agent)) for row in micro]
+                loss = batch_loss(language, to_batch(only, language), config, sums)
                 gradient_AP[a] += flat(torch.autograd.grad(loss, policy.parameters))
         clip = min(1.0, config.clip_norm / (gradient_AP.sum(0).norm().item() + 1e-6))
         total_P = clip * gradient_AP.sum(0)
@@ -180,11 +176,11 @@ def check(config: TrainConfig) -> None:
     episodes = rollout(language, *played, config.samples, (3,), Judge())
     # Advantages of any size and sign: the rewards of so few episodes could leave someone without.
     draw = np.random.default_rng(11)
-    rows = [replace(row, advantage=draw.normal()) for row in reward_rows(episodes, config)]
+    rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]
     seen: set[Agent] = set()
     num_updates = 0
     for name, policy in policies.items():
-        mine = [row for row in rows if row.turn.agent.role in policy.roles]
+        mine = [row for row in rows if row.agent.role in policy.roles]
         records: list[UpdateRecord] = []
         assert policy.probe is not None
         policy.probe.send_to(records.append)

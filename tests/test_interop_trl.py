@@ -28,14 +28,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback  #
 
 from analysis.diagnosis import diagnose  # noqa: E402
 from gradlab.interop.trl.grpo import Watch, watch  # noqa: E402
-from gradlab.interop.trl.turns import TURN, step_record  # noqa: E402
+from gradlab.interop.trl.turns import ROW, step_record  # noqa: E402
+from gradlab.ledger import inflation  # noqa: E402
 from gradlab.probe.ranks.fsdp1 import is_sharded  # noqa: E402
 from gradlab.records import Agent  # noqa: E402
 from gradlab.signature import token_counts  # noqa: E402
 from gradlab.store.run import Run, open_run  # noqa: E402
-from trainers.advantages import inflation  # noqa: E402
 from trainers.models.language import WEIGHTS  # noqa: E402
-from trainers.watch.ledger import signature  # noqa: E402
+from trainers.watch.ledger import signature_counts  # noqa: E402
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -508,14 +508,14 @@ def test_a_trained_fused_head_is_named(make: Make, tmp_path: Path) -> None:
 def test_signatures_are_those_of_our_own_runs(make_row_of: Callable[[list[int]], Any]) -> None:
     ids = [5, 7, 7, 99, 12345]
     counts = token_counts(np.array(ids))
-    np.testing.assert_allclose(counts / counts.sum(), signature([make_row_of(ids)]))
+    np.testing.assert_allclose(counts, signature_counts([make_row_of(ids)]))
 
 
 def test_a_ledger_counts_only_what_is_known() -> None:
-    turns = np.full(4, np.nan, dtype=TURN)
+    turns = np.full(4, np.nan, dtype=ROW)
     turns["agent"] = [0, 0, 2, 2]
     turns["reward"] = [1.0, 0.0, np.nan, 1.0]
-    turns["correct"] = [1.0, 0.0, np.nan, np.nan]
+    turns["outcome"] = [1.0, 0.0, np.nan, np.nan]
     turns["tokens"], turns["prompt_tokens"], turns["weight"] = [4, 2, 1, 1], 3, [4, 2, 1, 1]
     turns["entropy"], turns["logprob"], turns["advantage"] = 1.0, -3.0, [1, -1, 0, 0]
     record = step_record(7, 0.0, [*MARKS], turns, {}, 1e-3, {"step_seconds": 2.0})
@@ -528,13 +528,13 @@ def test_a_ledger_counts_only_what_is_known() -> None:
     assert generator.perplexity == pytest.approx(np.exp(1))  # -(-3 - 3) / 6 nats per token
     assert np.isnan(generator.kl)
     rewards = np.array([1.0, 0.0, 1.0])
-    expected = inflation(rewards, np.array([True, True, False]))
+    expected = inflation(rewards, rewards[:2])
     assert generator.inflation == pytest.approx(expected)
     assert record.run.tokens == 4 * 3 + 8
 
 
 def test_a_role_without_rows_has_an_empty_ledger() -> None:
-    turns = np.zeros(0, dtype=TURN)
+    turns = np.zeros(0, dtype=ROW)
     record = step_record(1, 0.0, [*MARKS], turns, {}, 1e-3, {})
     assert record.roles["judge"].turns == 0
     assert np.isnan(record.roles["judge"].reward_mean)

@@ -19,18 +19,17 @@ from test_train import adapters, assert_same_runs, assert_same_states, assert_sa
 from torch.nn import Parameter
 from transformers import Qwen3ForCausalLM
 
+from gradlab.ledger import RoleTally
 from gradlab.probe.probe import Probe, attach
 from gradlab.records import Agent, UpdateRecord
 from gradlab.store.run import open_run
+from trainers.batches import plan_updates
 from trainers.config import TrainConfig
-from trainers.episodes import Row
+from trainers.episodes import Turn, trained_turns
 from trainers.interventions import CoherenceDamping, capping, equalizing, role_factors
 from trainers.judge import Judge
-from trainers.learn import TokenSums, accumulate, learn
-from trainers.logprobs import old_logprobs
-from trainers.minibatches import plan_updates
+from trainers.learn import accumulate, learn
 from trainers.presets import preset
-from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.tasks.load import load_task
 from trainers.training import train
@@ -211,7 +210,7 @@ def first_update(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor, Updat
     played = config.build_workflow(), config.policy_by_role(), task.train[:4]
     episodes = rollout(language, *played, config.samples, (3,), Judge())
     draw = np.random.default_rng(11)
-    rows = [replace(row, advantage=draw.normal()) for row in reward_rows(episodes, config)]
+    rows = [replace(row, advantage=draw.normal()) for row in trained_turns(episodes)]
     plain = replace(config, probe="off", max_share={}, equalize=False, role_clip={}, role_weight={})
     gradient_AP = gradients_alone(plain, rows)
     records: list[UpdateRecord] = []
@@ -226,18 +225,18 @@ def first_update(config: TrainConfig) -> tuple[torch.Tensor, torch.Tensor, Updat
     return gradient_AP, seen[0], records[0]
 
 
-def gradients_alone(config: TrainConfig, rows: list[Row]) -> torch.Tensor:
+def gradients_alone(config: TrainConfig, rows: list[Turn]) -> torch.Tensor:
     """[A, P] one backward per agent, everybody else's rows at weight zero."""
     language, policies = build(config)
     policy = policies["shared"]
     language.activate("shared")
     language.model.train()
     (update,) = plan_updates(rows, config, (config.seed, 1, *b"shared"))
-    old, found = old_logprobs(language, rows, config), []
+    found = []
     for agent in policy.agents:
-        sums = {role: TokenSums() for role in policy.roles}
+        sums = {role: RoleTally() for role in policy.roles}
         order = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
-        accumulate(language, policy, update, old, order, config, 1, sums, only=agent)
+        accumulate(language, policy, update, order, config, 1, sums, only=agent)
         found.append(flat_gradient(policy.parameters))
         policy.optimizer.zero_grad()
     return torch.stack(found)

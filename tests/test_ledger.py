@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from conftest import make_row, make_turn
+from numpy.typing import NDArray
 
+from gradlab.ledger import RoleTally, Turns, role_ledger
 from gradlab.records import SIGNATURE_BUCKETS, Agent
 from gradlab.signature import FIBONACCI_HASH
-from trainers.advantages import GroupCounts
-from trainers.episodes import Episode, Row
-from trainers.learn import TokenSums
+from trainers.episodes import Episode, Group, Turn
 from trainers.tasks.problem import Problem
-from trainers.watch.ledger import role_ledger, signature, step_record
+from trainers.watch.ledger import step_record, turn_table
 
 GENERATOR, AGGREGATOR = Agent("generator"), Agent("aggregator")
 
 
-def generator_rows() -> list[Row]:
+def generator_rows() -> list[Turn]:
     """Two episodes of problem a (rewards 1 0) and one of b (reward 1); responses of 2, 4, 6."""
     turns = [
         make_turn(GENERATOR, prompt_ids=(5,) * 3, response_ids=(7,) * 2, logprobs=(-1.0,) * 2,
@@ -37,14 +38,23 @@ def generator_rows() -> list[Row]:
     ]
 
 
+def tables(*turns: list[Turn]) -> list[Turns]:
+    return [turn_table(some, [GENERATOR, AGGREGATOR]) for some in turns]
+
+
 def test_a_roles_ledger_by_hand() -> None:
     rows = generator_rows()
     other = make_row(make_turn(AGGREGATOR), problem="a", reward=0.0)
-    sums = TokenSums(
+    # The two on problem a are of two groups of four: one flat and solved, one flat and not. The one
+    # on b is alone: 1/4 + 1/4 + 1 groups.
+    groups = [Group(4, True, True, False), Group(4, True, False, True), Group(1)]
+    rows = [replace(row, group=group) for row, group in zip(rows, groups, strict=True)]
+    sums = RoleTally(
         tokens=12, entropy=6.0, ratio=12.0, ratio_squared=12.48, clipped=3, weight=2.0, updates=3,
         kl=0.01, logprob_gap=1e-6, learning_rate=1e-3,
     )  # fmt: skip
-    ledger = role_ledger(rows, [*rows, other], GroupCounts(8, 4, 2, 1, 3), sums, 8.0)
+    mine, everybody = tables(rows, [*rows, other])
+    ledger = role_ledger(mine, everybody, sums, 8.0)
     assert ledger.episodes == 3
     assert ledger.turns == 3
     assert (ledger.prompt_tokens, ledger.response_tokens) == (10, 12)
@@ -55,8 +65,9 @@ def test_a_roles_ledger_by_hand() -> None:
     assert ledger.own_accuracy == pytest.approx(2 / 3)
     assert ledger.outcome_accuracy == pytest.approx(2 / 3)
     assert ledger.advantage_std == pytest.approx(math.sqrt(2 * 0.49 / 3))
-    assert (ledger.zero_variance_groups, ledger.singleton_groups) == (0.5, 0.25)
-    assert (ledger.all_right_groups, ledger.all_wrong_groups) == (0.125, 0.375)
+    assert ledger.zero_variance_groups == pytest.approx(0.5 / 1.5)
+    assert ledger.singleton_groups == pytest.approx(1 / 1.5)
+    assert (ledger.all_right_groups, ledger.all_wrong_groups) == pytest.approx((1 / 6, 1 / 6))
     # all rewards 1 0 1 0: mean 1/2, variance 1/4; the role's: variance 2/9, mean 2/3
     assert ledger.inflation == pytest.approx((2 / 9 + 1 / 36) / (1 / 4))
     assert ledger.entropy == 0.5
@@ -72,7 +83,7 @@ def test_a_roles_ledger_by_hand() -> None:
 
 
 def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None:
-    ledger = role_ledger([], generator_rows(), GroupCounts(1, 0, 0), TokenSums(), 0.0)
+    ledger = role_ledger(*tables([], generator_rows()), RoleTally(), 0.0)
     assert (ledger.turns, ledger.episodes, ledger.response_tokens) == (0, 0, 0)
     assert math.isnan(ledger.reward_mean)
     assert math.isnan(ledger.entropy)
@@ -80,8 +91,18 @@ def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None
 
 def test_an_absurd_perplexity_stays_finite() -> None:
     row = make_row(make_turn(response_ids=(7,), logprobs=(-1e6,)))
-    ledger = role_ledger([row], [row], GroupCounts(1, 0, 0), TokenSums(), 1.0)
+    ledger = role_ledger(*tables([row], [row]), RoleTally(), 1.0)
     assert ledger.perplexity == pytest.approx(math.exp(50))
+
+
+def signature(turns: list[Turn]) -> NDArray[np.float64]:
+    """What the step record holds of these turns of the generator."""
+    problem = Problem("a", "math", "1+1", "2")
+    episodes = [Episode(problem, 0, tuple(turns), "2", True)]
+    record = step_record(
+        1, episodes, [GENERATOR], {"generator": RoleTally()}, {"generator": "shared"}, {}
+    )
+    return record.signatures["generator"]
 
 
 def test_a_signature_is_the_share_of_tokens_per_bucket() -> None:
@@ -109,25 +130,20 @@ def test_large_token_ids_are_hashed_without_overflow() -> None:
         assert share_K[bucket] == pytest.approx(number / 3)
 
 
-def test_no_tokens_no_signature() -> None:
-    assert np.isnan(signature([])).all()
-
-
 def test_the_step_record_covers_every_role_and_counts_failures() -> None:
     rows = generator_rows()
     a, b = (Problem(name, "math", "1+1", "2") for name in "ab")
     episodes = [
-        Episode(a, 0, (rows[0].turn,), "2", True),
-        Episode(a, 1, (rows[1].turn,), None, False),
-        Episode(b, 0, (rows[2].turn,), "2", True),
+        Episode(a, 0, (rows[0],), "2", True),
+        Episode(a, 1, (rows[1],), None, False),
+        Episode(b, 0, (rows[2],), "2", True),
         Episode(b, 1, (), None, False, failure="prompt of 9 tokens, limit 8"),
     ]
     record = step_record(
         3,
         episodes,
-        rows,
-        {"generator": GroupCounts(2, 0, 1)},
-        {"generator": TokenSums(weight=3.0), "aggregator": TokenSums(weight=0.0)},
+        [GENERATOR, AGGREGATOR],
+        {"generator": RoleTally(weight=3.0), "aggregator": RoleTally(weight=0.0)},
         {"generator": "shared", "aggregator": "shared"},
         {"rollout_seconds": 1.0, "train_seconds": 2.0, "step_seconds": 3.0},
     )

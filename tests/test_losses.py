@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gradlab.ledger import RoleTally
 from gradlab.records import Agent
+from trainers.batches import response_logprobs, to_batch
 from trainers.config import TrainConfig
-from trainers.episodes import Row
-from trainers.learn import TokenSums, batch_loss
-from trainers.logprobs import response_logprobs, to_batch
+from trainers.episodes import Turn
+from trainers.learn import batch_loss
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.models.language import LanguageModel, load_language_model
 
@@ -118,7 +120,7 @@ def test_weights_of_means_sum_to_one(lengths: list[int]) -> None:
 # The loss of a batch, on a real (small, random) model.
 
 
-def make_rows(num: int = 7) -> list[Row]:
+def make_rows(num: int = 7) -> list[Turn]:
     """Rows of different lengths by different agents, with old log-probs near the model's."""
     draw = np.random.default_rng(5)
     rows = []
@@ -149,17 +151,15 @@ def load(config: TrainConfig) -> LanguageModel:
     return language
 
 
-def loss_of(language: LanguageModel, rows: list[Row], config: TrainConfig, split: int) -> Tensor:
+def loss_of(language: LanguageModel, rows: list[Turn], config: TrainConfig, split: int) -> Tensor:
     """The trainer's loss of an update, in micro-batches of `split` rows."""
-    old = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in rows}
-    weights = token_weights([len(row.turn.response_ids) for row in rows], config.aggregation)
-    weight_by_row = {id(row): float(w) for row, w in zip(rows, weights, strict=True)}
-    sums = {role: TokenSums() for role in ("generator", "aggregator")}
+    weights = token_weights([len(row.response_ids) for row in rows], config.aggregation)
+    rows = [replace(row, weight=float(w)) for row, w in zip(rows, weights, strict=True)]
+    sums = {role: RoleTally() for role in ("generator", "aggregator")}
     losses = [
         batch_loss(
             language,
-            to_batch(rows[start : start + split], language, old),
-            weight_by_row,
+            to_batch(rows[start : start + split], language),
             config,
             sums,
         )
@@ -168,12 +168,11 @@ def loss_of(language: LanguageModel, rows: list[Row], config: TrainConfig, split
     return torch.stack(losses).sum()
 
 
-def twin_loss(language: LanguageModel, rows: list[Row], config: TrainConfig) -> Tensor:
+def twin_loss(language: LanguageModel, rows: list[Turn], config: TrainConfig) -> Tensor:
     """The same loss, row by row and token by token, from the formulas."""
     total = torch.zeros((), dtype=torch.float64)
-    num_tokens = sum(len(row.turn.response_ids) for row in rows)
-    for row in rows:
-        turn = row.turn
+    num_tokens = sum(len(row.response_ids) for row in rows)
+    for turn in rows:
         ids = torch.tensor([[*turn.prompt_ids, *turn.response_ids]])
         everything = language.model(input_ids=ids).logits[0]
         row_loss = torch.zeros((), dtype=torch.float64)
@@ -182,9 +181,9 @@ def twin_loss(language: LanguageModel, rows: list[Row], config: TrainConfig) -> 
             logprobs = logits - logits.logsumexp(0)
             ratio = (logprobs[token] - float(np.float32(turn.logprobs[t]))).exp()
             bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-            surrogate = torch.min(row.advantage * ratio, row.advantage * bounded)
-            if row.advantage < 0:
-                surrogate = torch.max(surrogate, torch.tensor(row.advantage * config.dual_clip))
+            surrogate = torch.min(turn.advantage * ratio, turn.advantage * bounded)
+            if turn.advantage < 0:
+                surrogate = torch.max(surrogate, torch.tensor(turn.advantage * config.dual_clip))
             entropy = -(logprobs.exp() * logprobs).sum()
             row_loss = row_loss - surrogate - config.entropy_coefficient * entropy
             anchor = config.kl_coefficient.get(turn.agent.role, 0.0)
@@ -252,13 +251,12 @@ def test_entropy_and_ratio_sums_are_those_of_the_role(
 ) -> None:
     config = small_config(model=str(char_model))
     language, rows = load(config), make_rows()
-    old = {id(row): np.asarray(row.turn.logprobs, dtype=np.float32) for row in rows}
-    sums = {role: TokenSums() for role in ("generator", "aggregator")}
-    batch = to_batch(rows, language, old)
+    sums = {role: RoleTally() for role in ("generator", "aggregator")}
+    batch = to_batch([replace(row, weight=1.0) for row in rows], language)
     with torch.no_grad():
-        batch_loss(language, batch, {id(row): 1.0 for row in rows}, config, sums)
+        batch_loss(language, batch, config, sums)
         logprob_BT, entropy_BT = response_logprobs(language, batch)
-    mine = torch.tensor([row.turn.agent.role == "aggregator" for row in rows])
+    mine = torch.tensor([row.agent.role == "aggregator" for row in rows])
     mask = batch.is_token_BT & mine[:, None]
     assert sums["aggregator"].tokens == int(mask.sum())
     assert sums["aggregator"].entropy == pytest.approx(float(entropy_BT[mask].sum()), rel=1e-5)

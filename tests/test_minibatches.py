@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradlab.records import Agent
+from trainers.batches import micro_batches, num_updates, plan_updates
 from trainers.config import TrainConfig
-from trainers.episodes import Row
-from trainers.minibatches import micro_batches, num_updates, plan_updates, row_tokens
+from trainers.episodes import Turn
 
 
-def make_rows(lengths: list[int], num_problems: int) -> list[Row]:
+def make_rows(lengths: list[int], num_problems: int) -> list[Turn]:
     return [
         make_row(
             make_turn(
@@ -37,7 +37,7 @@ rows_strategy = st.builds(
 )
 
 
-def ids_of(parts: list[list[Row]]) -> list[int]:
+def ids_of(parts: list[list[Turn]]) -> list[int]:
     return sorted(row.sample for part in parts for row in part)
 
 
@@ -49,7 +49,7 @@ def ids_of(parts: list[list[Row]]) -> list[int]:
     st.integers(1, 5),
 )
 def test_every_row_is_in_exactly_one_update(
-    rows: list[Row], updates: str, minibatches: str, rows_per_update: int, fixed: int
+    rows: list[Turn], updates: str, minibatches: str, rows_per_update: int, fixed: int
 ) -> None:
     config = TrainConfig(
         updates=updates,  # type: ignore[arg-type]
@@ -64,26 +64,26 @@ def test_every_row_is_in_exactly_one_update(
 
 @given(rows_strategy, st.integers(1, 300))
 def test_every_row_is_in_exactly_one_micro_batch_within_the_budget(
-    rows: list[Row], max_tokens: int
+    rows: list[Turn], max_tokens: int
 ) -> None:
     batches = micro_batches(rows, max_tokens)
     assert ids_of(batches) == list(range(len(rows)))
     for batch in batches:
         # Prompts are padded to the longest prompt, responses to the longest response.
-        prompt = max(len(row.turn.prompt_ids) for row in batch)
-        response = max(len(row.turn.response_ids) for row in batch)
+        prompt = max(len(row.prompt_ids) for row in batch)
+        response = max(len(row.response_ids) for row in batch)
         assert len(batch) * (prompt + response) <= max_tokens or len(batch) == 1
 
 
 @given(rows_strategy, st.integers(1, 300))
-def test_rows_of_an_agent_stand_together(rows: list[Row], max_tokens: int) -> None:
+def test_rows_of_an_agent_stand_together(rows: list[Turn], max_tokens: int) -> None:
     for batch in micro_batches(rows, max_tokens):
-        agents = [row.turn.agent for row in batch]
+        agents = [row.agent for row in batch]
         assert agents == sorted(agents)
 
 
 @given(rows_strategy, st.integers(1, 30), st.integers(0, 5))
-def test_problems_stay_whole(rows: list[Row], rows_per_update: int, seed: int) -> None:
+def test_problems_stay_whole(rows: list[Turn], rows_per_update: int, seed: int) -> None:
     planned = plan_updates(rows, TrainConfig(rows_per_update=rows_per_update), (seed,))
     homes = Counter(problem for part in planned for problem in {row.problem for row in part})
     assert set(homes.values()) == {1}
@@ -97,7 +97,7 @@ def test_the_shuffle_depends_on_its_key_alone() -> None:
     assert first != other
 
 
-def voting_rows(problems: int, samples: int) -> dict[str, list[Row]]:
+def voting_rows(problems: int, samples: int) -> dict[str, list[Turn]]:
     agents = [*(Agent("generator", i) for i in range(3)), Agent("aggregator")]
     rows = [
         make_row(make_turn(agent), problem=f"p{problem}", sample=sample)
@@ -106,7 +106,7 @@ def voting_rows(problems: int, samples: int) -> dict[str, list[Row]]:
         for agent in agents
     ]
     return {
-        role: [row for row in rows if row.turn.agent.role == role]
+        role: [row for row in rows if row.agent.role == role]
         for role in ("generator", "aggregator")
     }
 
@@ -131,7 +131,7 @@ def test_by_length_updates_are_consecutive_slices_in_order_of_length() -> None:
     rows = make_rows([30, 10, 20, 40, 5, 25, 35, 15, 12, 33], 3)
     planned = plan_updates(rows, TrainConfig(minibatches="length", rows_per_update=4), (0,))
     assert [len(part) for part in planned] == [4, 4, 2]
-    lengths = [row_tokens(row) for part in planned for row in part]
+    lengths = [row.tokens for part in planned for row in part]
     assert lengths == sorted(lengths)
 
 

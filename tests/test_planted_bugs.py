@@ -12,14 +12,15 @@ import pytest
 from conftest import SmallConfig
 from test_train import adapters, assert_same_tensors
 
+import trainers.credit
 import trainers.judge
 import trainers.learn
 import trainers.training
 from gradlab.probe.probe import Probe
 from gradlab.store.run import Run, open_run
-from trainers.episodes import read_episodes
 from trainers.inspect.audit import audit_run
 from trainers.prompts.compact import CompactPrompts
+from trainers.rundir.transcripts import read_episodes
 from trainers.training import train
 from trainers.watch.progress import Progress
 
@@ -56,10 +57,9 @@ def turns(path: Path, episodes: str) -> list[tuple[dict[str, Any], dict[str, Any
 def test_every_bug_is_taken_out_again() -> None:
     places: list[tuple[Any, str]] = [
         (trainers.judge, "is_right"), (trainers.learn, "batch_loss"), (trainers.learn, "kl_k3"),
-        (trainers.learn, "old_logprobs"), (Probe, "tag"), (CompactPrompts, "read_choice"),
-        *((trainers.training, name) for name in (
-            "train_step", "rollout", "reward_rows", "with_advantages", "step_problems",
-        )),
+        (trainers.learn, "with_old_logprobs"), (Probe, "tag"), (CompactPrompts, "read_choice"),
+        (trainers.credit, "rewarded"), (trainers.credit, "with_advantages"),
+        *((trainers.training, name) for name in ("train_step", "rollout", "step_problems")),
     ]  # fmt: skip
     before = [getattr(*place) for place in places]
     changed = set[str]()

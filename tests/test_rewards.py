@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from conftest import SmallConfig, make_turn
 
 from gradlab.records import Agent
-from trainers.episodes import Episode, Turn
-from trainers.rewards import reward_rows, rubric_reward, turn_reward
+from trainers.credit import credit, rewarded, rubric_reward, turn_reward
+from trainers.episodes import Episode, Turn, trained_turns
 from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("p", "math", "80+11", "91")
 
 
 def episode_of(*turns: Turn, outcome: bool, failure: str | None = None) -> Episode:
+    turns = tuple(replace(turn, outcome=outcome, sample=2) for turn in turns)
     return Episode(PROBLEM, 2, turns, "91" if outcome else None, outcome, failure)
 
 
@@ -26,17 +30,17 @@ PLAN = make_turn(Agent("orchestrator"), kind="plan")
 def test_the_outcome_is_broadcast_to_every_turn(
     small_config: SmallConfig, turn: Turn, outcome: bool
 ) -> None:
-    assert turn_reward(turn, outcome, small_config(reward="outcome")) == outcome
+    assert turn_reward(replace(turn, outcome=outcome), small_config(reward="outcome")) == outcome
 
 
 def test_own_correctness_falls_back_to_the_outcome_where_there_is_none(
     small_config: SmallConfig,
 ) -> None:
     config = small_config(reward="own")
-    assert turn_reward(RIGHT, False, config) == 1
-    assert turn_reward(WRONG, True, config) == 0
-    assert turn_reward(PLAN, True, config) == 1
-    assert turn_reward(PLAN, False, config) == 0
+    assert turn_reward(RIGHT, config) == 1
+    assert turn_reward(replace(WRONG, outcome=True), config) == 0
+    assert turn_reward(replace(PLAN, outcome=True), config) == 1
+    assert turn_reward(PLAN, config) == 0
 
 
 @pytest.mark.parametrize(
@@ -52,7 +56,9 @@ def test_own_correctness_falls_back_to_the_outcome_where_there_is_none(
 def test_the_mix_weighs_the_outcome(
     small_config: SmallConfig, turn: Turn, outcome: bool, reward: float
 ) -> None:
-    assert turn_reward(turn, outcome, small_config(reward="mix", mix=0.25)) == reward
+    assert (
+        turn_reward(replace(turn, outcome=outcome), small_config(reward="mix", mix=0.25)) == reward
+    )
 
 
 def choice(own: bool, offered: bool) -> Turn:
@@ -83,21 +89,23 @@ def verdict(own: bool, offered: bool) -> Turn:
     ],
 )
 def test_the_rubric(turn: Turn, outcome: bool, reward: float) -> None:
-    assert rubric_reward(turn, outcome) == reward
+    assert rubric_reward(replace(turn, outcome=outcome)) == reward
 
 
 def test_outcome_own_correctness_and_reward_are_kept_apart(small_config: SmallConfig) -> None:
     episode = episode_of(RIGHT, WRONG, PLAN, outcome=False)
-    rows = reward_rows([episode], small_config(reward="mix", mix=0.5))
-    assert [(row.turn.own_correct, row.outcome, row.reward) for row in rows] == [
+    config = small_config(reward="mix", mix=0.5)
+    rows = rewarded(trained_turns([episode]), config)
+    assert [(row.own_correct, row.outcome, row.reward) for row in rows] == [
         (True, False, 0.5),
         (False, False, 0.0),
         (None, False, 0.0),
     ]
     assert [(row.problem, row.sample, row.advantage) for row in rows] == [("p", 2, 0.0)] * 3
-    assert rows[0].turn is RIGHT
 
 
 def test_episodes_that_were_given_up_are_not_trained(small_config: SmallConfig) -> None:
     failed = episode_of(RIGHT, outcome=False, failure="prompt of 9 tokens, limit 8")
-    assert len(reward_rows([failed, episode_of(WRONG, outcome=True)], small_config())) == 1
+    episodes = credit([failed, episode_of(WRONG, outcome=True)], small_config())
+    assert [math.isnan(e.turns[0].reward) for e in episodes] == [True, False]
+    assert trained_turns(episodes) == [*episodes[1].turns]

@@ -7,12 +7,13 @@ import torch
 from conftest import SmallConfig
 
 from trainers.config import TrainConfig
-from trainers.episodes import Episode, read_episodes, save_episodes
+from trainers.credit import credit
+from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate, evaluation_record
 from trainers.judge import Judge
 from trainers.models.language import LanguageModel, load_language_model
-from trainers.rewards import reward_rows
 from trainers.rollout import rng, rollout
+from trainers.rundir.transcripts import read_episodes, save_episodes
 from trainers.tasks.problem import Problem
 from trainers.tasks.sources.embedded import arithmetic
 
@@ -89,7 +90,7 @@ def test_a_prompt_over_the_limit_gives_the_episode_up_and_is_counted(
     assert "limit 12" in str(episodes[0].failure)
     assert [turn.agent.role for turn in episodes[0].turns] == ["generator"] * 3
     assert not any(episode.outcome for episode in episodes)
-    assert reward_rows(episodes, config) == []
+    assert trained_turns(episodes) == []
     record = evaluation_record(episodes, PROBLEMS, ("generator", "aggregator"), config.samples, 3)
     assert (record.correct_PS == 0).all(), "given up is wrong, or long prompts would pay"
 
@@ -156,9 +157,8 @@ def test_the_generator_depends_on_its_key_alone() -> None:
 
 def test_episodes_are_kept_and_read_back(small_config: SmallConfig, tmp_path) -> None:  # type: ignore[no-untyped-def]
     config = small_config()
-    episodes = play(config)
-    rows = reward_rows(episodes, config)
-    save_episodes(tmp_path / "step-000001.jsonl.gz", episodes, rows)
+    episodes = credit(play(config), config)
+    save_episodes(tmp_path / "step-000001.jsonl.gz", episodes)
     read = [*read_episodes(tmp_path / "step-000001.jsonl.gz")]
     assert len(read) == len(episodes)
     for kept, episode in zip(read, episodes, strict=True):

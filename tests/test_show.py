@@ -11,8 +11,9 @@ from conftest import make_turn
 from rich.console import Console
 
 from gradlab.records import Agent
-from trainers.episodes import Episode, Row, save_episodes
+from trainers.episodes import Episode
 from trainers.inspect.episodes import show_episodes
+from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.problem import Problem
 
 PROBLEM = Problem("sum-80-11", "math", "80+11", "91")
@@ -32,9 +33,10 @@ def run(tmp_path: Path) -> Path:
         Episode(PROBLEM, 1, (replace(turns[0], own_correct=False),), "90", False),
         Episode(OTHER, 0, (), None, False, failure="prompt of 99 tokens, limit [12]"),
     ]
-    rows = [Row(turn, PROBLEM.id, 0, True, 1.0, -0.25) for turn in turns]
-    save_episodes(tmp_path / "episodes" / "step-000007.jsonl.gz", episodes, rows)
-    save_episodes(tmp_path / "episodes" / "step-000009.jsonl.gz", episodes, rows)
+    credited = tuple(replace(turn, outcome=True, reward=1.0, advantage=-0.25) for turn in turns)
+    trained = [Episode(PROBLEM, 0, credited, "91", True), *episodes[1:]]
+    save_episodes(tmp_path / "episodes" / "step-000007.jsonl.gz", trained)
+    save_episodes(tmp_path / "episodes" / "step-000009.jsonl.gz", trained)
     save_episodes(tmp_path / "episodes" / "eval-000000.jsonl.gz", episodes[:2])
     return tmp_path
 
@@ -77,7 +79,7 @@ def test_without_a_problem_the_steps_problems_are_listed(run: Path) -> None:
 def test_references_are_no_markup_and_stay_on_one_line(tmp_path: Path) -> None:
     program = Problem("task[/0]", "code", "Sort.", "def f(a):\n    return a[/1]" + 90 * "x")
     save_episodes(
-        tmp_path / "episodes" / "step-000001.jsonl.gz", [Episode(program, 0, (), None, False)], []
+        tmp_path / "episodes" / "step-000001.jsonl.gz", [Episode(program, 0, (), None, False)]
     )
     text = shown(tmp_path, 1)
     assert "task[/0]" in text

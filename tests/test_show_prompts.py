@@ -15,7 +15,6 @@ import pytest
 from conftest import SmallConfig
 
 from gradlab.commands import main as cli
-from trainers.episodes import read_episodes
 from trainers.grading.reading import boxed_answer, boxed_verdict, fenced_code, numbered_strategies
 from trainers.models.language import render
 from trainers.models.tiny import build_tokenizer
@@ -29,6 +28,7 @@ from trainers.preview.prompts import (
 )
 from trainers.prompts.chat import ChatPrompts, Message, Prompts
 from trainers.prompts.compact import CompactPrompts
+from trainers.rundir.transcripts import read_episodes
 from trainers.tasks.problem import Kind
 from trainers.training import train
 from trainers.watch.progress import Progress

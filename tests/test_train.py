@@ -23,13 +23,13 @@ from gradlab.checkpoints import checkpoint_path
 from gradlab.store.run import open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
-from trainers.episodes import read_episodes
+from trainers.episodes import trained_turns
 from trainers.learn import TrainingError, learn
 from trainers.presets import preset
-from trainers.rewards import reward_rows
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint
 from trainers.rundir.directory import STORE
+from trainers.rundir.transcripts import read_episodes
 from trainers.training import open_run_for_training, step_problems, train, train_step
 from trainers.watch.progress import Progress
 
@@ -350,9 +350,9 @@ def test_a_loss_that_is_not_a_number_names_the_culprit(small_config: SmallConfig
             (0,),
             run.judge,
         )
-        rows = reward_rows(episodes, config)
+        rows = trained_turns(episodes)
         bad = [
-            replace(row, advantage=float("nan") if row.turn.agent.role == "aggregator" else 1.0)
+            replace(row, advantage=float("nan") if row.agent.role == "aggregator" else 1.0)
             for row in rows
         ]
         with pytest.raises(
@@ -381,7 +381,7 @@ def test_an_infinite_gradient_stops_before_the_optimizer_moves(small_config: Sma
             (0,),
             run.judge,
         )
-        rows = [replace(r, advantage=1e38) for r in reward_rows(episodes, config)]
+        rows = [replace(r, advantage=1e38) for r in trained_turns(episodes)]
         before = [p.detach().clone() for p in policy.parameters]
         with pytest.raises(
             TrainingError, match=r"step 1, policy 'shared' \(generator, aggregator\): "

@@ -27,11 +27,11 @@ from gradlab.records import RunLedger, StepRecord
 from gradlab.store.run import open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
-from trainers.episodes import read_episodes
 from trainers.grading.pool import Worker
 from trainers.learn import TrainingError
 from trainers.models.language import load_language_model
 from trainers.rundir.checkpoint import CheckpointError, last_checkpoint
+from trainers.rundir.transcripts import read_episodes
 from trainers.training import Run, open_run_for_training, train, train_step
 from trainers.watch.progress import Progress
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,7 @@ class Group:
     """And no turn's episode was solved."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Turn:
     """One response of one agent. T response tokens, the end token included unless truncated.
 
@@ -61,7 +61,7 @@ class Turn:
     group: Group = Group(1)
     weight: float = 0.0
     """Of each of its tokens in the loss of its update."""
-    old_logprobs: NDArray[np.float32] | None = None
+    old_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
     """[T] denominator of the ratio; None: `logprobs`."""
 
     @property
