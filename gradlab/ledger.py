@@ -71,8 +71,10 @@ def step_record(
     tallies: Mapping[str, RoleTally],
     policy_by_role: Mapping[str, str],
     token_counts: Mapping[str, NDArray[np.int64]],
+    components: Mapping[str, Mapping[str, float]] | None = None,
 ) -> StepRecord:
-    """The record of one step; `tallies` and `token_counts` (by signature bucket) are by role."""
+    """The record of one step; `tallies`, `token_counts` (by signature bucket) and `components` (of
+    the reward) are by role."""
     role_n = np.array([agents[int(index)].role for index in turns["agent"]], dtype=object)
     policy_weight: dict[str, float] = {}
     for role, policy in policy_by_role.items():
@@ -86,6 +88,7 @@ def step_record(
             for role, policy in policy_by_role.items()
         },
         {role: count / count.sum() for role, count in token_counts.items() if count.sum()},
+        components or {},
     )
 
 

@@ -229,6 +229,8 @@ class StepRecord:
     roles: Mapping[str, RoleLedger]
     signatures: Mapping[str, FloatArray] = field(default_factory=dict)
     """[K] per role: share of response tokens per hash bucket (sums to 1)."""
+    components: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Per role: mean over turns of each named component of the reward."""
 
 
 @dataclass(frozen=True)
@@ -327,6 +329,8 @@ class RunMeta:
     eval_samples: int = 1
     rates: bool = False
     """Evaluations are `RateRecord`s; `problems` is empty then."""
+    reward_components: tuple[str, ...] = ()
+    """Names of what the reward is the sum of, where it has names."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration, JSON-able. Detectors read only its `steps` and `dtype`, if there."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -352,7 +352,8 @@ def parse_options(given: Mapping[str, str], defaults: Options) -> dict[str, Any]
 def _line(episode: Play) -> int:
     """Where a generator stands."""
     assert isinstance(episode, GeneratorType)
-    return int(episode.gi_frame.f_lineno)
+    assert episode.gi_frame is not None, "it has just yielded"
+    return episode.gi_frame.f_lineno
 
 
 def _num_required(function: Callable[..., Any]) -> int:

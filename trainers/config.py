@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from gradlab.own_parts import is_own
 from gradlab.workflows import Workflow, parse_options
+from trainers.advantages import find_estimator
+from trainers.rewards import load_reward
 from trainers.sandbox.pool import package_path
 from trainers.workflows import find_workflow
 
@@ -40,6 +42,8 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
 """Numeric options, their lowest value and how to say it."""
 
 
+REWARDS = ("outcome", "own", "rubric", "mix")
+"""Rewards by name, see `trainers.credit`."""
 SIZES = ("votes", "rounds", "workers")
 """Options that are keyword arguments of the built-in workflows."""
 
@@ -89,13 +93,14 @@ class TrainConfig:
 
     task: str = "arithmetic"
     """arithmetic, programs, gsm8k, math, aime, dapo-math, deepscaler, humaneval, mbpp, deepcoder,
-    livecodebench, file (your own), or rg:NAME for a dataset of reasoning-gym (docs/problems.md)."""
+    livecodebench, file (your own problems), rg:NAME for a dataset of reasoning-gym, or your own
+    problems and judge as my_task.py:load (docs/problems.md)."""
     data: Path | None = None
     """JSONL or Parquet file of the task, a folder of them, or the id of a dataset in the hub's
     cache; without it $GRADLAB_DATA, data/ and ../shared/data/ are searched, then that cache."""
     task_options: dict[str, str] = field(default_factory=dict)
     """Configuration of an rg:… task, e.g. min_digits 2 max_digits 3; size is its number of training
-    problems (1000)."""
+    problems (1000). Keyword arguments of a task of your own."""
     math_rule: Literal["auto", "number", "math", "paper-math"] = "auto"
     """How mathematical answers are compared: the task's own rule, as numbers, as expressions, or
     as strictly as the paper's code."""
@@ -275,6 +280,7 @@ class TrainConfig:
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
         self._check_sizes()
+        self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
         self._check_packages()
         self._check_roles("kl_coefficient", 0, math.inf)
@@ -292,6 +298,16 @@ class TrainConfig:
                 raise ValueError(
                     f"--workflow-options {name}: workflow {self.workflow} takes it as --{name}"
                 )
+
+    def _check_credit(self) -> None:
+        if self.reward not in REWARDS and not is_own(self.reward):
+            raise ValueError(
+                f"--reward {self.reward} is unknown; expected one of {', '.join(REWARDS)}, or one "
+                "of your own as FILE.py:NAME or package.module:NAME"
+            )
+        if is_own(self.reward):
+            load_reward(self.reward)
+        find_estimator(self.advantage, singleton=self.singleton, normalize_std=self.normalize_std)
 
     def _check_packages(self) -> None:
         for name in self.code_packages:

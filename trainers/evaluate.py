@@ -59,7 +59,7 @@ def evaluation_record(
     alike: dict[str, list[float]] = {role: [] for role in roles}
     for episode in episodes:
         problem = place[episode.problem.id]
-        correct_PS[problem, episode.sample] = episode.outcome
+        correct_PS[problem, episode.sample] = episode.is_solved
         if episode.failure is not None:
             continue
         for index, role in enumerate(roles):

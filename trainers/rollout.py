@@ -65,16 +65,16 @@ def rollout(
     while any(not seat.is_over for seat in seats):
         _play_wave(language, policy_by_role, seats, (*key, wave), judge)
         wave += 1
-    outcomes = judge([(seat.problem, seat.answer) for seat in seats])
-    return [_episode(seat, is_right) for seat, is_right in zip(seats, outcomes, strict=True)]
+    grades = judge.grades([(seat.problem, seat.answer) for seat in seats])
+    return [_episode(seat, grade) for seat, grade in zip(seats, grades, strict=True)]
 
 
 def _seat(play: Play, problem: Problem, number: int) -> _Seat:
     return _Seat(problem, number, play, next(play), [])
 
 
-def _episode(seat: _Seat, is_right: bool) -> Episode:
-    outcome = seat.failure is None and is_right
+def _episode(seat: _Seat, grade: float) -> Episode:
+    outcome = False if seat.failure is not None else grade
     turns = tuple(replace(turn, outcome=outcome) for turn in seat.turns)
     return Episode(seat.problem, seat.sample, turns, seat.answer, outcome, seat.failure)
 

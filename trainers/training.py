@@ -262,12 +262,12 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     language = load_language_model(config, list(dict.fromkeys(routing.values())))
     policies = build_policies(language, config, workflow.agents)
     with ExitStack() as undo:
-        judge = judge_of(config, (*task.train, *task.heldout))
+        judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused
-        check_own_parts(config, task, language)
+        components = check_own_parts(config, task, language.tokenizer, language.prompts)
         about = about or create_run_directory(config, task)
         first = first_step(about)
-        meta = _meta(config, task, about, policies, judge)
+        meta = _meta(config, task, about, policies, judge, components)
         recorded = last_recorded(config.out)
         step, store = _open_store(config, meta, language, policies, first)
         undo.pop_all()
@@ -299,8 +299,9 @@ def _meta(
     about: dict[str, Any],
     policies: dict[str, Policy],
     judge: Judge,
+    components: tuple[str, ...],
 ) -> RunMeta:
-    """What is fixed for the run; `about` is its config.json."""
+    """What is fixed for the run; `about` is its config.json, `components` those of the reward."""
     return RunMeta(
         run_id=about["run_id"],
         workflow=config.build_workflow().name,
@@ -311,6 +312,7 @@ def _meta(
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
+        reward_components=components,
         config=about["config"] | {key: about[key] for key in ("from", "parts") if key in about},
         versions=about["versions"] | protection_of(judge),
     )

@@ -20,6 +20,9 @@ def meta_document(meta: RunMeta) -> Document:
     document["problems"] = list(meta.problems)
     if not meta.rates:
         del document["rates"]  # which older versions do not know
+    document["reward_components"] = list(meta.reward_components)
+    if not meta.reward_components:
+        del document["reward_components"]  # as above
     document["routing"] = dict(meta.routing)
     document["versions"] = dict(meta.versions)
     document["policies"] = [
@@ -66,6 +69,7 @@ def parse_meta(document: Document) -> RunMeta:
             "policies": policies,
             "roles": tuple(document["roles"]),
             "problems": tuple(document["problems"]),
+            "reward_components": tuple(document.get("reward_components", ())),
         }
     )
 
@@ -160,6 +164,7 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
         "problems",
         "eval_samples",
         "rates",
+        "reward_components",
     ):
         old, new = getattr(stored, name), getattr(meta, name)
         if old != new:

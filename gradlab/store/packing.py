@@ -55,6 +55,10 @@ def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
                 f"expected {expected}: one share per bucket"
             )
         row["signature"][index] = signature
+    for role, components in record.components.items():
+        index = _index(spec, "role", role, where)
+        for name, value in components.items():
+            row["reward_components"][index, _index(spec, "reward_component", name, where)] = value
 
 
 def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:

@@ -29,7 +29,7 @@ from gradlab.records import (
 )
 
 SCHEMA = "gradlab.run"
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 Dtype = Literal["int64", "float64", "float32", "float16", "uint8"]
 
@@ -92,13 +92,31 @@ def train_group(meta: RunMeta) -> GroupSpec:
                 "1",
                 "share of the role's response tokens per hash bucket",
             ),
+            *_components(meta),
         ),
         {
             "run_metric": names(RunLedger),
             "role": meta.roles,
             "role_metric": names(RoleLedger),
             "bucket": tuple(str(bucket) for bucket in range(SIGNATURE_BUCKETS)),
+            **({"reward_component": meta.reward_components} if meta.reward_components else {}),
         },
+    )
+
+
+def _components(meta: RunMeta) -> tuple[ArraySpec, ...]:
+    """What a run has only if its reward is a sum of named components."""
+    if not meta.reward_components:
+        return ()
+    return (
+        ArraySpec(
+            "reward_components",
+            ("step", "role", "reward_component"),
+            "float32",
+            "reward",
+            "mean over the role's turns of each component of the reward, which is their sum",
+            "1.3",
+        ),
     )
 
 

@@ -56,7 +56,7 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     load_checkpoint(out, done, language, policies)
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
-    judge = judge_of(config, problems)
+    judge = judge_of(config, problems, task.judge)
     episodes = rollout(language, workflow, routing, problems, config.samples, key, judge)
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)

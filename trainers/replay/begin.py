@@ -14,6 +14,8 @@ from typing import Any
 
 from gradlab.checkpoints import beginning, continuable
 from trainers.config import TrainConfig
+from trainers.models.language import load_tokenizer, prompts_for
+from trainers.preview.own_parts import check_own_parts
 from trainers.replay.fork import policy_origins, write_fork
 from trainers.rundir.directory import (
     CONFIG,
@@ -100,6 +102,8 @@ def begin(run: Path, at: int, config: TrainConfig) -> str:
     task = task_of(config)
     _check_problems(run, about, original, config, task)
     origins = policy_origins(original, config, None)
+    tokenizer = load_tokenizer(config.model)
+    check_own_parts(config, task, tokenizer, prompts_for(tokenizer, config))
     begun = {
         "path": str(run),
         "run_id": about["run_id"],

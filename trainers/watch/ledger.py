@@ -26,7 +26,7 @@ def turn_table(turns: Sequence[Turn], agents: Sequence[Agent]) -> Turns:
         row["agent"] = place[turn.agent]
         row["episode"] = episodes.setdefault((turn.problem, turn.sample), len(episodes))
         row["reward"], row["advantage"] = turn.reward, turn.advantage
-        row["own"], row["outcome"] = own, turn.outcome
+        row["own"], row["outcome"] = own, turn.is_solved
         row["group_size"], row["zero_variance"] = turn.group.size, turn.group.zero_variance
         row["all_right"], row["all_wrong"] = turn.group.all_right, turn.group.all_wrong
         row["truncated"], row["parse_failed"] = turn.truncated, not turn.parse_ok
@@ -54,7 +54,7 @@ def step_record(
     turns = trained_turns(episodes)
     table = turn_table(turns, agents)
     run = RunLedger(
-        accuracy=mean([episode.outcome for episode in episodes]),
+        accuracy=mean([episode.is_solved for episode in episodes]),
         reward_mean=mean(table["reward"]),
         episodes=len(episodes),
         failed_episodes=sum(episode.failure is not None for episode in episodes),
@@ -67,5 +67,18 @@ def step_record(
         for role in policy_by_role
     }
     return ledger.step_record(
-        step, time.time(), run, agents, table, tallies, policy_by_role, counts
-    )
+        step, time.time(), run, agents, table, tallies, policy_by_role, counts,
+        components_of(turns),
+    )  # fmt: skip
+
+
+def components_of(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+    """Mean of each named component of the reward over the turns of each role that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for turn in turns:
+        for name, value in turn.components:
+            found.setdefault(turn.agent.role, {}).setdefault(name, []).append(value)
+    return {
+        role: {name: mean(values) for name, values in named.items()}
+        for role, named in found.items()
+    }
