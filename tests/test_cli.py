@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gradlab.commands import main as cli
+from gradlab.commands.demo import is_finished
 
 Output = pytest.CaptureFixture[str]
 
@@ -225,9 +226,9 @@ def test_show_lists_and_prints(run: Path, capsys: Output) -> None:
 
 def test_the_demo_keeps_finished_runs_and_continues_others(run: Path, tmp_path: Path) -> None:
     """A run that was stopped by Ctrl-C has a closed store too, but not all of its steps."""
-    assert cli._is_finished(run, 2)
-    assert not cli._is_finished(run, 60)
-    assert not cli._is_finished(tmp_path / "nowhere", 2)
+    assert is_finished(run, 2)
+    assert not is_finished(run, 60)
+    assert not is_finished(tmp_path / "nowhere", 2)
 
 
 def test_a_diagnosis_of_a_short_run_says_what_is_missing(run: Path, capsys: Output) -> None:
@@ -264,7 +265,7 @@ def test_figures_come_as_pdf_png_and_csv(run: Path, capsys: Output, tmp_path: Pa
 
 def test_the_exit_status_reaches_the_shell() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "gradlab.commands.main", "show", "/nowhere", "--step", "1"],
+        [sys.executable, "-m", "gradlab", "show", "/nowhere", "--step", "1"],
         capture_output=True,
         text=True,
         check=False,

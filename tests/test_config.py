@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradlab.commands.main import _preset_for
+from gradlab.commands.train import preset_for
 from trainers.config import TrainConfig, parse_routing
 from trainers.models import language as models
 from trainers.models.language import load_language_model, load_tokenizer, pick_device
@@ -191,7 +191,7 @@ def test_an_unknown_preset_lists_what_there_is(name: str, complaint: str) -> Non
     ],
 )
 def test_a_model_or_task_brings_its_preset(arguments: list[str], expected: str) -> None:
-    assert _preset_for(arguments) == expected
+    assert preset_for(arguments) == expected
     assert expected in PRESETS
 
 

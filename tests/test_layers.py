@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -118,11 +119,42 @@ def test_analysis_and_figures_never_name_torch(package: str) -> None:
             assert top(module) not in {"torch", "transformers", "peft"}, f"{file}:{line}: {module}"
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_packages_have_a_docstring_and_nothing_else(package: str) -> None:
-    tree = ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8"))
+FACES = {
+    "gradlab": {"Agent", "RunStore", "attach", "open_run"},
+    "trainers": {"TrainConfig", "train"},
+    "analysis": {"diagnose"},
+    "figures": {"make_figures"},
+    "gradlab/interop/trl": {"watch"},
+}
+"""Folder -> what its package gives by its own name."""
+
+
+def folders() -> list[str]:
+    found = {str(file.parent.relative_to(ROOT)) for top in PACKAGES for file in files_of(top)}
+    return sorted(found)
+
+
+@pytest.mark.parametrize("folder", folders())
+def test_packages_have_a_docstring_and_at_most_a_face(folder: str) -> None:
+    """A face: imports for type checkers, __all__ and the table of where names live."""
+    tree = ast.parse((ROOT / folder / "__init__.py").read_text(encoding="utf-8"))
     assert ast.get_docstring(tree)
-    assert len(tree.body) == 1
+    if folder not in FACES:
+        assert len(tree.body) == 1
+        return
+    kinds = [type(node) for node in tree.body if not isinstance(node, ast.ImportFrom)]
+    docstring, all_, table, *call = kinds
+    assert (docstring, all_, table) == (ast.Expr, ast.Assign, ast.If)
+    assert call in ([], [ast.Expr]), "a look at Python's path, nothing more"
+    loaded = {name for name, _ in imports(ROOT / folder / "__init__.py", names=True)}
+    module = importlib.import_module(folder.replace("/", "."))
+    assert set(module.__all__) == FACES[folder]
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert f"{value.__module__}.{name}" in loaded, "type checkers see what is loaded"
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'; it gives"):
+        _ = module.nothing
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -141,6 +173,24 @@ def test_reading_analysing_and_drawing_load_no_torch() -> None:
         f"for name in {wanted!r}:\n"
         "    importlib.import_module(name)\n"
         "    assert 'torch' not in sys.modules, name\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_faces_load_nothing_before_they_are_asked() -> None:
+    program = (
+        "import sys, gradlab, trainers, analysis, figures, gradlab.interop.trl\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'zarr', 'matplotlib', 'trl', 'transformers'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "from gradlab import Agent, open_run, RunStore\n"
+        "from analysis import diagnose\n"
+        "from figures import make_figures\n"
+        "assert 'torch' not in sys.modules\n"
+        "from gradlab import attach\n"
+        "assert 'torch' in sys.modules\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False

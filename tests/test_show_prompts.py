@@ -15,6 +15,7 @@ import pytest
 from conftest import SmallConfig
 
 from gradlab.commands import main as cli
+from gradlab.commands.prompts import PromptsOptions
 from gradlab.workflows import Message
 from trainers.grading.reading import boxed_answer, boxed_verdict, fenced_code, numbered_strategies
 from trainers.models.language import render
@@ -149,7 +150,7 @@ def test_prompts_are_printed_as_the_model_sees_them(capsys: pytest.CaptureFixtur
 
 
 def test_the_command_knows_every_kind() -> None:
-    allowed = get_type_hints(cli.PromptsOptions)
+    allowed = get_type_hints(PromptsOptions)
     assert get_args(allowed["kind"]) == KINDS
 
 

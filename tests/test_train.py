@@ -399,7 +399,7 @@ SMALLEST = {
 def signal_after_step(out: Path, steps: int, step: int, number: int) -> tuple[int, str]:
     """Train in a process of its own and send it a signal after a step; its status and stderr."""
     options = {"out": out, "steps": steps, "threads": 1, "device": "cpu", **SMALLEST}
-    command = [sys.executable, "-m", "gradlab.commands.main", "train"]
+    command = [sys.executable, "-m", "gradlab", "train"]
     for name, value in options.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     with subprocess.Popen(

@@ -138,6 +138,20 @@ def _is_given(name: str, arguments: Sequence[str]) -> bool:
     return any(argument.partition("=")[0] in flags for argument in arguments)
 
 
+def split_pairs(kind: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The arguments with `name=value` as two words, after options that take pairs."""
+    hints = get_type_hints(kind)
+    pairs = {f"--{name}" for name, hint in hints.items() if get_origin(hint) is dict}
+    pairs |= {option.replace("_", "-") for option in pairs}
+    split, is_pair = list[str](), False
+    for word in arguments:
+        if word.startswith("--"):
+            is_pair = word in pairs
+        name, equals, value = word.partition("=")
+        split += [name, value] if is_pair and equals and not word.startswith("--") else [word]
+    return split
+
+
 def check_pairs(kind: type[Any], arguments: Sequence[str]) -> None:
     """Say what is wrong with the words of an option that takes pairs."""
     hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is dict}

@@ -1,0 +1,65 @@
+"""gradlab demo: train three small runs, diagnose them and draw the figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gradlab.commands.parsing import parse
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Train three runs on the embedded model, diagnose them and draw the figures."""
+
+    out: Path = Path("runs/demo")
+    """Directory to write; runs that are already finished there are kept."""
+
+
+def demo(arguments: Sequence[str]) -> int:
+    """Train three small runs, diagnose them and draw the figures."""
+    options = parse(DemoOptions, "demo", arguments)
+    from rich.console import Console
+
+    from analysis.diagnosis import diagnose as run_diagnosis
+    from analysis.report.page import write_page
+    from figures.make import make_figures
+    from gradlab.store.run import open_run
+    from trainers.presets import PRESETS
+    from trainers.training import train as run_training
+
+    console = Console()
+    configs = {
+        name.removeprefix("demo-"): make()
+        for name, make in PRESETS.items()
+        if name.startswith("demo-")
+    }
+    runs: dict[str, Path] = {}
+    for name, config in configs.items():
+        runs[name] = options.out / name
+        if is_finished(runs[name], config.steps):
+            console.print(f"[bold]{runs[name]}[/bold]: finished before, kept", soft_wrap=True)
+            continue
+        resume = (runs[name] / "config.json").exists()
+        run_training(replace(config, out=runs[name], resume=resume))
+    console.rule("What was found")
+    for path in runs.values():
+        run = open_run(path)
+        diagnosis = run_diagnosis(run)
+        write_page(diagnosis, run, path / "report.html")
+        console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}", soft_wrap=True)
+        console.print(f"  page: {path / 'report.html'}", soft_wrap=True)
+    written = make_figures(list(runs.values()), options.out / "figures")
+    console.print(f"{len(written)} files of figures in {options.out / 'figures'}", soft_wrap=True)
+    console.print(f"Next: gradlab diagnose {runs['cliff']}", soft_wrap=True)
+    return 0
+
+
+def is_finished(run: Path, steps: int) -> bool:
+    """Whether a run got to its last step; its store is closed after Ctrl-C and errors as well."""
+    from gradlab.store.run import open_run
+
+    # The last checkpoint is written after the last step and the last evaluation.
+    checkpoint = run / "checkpoints" / f"step-{steps:06d}" / "checkpoint.json"
+    return checkpoint.is_file() and open_run(run).closed
