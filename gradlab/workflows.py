@@ -137,6 +137,10 @@ Play = Generator[Wave, list[Reply], str | None]
 """An episode being played; returns the final answer (None if nothing could be read)."""
 
 
+MAX_WAVES = 1000
+"""Of an episode: what asks more often does not end."""
+
+
 @dataclass(frozen=True)
 class Workflow:
     """A workflow with its options, and the agents that can take part in it."""
@@ -199,9 +203,9 @@ class Workflow:
         """
         parameters = (problem, prompts)[: _num_required(self.function)]
         episode = self.function(*parameters, **self.options)
-        asked, agents = Counter[Agent](), self.agents
+        asked, agents, at = Counter[Agent](), self.agents, where_of(self.function)
         replies: list[Reply] | None = None
-        while True:
+        for _ in range(MAX_WAVES):
             try:
                 wave = next(episode) if replies is None else episode.send(replies)
             except StopIteration as stop:
@@ -220,8 +224,12 @@ class Workflow:
                 if reader is None and ask.kind == "answer":
                     reader = prompts.reader(problem)
                 checked.append(replace(ask, read=reader, round=asked[ask.agent]))
-            asked.update(ask.agent for ask in checked)
+                asked[ask.agent] += 1
             replies = yield checked
+        raise PartError(
+            f"{at}: workflow {self.name} asks without end: {MAX_WAVES} waves in one episode; "
+            "expected a bound on its rounds"
+        )
 
     def _wave(self, wave: Any, agents: Sequence[Agent], at: str) -> Wave:
         """What was yielded, if it is a wave of this workflow's agents."""

@@ -294,7 +294,14 @@ class TrainConfig:
         for name in SIZES:
             if not 1 <= getattr(self, name) <= 9:
                 raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
-            if name in self.workflow_options and not is_own(self.workflow):
+            if is_own(self.workflow):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise ValueError(
+                        f"--{name} is {getattr(self, name)}, and {self.workflow} is no built-in "
+                        f"workflow; expected --workflow-options {name}={getattr(self, name)} if it "
+                        f"has that option, and --{name} {getattr(TrainConfig, name)}"
+                    )
+            elif name in self.workflow_options:
                 raise ValueError(
                     f"--workflow-options {name}: workflow {self.workflow} takes it as --{name}"
                 )
