@@ -26,7 +26,8 @@ import zarr
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDING = 1e-12
 RUNS = {
-    "voting-isolated": ["--workflow", "voting", "--routing", "isolated", "--sketch-buckets", "4093"],
+    "voting-isolated": ["--workflow", "voting", "--routing", "isolated",
+                        "--sketch-buckets", "4093"],
     "voting-shared": ["--workflow", "voting", "--routing", "shared", "--equalize"],
     "evaluator_optimizer": ["--workflow", "evaluator_optimizer", "--routing", "isolated"],
     "orchestrator_workers": ["--workflow", "orchestrator_workers", "--routing", "shared",

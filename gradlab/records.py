@@ -1,8 +1,8 @@
 """Name who learns, and what one update, one step and one evaluation of a run leave behind.
 
 The records are the contract between whoever measures (the probe, the trainer, an importer) and the
-store. Every measured field is declared once, here, with its unit and meaning;
-`gradlab.store.schema` derives the arrays of the store from these declarations.
+store. Every array and every metric is declared once, here, with dimensions, unit and meaning; the
+schema of the store and the packing of its rows follow from these declarations.
 
 Legend: A agents of a policy, B parameter blocks of a policy, P problems, S samples per problem,
 R roles, K signature buckets.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -27,6 +27,39 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 
 SIGNATURE_BUCKETS = 128
 """Buckets of a role signature (hashed token histogram)."""
+
+
+Dtype = Literal["int64", "float64", "float32", "float16", "uint8"]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """How a field of a record is kept: one array of the record's group, one row per record."""
+
+    name: str
+    """Of the array."""
+    dims: tuple[str, ...]
+    """Dimensions after the row's. A mapping's keys are the labels of the first."""
+    dtype: Dtype
+    unit: str
+    meaning: str
+    since: str = "1.0"
+    """Schema version that introduced it: older stores do without."""
+    needs: tuple[str, ...] = ()
+    """Settings of PolicyMeta without which a policy has no such array."""
+
+
+def kept(
+    name: str, dims: tuple[str, ...], dtype: Dtype, unit: str, meaning: str, since: str = "1.0",
+    needs: tuple[str, ...] = (),
+) -> dict[str, Kept]:  # fmt: skip
+    """Metadata that declare a field as an array; the store's schema and packing follow from it."""
+    return {"kept": Kept(name, dims, dtype, unit, meaning, since, needs)}
+
+
+def table(name: str, dims: tuple[str, ...], meaning: str, since: str = "1.0") -> dict[str, Kept]:
+    """The same for records of measured fields, whose names are the labels of the last dimension."""
+    return kept(name, dims, "float32", "see metric", meaning, since)
 
 
 def measured(unit: str, meaning: str) -> float:
@@ -118,38 +151,106 @@ class RowStatistics:
     opposition: float = measured("loss^2", "<g+, g->; below 0 where the two undo each other")
 
 
+PAIR = ("agent", "agent2")
+SKETCH = ("agent", "sketch_bucket")
+
+
 @dataclass(frozen=True)
 class UpdateRecord:
     """One optimizer update of one policy, as the probe saw it. Order of agents: the policy's."""
 
     policy: str
-    step: int
-    gram_BAA: FloatArray
-    """[B, A, A] <g_a, g_b> per parameter block, before clipping, in loss units squared."""
-    metrics: UpdateMetrics
-    update_gram_AA: FloatArray | None = None
-    """[A, A] <d_a, d_b> of the agents' parts of the optimizer step; None without an exact split."""
-    transfer_AA: FloatArray | None = None
-    """[A, A] <g_a, d_b>: first-order change of a's loss by b's part of the step."""
-    row_statistics: Mapping[str, RowStatistics] = field(default_factory=dict)
+    step: int = field(metadata=kept("step", (), "int64", "step", "training step of the update"))
+    gram_BAA: FloatArray = field(
+        metadata=kept(
+            "gram", ("block", "agent", "agent2"), "float32", "loss^2",
+            "<g_a, g_b> per parameter block, before clipping",
+        )
+    )  # fmt: skip
+    """[B, A, A]."""
+    _: KW_ONLY
+    update_gram_AA: FloatArray | None = field(
+        default=None,
+        metadata=kept("update_gram", PAIR, "float64", "1", "<d_a, d_b> of the optimizer step"),
+    )
+    """[A, A] of the agents' parts of the optimizer step; None without an exact split."""
+    transfer_AA: FloatArray | None = field(
+        default=None, metadata=kept("transfer", PAIR, "float64", "loss", "<g_a, d_b>")
+    )
+    """[A, A] first-order change of a's loss by b's part of the step."""
+    history_AA: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "history", PAIR, "float64", "loss^2",
+            "<g_a, m_b>, m_b the agent's part of the first moment before the update", "1.1",
+        ),
+    )  # fmt: skip
+    """[A, A]."""
+    moment_gram_AA: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "moment_gram", PAIR, "float64", "loss^2", "<m_a, m_b> before the update", "1.1"
+        ),
+    )
+    """[A, A]."""
+    factor_A: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "factor", ("agent",), "float64", "1",
+            "by what the trainer multiplied g_a before the optimizer used it; NaN: by nothing",
+            "1.2",
+        ),
+    )  # fmt: skip
+    """[A] None: not re-weighted. Grams, transfer and history are of g_a as captured, update_gram is
+    of the step as made."""
+    metrics: UpdateMetrics = field(
+        default_factory=UpdateMetrics,
+        metadata=table("metrics", ("update_metric",), "update scalars"),
+    )
+    row_statistics: Mapping[str, RowStatistics] = field(
+        default_factory=dict,
+        metadata=table(
+            "rows", ("role", "row_metric"),
+            "row statistics per role over the rows of the step so far",
+        ),
+    )  # fmt: skip
     """By role; empty when rows were not tagged with prompts."""
-    history_AA: FloatArray | None = None
-    """[A, A] <g_a, m_b>, m_b b's part of the first moment before the update."""
-    moment_gram_AA: FloatArray | None = None
-    """[A, A] <m_a, m_b> before the update."""
-    sketch_AK: FloatArray | None = None
-    """[A, K] sketches of g_a / ||g_a||; see `gradlab.probe.measures.sketches`. K sketch buckets of
-    the policy.
-    """
-    update_sketch_AK: FloatArray | None = None
-    """[A, K] sketches of d_a / ||d_a||."""
-    effective_gram_AA: FloatArray | None = None
-    """[A, A] estimated <W_a, W_b> of the agents' gradients with respect to effective weights."""
-    effective_sketch_AK: FloatArray | None = None
-    """[A, K] sketches of W_a / ||W_a||; they compare within a training step only."""
-    factor_A: FloatArray | None = None
-    """[A] by what the trainer multiplied g_a before the optimizer used it; None: not re-weighted.
-    Grams, transfer and history are of g_a as captured, update_gram is of the step as made."""
+    effective_gram_AA: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "effective_gram", PAIR, "float64", "loss^2",
+            "estimated <W_a, W_b> of gradients with respect to the effective weights", "1.1",
+            ("effective",),
+        ),
+    )  # fmt: skip
+    """[A, A]."""
+    sketch_AK: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "sketch", SKETCH, "float16", "1",
+            "sketch of g_a / ||g_a||: buckets i mod K of signed elements i", "1.1",
+            ("sketch_buckets",),
+        ),
+    )  # fmt: skip
+    """[A, K] see `gradlab.probe.measures.sketches`; K sketch buckets of the policy."""
+    update_sketch_AK: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "update_sketch", SKETCH, "float16", "1",
+            "sketch of d_a / ||d_a||, d_a the agent's part of the optimizer step", "1.1",
+            ("sketch_buckets",),
+        ),
+    )  # fmt: skip
+    """[A, K]."""
+    effective_sketch_AK: FloatArray | None = field(
+        default=None,
+        metadata=kept(
+            "effective_sketch", SKETCH, "float16", "1",
+            "sketch of W_a / ||W_a||, the projections of the step", "1.1",
+            ("sketch_buckets", "effective"),
+        ),
+    )  # fmt: skip
+    """[A, K] they compare within a training step only."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +323,7 @@ class RunLedger:
 class StepRecord:
     """One training step (rollout, then the updates of every policy)."""
 
+<<<<<<< HEAD
     step: int
     wall_time: float
     """Seconds since the epoch."""
@@ -231,6 +333,24 @@ class StepRecord:
     """[K] per role: share of response tokens per hash bucket (sums to 1)."""
     components: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """Per role: mean over turns of each named component of the reward."""
+=======
+    step: int = field(metadata=kept("step", (), "int64", "step", "training step, starting at 1"))
+    wall_time: float = field(
+        metadata=kept("wall_time", (), "float64", "s", "end of the step, since the epoch")
+    )
+    run: RunLedger = field(metadata=table("run", ("run_metric",), "run ledger"))
+    roles: Mapping[str, RoleLedger] = field(
+        metadata=table("roles", ("role", "role_metric"), "role ledger")
+    )
+    signatures: Mapping[str, FloatArray] = field(
+        default_factory=dict,
+        metadata=kept(
+            "signature", ("role", "bucket"), "float32", "1",
+            "share of the role's response tokens per hash bucket",
+        ),
+    )  # fmt: skip
+    """[K] per role; sums to 1."""
+>>>>>>> house
 
 
 @dataclass(frozen=True)
@@ -270,26 +390,46 @@ class RoleEvaluation:
 class EvalRecord:
     """One evaluation on the fixed held-out set; problems in the order of `RunMeta.problems`."""
 
-    step: int
-    """Training steps done before this evaluation: 0 is the base model."""
-    correct_PS: NDArray[np.uint8]
-    """[P, S] 1 solved, 0 not, 255 missing."""
-    roles: Mapping[str, RoleEvaluation]
-    role_correct_RP: FloatArray
-    """[R, P] mean own correctness of the role's turns on the problem; NaN where undefined."""
+    step: int = field(metadata=kept("step", (), "int64", "step", "training steps done before"))
+    """0 is the base model."""
+    correct_PS: NDArray[np.uint8] = field(
+        metadata=kept(
+            "correct", ("problem", "sample"), "uint8", "1", "1 solved, 0 not, 255 missing"
+        )
+    )
+    """[P, S]."""
+    roles: Mapping[str, RoleEvaluation] = field(
+        metadata=table("roles", ("role", "eval_metric"), "role evaluation")
+    )
+    role_correct_RP: FloatArray = field(
+        metadata=kept(
+            "role_correct", ("role", "problem"), "float32", "1",
+            "mean own correctness of the role's turns on the problem",
+        )
+    )  # fmt: skip
+    """[R, P] NaN where undefined."""
 
 
 @dataclass(frozen=True)
 class RateRecord:
     """One evaluation of which only the share of right answers is known; see `RunMeta.rates`."""
 
-    step: int
-    """Training steps done before this evaluation: 0 is the base model."""
-    accuracy: float
-    """Share of answers that were right."""
-    answers: float = math.nan
-    """Graded answers behind it; NaN: unknown, and then nothing says how noisy it is."""
-    roles: Mapping[str, RoleEvaluation] = field(default_factory=dict)
+    step: int = field(
+        metadata=kept("step", (), "int64", "step", "training steps done before", "1.2")
+    )
+    """0 is the base model."""
+    accuracy: float = field(
+        metadata=kept("accuracy", (), "float64", "1", "share of answers right", "1.2")
+    )
+    answers: float = field(
+        default=math.nan,
+        metadata=kept("answers", (), "float64", "count", "graded answers; NaN: unknown", "1.2"),
+    )
+    """NaN: nothing says how noisy the accuracy is."""
+    roles: Mapping[str, RoleEvaluation] = field(
+        default_factory=dict,
+        metadata=table("roles", ("role", "eval_metric"), "role evaluation", "1.2"),
+    )
 
 
 @dataclass(frozen=True)

@@ -193,7 +193,9 @@ class Workflow:
                     f"option {name} of workflow {self.name} is {value!r}; expected "
                     f"{_TYPES[type(default)]}, as in {name}={default}"
                 )
-        return replace(self, options={**self.options, **given})
+        changed = replace(self, options={**self.options, **given})
+        assert changed.agents, "their numbers are checked"
+        return changed
 
     def play(self, problem: Any, prompts: Any) -> Play:
         """Play an episode, every wave checked; `prompts` are those that the model was taught.

@@ -75,7 +75,9 @@ def store_of(
                 if len(roles) == 1:
                     gram[0, 0, 0] = norm**2
                 if fields:
-                    store.append(UpdateRecord("shared", step, gram, UpdateMetrics(**fields)))
+                    store.append(
+                        UpdateRecord("shared", step, gram, metrics=UpdateMetrics(**fields))
+                    )
                 ledger = {name: float(value[step - 1]) for name, value in (run or {}).items()}
                 spoke = {
                     role: RoleLedger(**{n: float(value[step - 1]) for n, value in given.items()})

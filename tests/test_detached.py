@@ -81,7 +81,7 @@ def test_a_flipped_reward_leads_the_fall_and_no_option_is_said_to_take_it_away(
             share = rng.binomial(64, truth) / 64
             reward = share if step <= 40 else -share
             ledger = RoleLedger(reward_mean=reward, own_accuracy=share, outcome_accuracy=share)
-            store.append(UpdateRecord("p", step, np.eye(1)[None], UpdateMetrics(1e-3)))
+            store.append(UpdateRecord("p", step, np.eye(1)[None], metrics=UpdateMetrics(1e-3)))
             store.append(StepRecord(step, 0.0, RunLedger(accuracy=share), {"solver": ledger}))
             if step % 4 == 0:
                 solved = (rng.random((200, 1)) < truth).astype(np.uint8)
@@ -117,7 +117,7 @@ def test_shares_that_change_places_send_people_to_the_audit(tmp_path: Path) -> N
         for step in range(1, 61):
             norms = [4.0, 1.0] if step > 30 else [1.0, 4.0]
             gram = np.diag(np.square(norms))[None]
-            store.append(UpdateRecord("p", step, gram, UpdateMetrics(1e-3)))
+            store.append(UpdateRecord("p", step, gram, metrics=UpdateMetrics(1e-3)))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
     found = with_exchange(open_run(tmp_path), capture_at(30))
     assert found.summary.endswith("were exchanged: audit first.")

@@ -77,7 +77,7 @@ def test_learning_rate_to_halve_is_the_one_in_force_when_the_run_fell(tmp_path: 
     with RunStore.create(tmp_path / "run.zarr", bare_meta(samples=200)) as store:
         for step in range(1, 101):
             rate = 1e-3 if step <= 30 else 4e-4 if step <= 70 else 8e-3
-            store.append(UpdateRecord("p", step, np.eye(3)[None], UpdateMetrics(rate)))
+            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics=UpdateMetrics(rate)))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
             if step % 5 == 0:
                 solved = (rng.random((2, 200)) < (0.6 if step <= 55 else 0.2)).astype(np.uint8)
@@ -185,7 +185,7 @@ def test_store_of_nothing_but_nan_and_gaps_is_judged_without_an_error(tmp_path: 
         for step in range(1, 61):
             gram = np.full((1, 3, 3), np.nan) if step % 7 == 0 else np.eye(3)[None]
             if step % 5:
-                store.append(UpdateRecord("p", step, gram, UpdateMetrics()))
+                store.append(UpdateRecord("p", step, gram, metrics=UpdateMetrics()))
             store.append(StepRecord(step, 0.0, RunLedger(), {"judge": RoleLedger()}))
             if step % 5 == 0:
                 correct = rng.integers(0, 2, (2, 1)).astype(np.uint8)
@@ -202,7 +202,7 @@ def test_unexplained_gradients_come_before_everything_else(tmp_path: Path) -> No
         for step in range(1, 31):
             residual = 0.3 if step == 9 else 1e-6
             metrics = UpdateMetrics(residual=residual, coverage=0.9)
-            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics))
+            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics=metrics))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
     finding = diagnose(open_run(tmp_path)).findings[0]
     assert finding.kind == "instrumentation"
@@ -231,7 +231,7 @@ def test_unexplained_gradient_is_told_from_rounding(
     with RunStore.create(tmp_path / "run.zarr", meta) as store:
         for step in range(1, 201):
             metrics = UpdateMetrics(residual=1e-6 if step % every else residual, coverage=1.0)
-            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics))
+            store.append(UpdateRecord("p", step, np.eye(3)[None], metrics=metrics))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
     diagnosis = diagnose(open_run(tmp_path))
     assert bool(diagnosis.of_kind("instrumentation")) == is_found
@@ -298,7 +298,9 @@ def trained(store: RunStore, steps: int, every: int = 0, correct: float = 0.5) -
     """Steps with healthy numbers of the roles that act, and an evaluation every `every` steps."""
     rng = np.random.default_rng(0)
     for step in range(1, steps + 1):
-        store.append(UpdateRecord("p", step, np.eye(3)[None], UpdateMetrics(learning_rate=1e-4)))
+        store.append(
+            UpdateRecord("p", step, np.eye(3)[None], metrics=UpdateMetrics(learning_rate=1e-4))
+        )
         store.append(StepRecord(step, 0.0, RunLedger(), {"judge": RoleLedger(entropy=0.5)}))
         if every and step % every == 0:
             solved = (rng.random((2, 50)) < correct).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Every advantage estimator against numbers worked out by hand, and one's own against what it says."""
+"""Every advantage estimator against numbers worked out by hand, and estimators of one's own."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ BY_HAND = {
     # Centred by group they are dr-grpo's, whose mean is 0 and whose mean square is
     # (25 + 9 + 9 + 1) / 64 / 6 + (.25 + .25) / 6 = .1979.
     "reinforce++-baseline": [
-        a / (math.sqrt((44 / 64 + 0.5) / 6) + 1e-6) for a in (0.625, -0.375, -0.5, -0.375, 0.5, 0.125)
+        a / (math.sqrt((44 / 64 + 0.5) / 6) + 1e-6)
+        for a in (0.625, -0.375, -0.5, -0.375, 0.5, 0.125)
     ],
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ NOT_FOUND = [
     ("has no 'mine'; expected a generator .*: there is none", "mine.py:mine", "x = 1\n"),
     (r"mine.py:2: invalid syntax", "mine.py:mine", "x = 1\nx = = 2\n"),
     (r"mine.py:2: ZeroDivisionError: .*does not import", "mine.py:mine", "x = 1\nx = 1 / 0\n"),
-    (r"mine.py:1: ModuleNotFoundError: No module named 'nosuch'", "mine.py:mine", "import nosuch\n"),
+    (r"mine.py:1: ModuleNotFoundError: No module named 'no'", "mine.py:mine", "import no\n"),
     (r"'mine' in .*mine.py:1 is a function; expected .*@gradlab.workflow", "mine.py:mine",
      "def mine(problem):\n    yield []\n"),
     (r"mine.py:2: mine yields nothing; expected a generator function", "mine.py:mine",
@@ -174,7 +174,7 @@ def test_a_reward_that_fails_later_leaves_whole_steps(
         "    return 1.0 if calls[0] <= 64 else float('nan')\n"
     )
     config = small_config(reward=written(tmp_path, body), steps=3, checkpoint_every=1)
-    with pytest.raises(PartError, match="mine.py:2: .* gave nan"):
+    with pytest.raises(PartError, match=r"mine.py:2: .* gave nan"):
         train(config, quiet)
     assert open_run(config.out).steps.tolist() == [1]
     assert [path.name for path in sorted(config.out.glob("episodes/step-*"))] == [
@@ -186,7 +186,8 @@ TASKS = [
     ("mine.py:2: --task .* raised ZeroDivisionError", "def mine():\n    return 1 / 0\n"),
     ("mine.py:1: --task .* gave no problems", "def mine():\n    return []\n"),
     ("problem 0 is 'x'; expected", "def mine():\n    return ['x']\n"),
-    ("problem 0: kind is 'art'", "def mine():\n    return [dict(question='a', answer='b', kind='art')]"),
+    ("problem 0: kind is 'art'",
+     "def mine():\n    return [dict(question='a', answer='b', kind='art')]"),
     ("problem 0: answer is None", "def mine():\n    return [dict(question='a', answer=None)]"),
     ("gave 3 as judge", "def mine():\n    return [dict(question='a', answer='b')], 3"),
     ("--task-options most: .* takes least", "def mine(least=1):\n    return []\n"),
@@ -254,13 +255,13 @@ def test_the_options_of_a_workflow_are_its_keyword_arguments(
     assert options(rounds="4", share="1", word="4", loud="true") == {
         "rounds": 4, "share": 1, "word": "4", "loud": True,
     }  # fmt: skip
-    with pytest.raises(PartError, match="option rounds of workflow mine is 0.5; expected a whole"):
+    with pytest.raises(PartError, match=r"option rounds of workflow mine is 0.5; expected a"):
         options(rounds="0.5")
     with pytest.raises(PartError, match="has no option 'votes'; expected one of rounds=1, share"):
         options(votes="3")
     with pytest.raises(ValueError, match="--workflow-options votes: workflow voting takes it as"):
         small_config(workflow_options={"votes": "3"})
-    with pytest.raises(ValueError, match="--rounds is 5, and .*:mine is no built-in workflow"):
+    with pytest.raises(ValueError, match=r"--rounds is 5, and .*:mine is no built-in workflow"):
         small_config(workflow=name, rounds=5)
 
 
@@ -340,7 +341,7 @@ def test_a_changed_file_is_named_and_the_way_on_works(
     train(again, quiet)
     assert open_run(config.out).steps.tolist() == [1, 2, 3]
     file.unlink()
-    with pytest.raises(PartError, match="there is no file .*a copy is "):
+    with pytest.raises(PartError, match=r"there is no file .*a copy is "):
         audit_run(config.out)
 
 

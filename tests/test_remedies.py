@@ -63,7 +63,7 @@ def made(
             for policy in policies:
                 size = len(policy.agents)
                 store.append(
-                    UpdateRecord(policy.name, step, np.eye(size)[None], UpdateMetrics(rate))
+                    UpdateRecord(policy.name, step, np.eye(size)[None], metrics=UpdateMetrics(rate))
                 )
             share = cut[step > 50]
             ledger = RoleLedger(truncated=share, length_mean=300 + 212 * share)

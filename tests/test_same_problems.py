@@ -119,7 +119,7 @@ def test_a_changed_set_is_no_fall(tmp_path: Path) -> None:
     with RunStore.create(tmp_path / "run.zarr", meta) as store:
         for step in range(200):
             if step:
-                store.append(UpdateRecord("p", step, np.eye(1)[None], UpdateMetrics(1e-3)))
+                store.append(UpdateRecord("p", step, np.eye(1)[None], metrics=UpdateMetrics(1e-3)))
                 store.append(StepRecord(step, 0.0, RunLedger(), {}))
             if step % 10 == 0:
                 solved = matrix[step // 10]

@@ -83,14 +83,16 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
                     "solver",
                     step,
                     gram_BAA(vectors),
-                    UpdateMetrics(clip_factor=0.5, weight_norm=10.0 * step),
-                    split if step == 1 else None,
+                    metrics=UpdateMetrics(clip_factor=0.5, weight_norm=10.0 * step),
+                    update_gram_AA=split if step == 1 else None,
                     history_AA=history if step == 1 else None,
                     moment_gram_AA=np.diag([4.0, 0.0, 1.0]) if step == 1 else None,
                     row_statistics=statistics,
                 )
             )
-            store.append(UpdateRecord("judge", step, np.full((1, 1, 1), 9.0), UpdateMetrics()))
+            store.append(
+                UpdateRecord("judge", step, np.full((1, 1, 1), 9.0), metrics=UpdateMetrics())
+            )
             if number == 0 and step == 1:
                 continue
             store.append(
@@ -319,7 +321,7 @@ def test_a_run_is_readable_while_it_is_written(tmp_path: Path, num_steps: int) -
     path = tmp_path / "run.zarr"
     store = RunStore.create(path, META)
     for step in range(1, num_steps + 1):
-        store.append(UpdateRecord("solver", step, gram_BAA(UPDATES[1, 0]), UpdateMetrics()))
+        store.append(UpdateRecord("solver", step, gram_BAA(UPDATES[1, 0]), metrics=UpdateMetrics()))
         store.append(StepRecord(step, 0.0, RunLedger(accuracy=step), {}))
         run = open_run(tmp_path)
         assert not run.closed
@@ -341,7 +343,9 @@ def test_concurrent_readers_always_see_a_whole_prefix(tmp_path: Path) -> None:
             with RunStore.resume(path, 0) as store:
                 for step in range(1, 3001):
                     gram = np.full((2, 3, 3), float(step))
-                    store.append(UpdateRecord("solver", step, gram, UpdateMetrics(loss=step)))
+                    store.append(
+                        UpdateRecord("solver", step, gram, metrics=UpdateMetrics(loss=step))
+                    )
                     store.append(StepRecord(step, 0.0, RunLedger(accuracy=step), {}))
             os._exit(0)
         finally:
@@ -509,7 +513,9 @@ def test_a_store_with_a_metric_of_a_later_version_is_read_but_not_resumed(copy: 
 def test_equal_runs_are_equal_files_but_for_the_clock(tmp_path: Path) -> None:
     for name in ("a", "b"):
         with RunStore.create(tmp_path / name / "run.zarr", replace(META, run_id="same")) as store:
-            store.append(UpdateRecord("solver", 1, gram_BAA(UPDATES[1, 0]), UpdateMetrics()))
+            store.append(
+                UpdateRecord("solver", 1, gram_BAA(UPDATES[1, 0]), metrics=UpdateMetrics())
+            )
     chunks = sorted(file.relative_to(tmp_path / "a") for file in tmp_path.glob("a/**/c.*"))
     assert chunks
     for chunk in chunks:

@@ -55,7 +55,7 @@ META = RunMeta.of_policies(
 def update(step: int, value: float = 0.0, policy: PolicyMeta = SOLVER) -> UpdateRecord:
     shape = (len(policy.blocks), len(policy.agents), len(policy.agents))
     gram = np.arange(np.prod(shape), dtype=np.float64).reshape(shape) + value
-    return UpdateRecord(policy.name, step, gram, UpdateMetrics(loss=value, rows=step))
+    return UpdateRecord(policy.name, step, gram, metrics=UpdateMetrics(loss=value, rows=step))
 
 
 def training_step(step: int, value: float = 0.0) -> StepRecord:
@@ -150,10 +150,10 @@ def test_every_record_comes_back_in_every_state(
             "solver",
             3,
             gram,
-            scalars,
-            split if is_split else None,
-            transfer if is_split else None,
-            {"generator": statistics},
+            metrics=scalars,
+            update_gram_AA=split if is_split else None,
+            transfer_AA=transfer if is_split else None,
+            row_statistics={"generator": statistics},
         )
     )
     store.append(StepRecord(3, 1e9, run_ledger, {"judge": ledger}, {"generator": signature}))

@@ -168,11 +168,12 @@ class World:
         self.place[policy.name] += part_AD.sum(axis=0)
         by_block = np.split(vector_AD, len(BLOCKS), axis=1)
         norm = float(np.linalg.norm(total_D))
+        roles = {agent.role for agent in policy.agents}
         return UpdateRecord(
             policy.name,
             step,
             np.stack([block @ block.T for block in by_block]),
-            UpdateMetrics(
+            metrics=UpdateMetrics(
                 learning_rate=float(self.rate_T[step]),
                 grad_norm=norm,
                 clip_factor=min(1.0, 1.0 / max(norm, 1e-9)),
@@ -185,7 +186,7 @@ class World:
                 rows=float(len(policy.agents) * PROMPTS * SAMPLES),
                 probe_seconds=0.001,
             ),
-            part_AD @ part_AD.T,
-            vector_AD @ part_AD.T,
-            {role: statistics[role] for role in {agent.role for agent in policy.agents}},
+            update_gram_AA=part_AD @ part_AD.T,
+            transfer_AA=vector_AD @ part_AD.T,
+            row_statistics={role: statistics[role] for role in roles},
         )

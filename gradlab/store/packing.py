@@ -5,39 +5,23 @@ Metrics go where the store's own labels say: an older store that is resumed lack
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import numpy as np
 
-from gradlab.records import EvalRecord, RateRecord, StepRecord, UpdateRecord, values_of
+from gradlab.records import EvalRecord, Kept, RateRecord, StepRecord, UpdateRecord, values_of
 from gradlab.store.disk import Array, StoreError
 from gradlab.store.schema import GroupSpec
 
 
 def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
-    where = f"update of policy '{record.policy}' at step {record.step}"
-    row["step"] = record.step
-    _put(row, "gram", record.gram_BAA, spec, where)
-    optional = {
-        "update_gram": record.update_gram_AA,
-        "transfer": record.transfer_AA,
-        "history": record.history_AA,
-        "moment_gram": record.moment_gram_AA,
-        "sketch": record.sketch_AK,
-        "update_sketch": record.update_sketch_AK,
-        "effective_gram": record.effective_gram_AA,
-        "effective_sketch": record.effective_sketch_AK,
-        "factor": record.factor_A,
-    }
-    for name, value in optional.items():
-        if value is not None:
-            _put(row, name, value, spec, where)
-    row["metrics"] = values_of(record.metrics, spec.labels["update_metric"])
-    for role, statistics in record.row_statistics.items():
-        row["rows"][_index(spec, "role", role, where)] = values_of(
-            statistics, spec.labels["row_metric"]
-        )
+    _fill(row, spec, record, f"update of policy '{record.policy}' at step {record.step}")
 
 
 def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
+<<<<<<< HEAD
     where = f"step {record.step}"
     row["step"] = record.step
     row["wall_time"] = record.wall_time
@@ -59,22 +43,19 @@ def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
         index = _index(spec, "role", role, where)
         for name, value in components.items():
             row["reward_components"][index, _index(spec, "reward_component", name, where)] = value
+=======
+    _fill(row, spec, record, f"step {record.step}")
+>>>>>>> house
 
 
 def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
     where = f"evaluation at step {record.step}"
-    row["step"] = record.step
     if np.asarray(record.correct_PS).dtype.kind not in "bu":
         raise StoreError(
             f"{where}: correct_PS is {np.asarray(record.correct_PS).dtype}, expected uint8: "
             f"1 solved, 0 not, 255 missing"
         )
-    _put(row, "correct", record.correct_PS, spec, where)
-    _put(row, "role_correct", record.role_correct_RP, spec, where)
-    for role, evaluation in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values_of(
-            evaluation, spec.labels["eval_metric"]
-        )
+    _fill(row, spec, record, where)
 
 
 def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
@@ -88,29 +69,54 @@ def fill_rate(row: Array, spec: GroupSpec, record: RateRecord) -> None:
         raise StoreError(
             f"{where}: {record.answers:g} answers; expected 1 or more, or NaN if it is not known"
         )
-    row["step"] = record.step
-    row["accuracy"] = record.accuracy
-    row["answers"] = record.answers
-    for role, evaluation in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values_of(
-            evaluation, spec.labels["eval_metric"]
-        )
+    _fill(row, spec, record, where)
 
 
-def _put(row: Array, name: str, value: Array, spec: GroupSpec, where: str) -> None:
-    array = next((array for array in spec.arrays if array.name == name), None)
+def _fill(row: Array, spec: GroupSpec, record: Any, where: str) -> None:
+    """Put every declared field of a record into its array."""
+    for declared in fields(record):
+        kept: Kept | None = declared.metadata.get("kept")
+        value = getattr(record, declared.name)
+        if kept is None or value is None:
+            continue
+        if isinstance(value, Mapping):
+            for label, one in value.items():
+                index = _index(spec, kept.dims[0], label, where)
+                _put(row, kept, _plain(one, kept, spec), spec, where, index)
+        else:
+            _put(row, kept, _plain(value, kept, spec), spec, where)
+
+
+def _plain(value: Any, kept: Kept, spec: GroupSpec) -> Any:
+    """A record of measured fields as the vector of the metrics that the store has."""
+    return values_of(value, spec.labels[kept.dims[-1]]) if is_dataclass(value) else value
+
+
+def _put(
+    row: Array, kept: Kept, value: Any, spec: GroupSpec, where: str, index: int | None = None
+) -> None:
+    """Put a value where it belongs; `index`: it is only of this label of the first dimension."""
+    array = next((array for array in spec.arrays if array.name == kept.name), None)
     if array is None:
+        if kept.since != "1.0" and not kept.needs:
+            return  # an older store that is continued
         raise StoreError(
-            f"{where}: the run was created without '{name}'; say in PolicyMeta that it is measured"
+            f"{where}: the run was created without '{kept.name}'; say in PolicyMeta that it is "
+            "measured"
         )
-    expected = spec.row_shape(array)
+    dims = kept.dims if index is None else kept.dims[1:]
+    expected = tuple(len(spec.labels[dim]) for dim in dims)
     if np.shape(value) != expected:
-        dims = ", ".join(f"{dim} {len(spec.labels[dim])}" for dim in array.dims[1:])
+        sizes = ", ".join(f"{dim} {len(spec.labels[dim])}" for dim in dims)
+        whose = "" if index is None else f" of {kept.dims[0]} '{spec.labels[kept.dims[0]][index]}'"
         raise StoreError(
-            f"{where}: {name} has shape {np.shape(value)}, expected {expected} ({dims}), "
-            f"as the run was created"
+            f"{where}: {kept.name}{whose} has shape {np.shape(value)}, expected {expected} "
+            f"({sizes}), as the run was created"
         )
-    row[name] = value
+    if index is None:
+        row[kept.name] = value
+    else:
+        row[kept.name][index] = value
 
 
 def _index(spec: GroupSpec, dim: str, label: str, where: str) -> int:

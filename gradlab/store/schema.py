@@ -14,24 +14,27 @@ The first dimension of every array is the group's row dimension. Labels of the o
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 from gradlab.records import (
     SIGNATURE_BUCKETS,
+    Dtype,
+    EvalRecord,
     PolicyMeta,
+    RateRecord,
     RoleEvaluation,
     RoleLedger,
     RowStatistics,
     RunLedger,
     RunMeta,
+    StepRecord,
     UpdateMetrics,
+    UpdateRecord,
     names,
 )
 
 SCHEMA = "gradlab.run"
 SCHEMA_VERSION = "1.3"
-
-Dtype = Literal["int64", "float64", "float32", "float16", "uint8"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,23 @@ def describe(record: type[Any]) -> dict[str, dict[str, str]]:
     return {f.name: dict(f.metadata) for f in fields(record) if "unit" in f.metadata}
 
 
+def arrays_of(
+    record: type[Any], row: str, policy: PolicyMeta | None = None
+) -> tuple[ArraySpec, ...]:
+    """The arrays that keep records of this type; without those that `policy` does not ask for."""
+    declared = [f.metadata["kept"] for f in fields(record) if "kept" in f.metadata]
+    return tuple(
+        ArraySpec(one.name, (row, *one.dims), one.dtype, one.unit, one.meaning, one.since)
+        for one in declared
+        if all(getattr(policy, setting) for setting in one.needs)
+    )
+
+
 def train_group(meta: RunMeta) -> GroupSpec:
     return GroupSpec(
         "train",
         "step",
+<<<<<<< HEAD
         (
             ArraySpec("step", ("step",), "int64", "step", "training step, starting at 1"),
             ArraySpec("wall_time", ("step",), "float64", "s", "end of the step, since the epoch"),
@@ -94,6 +110,9 @@ def train_group(meta: RunMeta) -> GroupSpec:
             ),
             *_components(meta),
         ),
+=======
+        arrays_of(StepRecord, "step"),
+>>>>>>> house
         {
             "run_metric": names(RunLedger),
             "role": meta.roles,
@@ -122,115 +141,25 @@ def _components(meta: RunMeta) -> tuple[ArraySpec, ...]:
 
 def updates_group(policy: PolicyMeta) -> GroupSpec:
     agents = tuple(str(agent) for agent in policy.agents)
-    pair = ("update", "agent", "agent2")
-    sketched, buckets = _optional(policy)
-    return GroupSpec(
-        f"updates/{policy.name}",
-        "update",
-        (
-            ArraySpec("step", ("update",), "int64", "step", "training step of the update"),
-            ArraySpec(
-                "gram",
-                ("update", "block", "agent", "agent2"),
-                "float32",
-                "loss^2",
-                "<g_a, g_b> per parameter block, before clipping",
-            ),
-            ArraySpec("update_gram", pair, "float64", "1", "<d_a, d_b> of the optimizer step"),
-            ArraySpec("transfer", pair, "float64", "loss", "<g_a, d_b>"),
-            ArraySpec(
-                "history",
-                pair,
-                "float64",
-                "loss^2",
-                "<g_a, m_b>, m_b the agent's part of the first moment before the update",
-                "1.1",
-            ),
-            ArraySpec(
-                "moment_gram", pair, "float64", "loss^2", "<m_a, m_b> before the update", "1.1"
-            ),
-            ArraySpec(
-                "factor",
-                ("update", "agent"),
-                "float64",
-                "1",
-                "by what the trainer multiplied g_a before the optimizer used it; NaN: by nothing",
-                "1.2",
-            ),
-            ArraySpec(
-                "metrics", ("update", "update_metric"), "float32", "see metric", "update scalars"
-            ),
-            ArraySpec(
-                "rows",
-                ("update", "role", "row_metric"),
-                "float32",
-                "see metric",
-                "row statistics per role over the rows of the step so far",
-            ),
-            *sketched,
-        ),
-        {
-            "block": policy.blocks,
-            "agent": agents,
-            "agent2": agents,
-            "update_metric": names(UpdateMetrics),
-            "role": tuple(dict.fromkeys(agent.role for agent in policy.agents)),
-            "row_metric": names(RowStatistics),
-            **buckets,
-        },
-    )
-
-
-def _optional(policy: PolicyMeta) -> tuple[tuple[ArraySpec, ...], dict[str, tuple[str, ...]]]:
-    """The arrays that a policy has only if they were asked for, and their own dimension."""
-    gram = ArraySpec(
-        "effective_gram",
-        ("update", "agent", "agent2"),
-        "float64",
-        "loss^2",
-        "estimated <W_a, W_b> of gradients with respect to the effective weights",
-        "1.1",
-    )
-    grams = (gram,) if policy.effective else ()
-    if not policy.sketch_buckets:
-        return grams, {}
-    meaning = {
-        "sketch": "sketch of g_a / ||g_a||: buckets i mod K of signed elements i",
-        "update_sketch": "sketch of d_a / ||d_a||, d_a the agent's part of the optimizer step",
+    labels = {
+        "block": policy.blocks,
+        "agent": agents,
+        "agent2": agents,
+        "update_metric": names(UpdateMetrics),
+        "role": tuple(dict.fromkeys(agent.role for agent in policy.agents)),
+        "row_metric": names(RowStatistics),
     }
-    if policy.effective:
-        meaning["effective_sketch"] = "sketch of W_a / ||W_a||, the projections of the step"
-    dims = ("update", "agent", "sketch_bucket")
-    arrays = tuple(
-        ArraySpec(name, dims, "float16", "1", text, "1.1") for name, text in meaning.items()
-    )
-    return (*grams, *arrays), {"sketch_bucket": tuple(map(str, range(policy.sketch_buckets)))}
+    if policy.sketch_buckets:
+        labels["sketch_bucket"] = tuple(map(str, range(policy.sketch_buckets)))
+    arrays = arrays_of(UpdateRecord, "update", policy)
+    return GroupSpec(f"updates/{policy.name}", "update", arrays, labels)
 
 
 def eval_group(meta: RunMeta) -> GroupSpec:
     return GroupSpec(
         "eval",
         "eval",
-        (
-            ArraySpec("step", ("eval",), "int64", "step", "training steps done before"),
-            ArraySpec(
-                "correct",
-                ("eval", "problem", "sample"),
-                "uint8",
-                "1",
-                "1 solved, 0 not, 255 missing",
-            ),
-            ArraySpec(
-                "roles", ("eval", "role", "eval_metric"), "float32", "see metric", "role evaluation"
-            ),
-            ArraySpec(
-                "role_correct",
-                ("eval", "role", "problem"),
-                "float32",
-                "1",
-                "mean own correctness of the role's turns on the problem",
-            ),
-        ),
+        arrays_of(EvalRecord, "eval"),
         {
             "problem": meta.problems,
             "sample": tuple(str(sample) for sample in range(meta.eval_samples)),
@@ -240,36 +169,18 @@ def eval_group(meta: RunMeta) -> GroupSpec:
     )
 
 
+def rates_group(meta: RunMeta) -> GroupSpec:
+    """Evaluations of which only the rate is known: no problem can be compared with itself."""
+    labels = {"role": meta.roles, "eval_metric": names(RoleEvaluation)}
+    return GroupSpec("rates", "eval", arrays_of(RateRecord, "eval"), labels)
+
+
 def groups(meta: RunMeta) -> tuple[GroupSpec, ...]:
     """Every group of a run's store. `eval` is absent when the run has no held-out problems."""
     updates = tuple(updates_group(policy) for policy in meta.policies)
     evaluations = (eval_group(meta),) if meta.problems else ()
     rates = (rates_group(meta),) if meta.rates else ()
     return (train_group(meta), *updates, *evaluations, *rates)
-
-
-def rates_group(meta: RunMeta) -> GroupSpec:
-    """Evaluations of which only the rate is known: no problem can be compared with itself."""
-    return GroupSpec(
-        "rates",
-        "eval",
-        (
-            ArraySpec("step", ("eval",), "int64", "step", "training steps done before", "1.2"),
-            ArraySpec("accuracy", ("eval",), "float64", "1", "share of answers right", "1.2"),
-            ArraySpec(
-                "answers", ("eval",), "float64", "count", "graded answers; NaN: unknown", "1.2"
-            ),
-            ArraySpec(
-                "roles",
-                ("eval", "role", "eval_metric"),
-                "float32",
-                "see metric",
-                "role evaluation",
-                "1.2",
-            ),
-        ),
-        {"role": meta.roles, "eval_metric": names(RoleEvaluation)},
-    )
 
 
 METRIC_RECORDS: dict[str, type[Any]] = {

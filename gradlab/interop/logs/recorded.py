@@ -100,4 +100,4 @@ def _update(policy: PolicyMeta, step: int, row: Mapping[Target, float]) -> Updat
             gram_AA[a, b] = norm_A[a] * norm_A[b] * (1.0 if a == b else cosine)
     if all(math.isnan(value) for value in (*metrics.values(), *norm_A.tolist())):
         return None
-    return UpdateRecord(policy.name, step, gram_AA[None], UpdateMetrics(**metrics))
+    return UpdateRecord(policy.name, step, gram_AA[None], metrics=UpdateMetrics(**metrics))
