@@ -46,7 +46,7 @@ class Kept:
     since: str = "1.0"
     """Schema version that introduced it: older stores do without."""
     needs: tuple[str, ...] = ()
-    """Settings of PolicyMeta without which a policy has no such array."""
+    """Settings of PolicyMeta, or of RunMeta, without which there is no such array."""
 
 
 def kept(
@@ -323,17 +323,6 @@ class RunLedger:
 class StepRecord:
     """One training step (rollout, then the updates of every policy)."""
 
-<<<<<<< HEAD
-    step: int
-    wall_time: float
-    """Seconds since the epoch."""
-    run: RunLedger
-    roles: Mapping[str, RoleLedger]
-    signatures: Mapping[str, FloatArray] = field(default_factory=dict)
-    """[K] per role: share of response tokens per hash bucket (sums to 1)."""
-    components: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Per role: mean over turns of each named component of the reward."""
-=======
     step: int = field(metadata=kept("step", (), "int64", "step", "training step, starting at 1"))
     wall_time: float = field(
         metadata=kept("wall_time", (), "float64", "s", "end of the step, since the epoch")
@@ -350,7 +339,15 @@ class StepRecord:
         ),
     )  # fmt: skip
     """[K] per role; sums to 1."""
->>>>>>> house
+    components: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict,
+        metadata=kept(
+            "reward_components", ("role", "reward_component"), "float32", "reward",
+            "mean over the role's turns of each component of the reward, which is their sum",
+            "1.3", ("reward_components",),
+        ),
+    )  # fmt: skip
+    """Per role and name."""
 
 
 @dataclass(frozen=True)

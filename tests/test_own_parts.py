@@ -182,6 +182,20 @@ def test_a_reward_that_fails_later_leaves_whole_steps(
     ]
 
 
+def test_a_component_that_nobody_foresaw_is_named(
+    small_config: SmallConfig, quiet: Progress, tmp_path: Path
+) -> None:
+    body = (
+        "def mine(episode, turn):\n"
+        "    return {'long' if len(turn.response_ids) > 1 else 'canned': 1.0}\n"
+    )
+    config = small_config(reward=written(tmp_path, body))
+    with pytest.raises(PartError, match=r"mine.py:1: .*component 'long' for .*; expected canned"):
+        train(config, quiet)
+    assert open_run(config.out).steps.tolist() == []
+    assert not list(config.out.glob("episodes/step-*"))
+
+
 TASKS = [
     ("mine.py:2: --task .* raised ZeroDivisionError", "def mine():\n    return 1 / 0\n"),
     ("mine.py:1: --task .* gave no problems", "def mine():\n    return []\n"),

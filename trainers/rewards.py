@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +65,20 @@ def _checked(given: Any, reward: Part, who: str) -> tuple[tuple[str, float], ...
         if not math.isfinite(value):
             raise PartError(f"{where} {part} for {who}; expected a finite number")
     return tuple((name, float(value)) for name, value in named.items())
+
+
+def check_components(episodes: Iterable[Episode], known: Sequence[str], name: str) -> None:
+    """Raise PartError for a component that the canned episodes did not have: the store was made
+    without it."""
+    for episode in episodes:
+        for turn in episode.turns:
+            new = [component for component, _ in turn.components if component not in known]
+            if new:
+                raise PartError(
+                    f"{where_of(load_reward(name).value)}: --reward {name} gave component "
+                    f"'{new[0]}' for {_which(episode, turn)}; expected {', '.join(known) or 'none'}"
+                    ", as on canned replies: give every name for every turn, 0 where it is nothing"
+                )
 
 
 def _which(episode: Episode, turn: Turn) -> str:

@@ -37,6 +37,7 @@ from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.preview.own_parts import check_own_parts
+from trainers.rewards import check_components
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -88,6 +89,8 @@ class Run:
     """Training steps finished."""
     first: int = 0
     """Training steps finished when it began: more than 0 where it continues another run."""
+    components: tuple[str, ...] = ()
+    """Names of what the reward is the sum of."""
     resumed: str = ""
     """What a resumed run continues from, and what it trains again."""
 
@@ -170,6 +173,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
+    check_components(episodes, run.components, config.reward)
     played = time.perf_counter()
     save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
 
@@ -278,7 +282,18 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
     return Run(
-        config, task, workflow, routing, language, policies, store, judge, step, first, resumed
+        config,
+        task,
+        workflow,
+        routing,
+        language,
+        policies,
+        store,
+        judge,
+        step,
+        first,
+        components,
+        resumed,
     )
 
 

@@ -21,31 +21,7 @@ def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
 
 
 def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
-<<<<<<< HEAD
-    where = f"step {record.step}"
-    row["step"] = record.step
-    row["wall_time"] = record.wall_time
-    row["run"] = values_of(record.run, spec.labels["run_metric"])
-    for role, ledger in record.roles.items():
-        row["roles"][_index(spec, "role", role, where)] = values_of(
-            ledger, spec.labels["role_metric"]
-        )
-    for role, signature in record.signatures.items():
-        index = _index(spec, "role", role, where)
-        expected = row["signature"][index].shape
-        if np.shape(signature) != expected:
-            raise StoreError(
-                f"{where}: signature of role '{role}' has shape {np.shape(signature)}, "
-                f"expected {expected}: one share per bucket"
-            )
-        row["signature"][index] = signature
-    for role, components in record.components.items():
-        index = _index(spec, "role", role, where)
-        for name, value in components.items():
-            row["reward_components"][index, _index(spec, "reward_component", name, where)] = value
-=======
     _fill(row, spec, record, f"step {record.step}")
->>>>>>> house
 
 
 def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
@@ -82,13 +58,19 @@ def _fill(row: Array, spec: GroupSpec, record: Any, where: str) -> None:
         if isinstance(value, Mapping):
             for label, one in value.items():
                 index = _index(spec, kept.dims[0], label, where)
-                _put(row, kept, _plain(one, kept, spec), spec, where, index)
+                _put(row, kept, _plain(one, kept, spec, where), spec, where, index)
         else:
-            _put(row, kept, _plain(value, kept, spec), spec, where)
+            _put(row, kept, _plain(value, kept, spec, where), spec, where)
 
 
-def _plain(value: Any, kept: Kept, spec: GroupSpec) -> Any:
-    """A record of measured fields as the vector of the metrics that the store has."""
+def _plain(value: Any, kept: Kept, spec: GroupSpec, where: str) -> Any:
+    """A record of measured fields as the vector of the metrics that the store has; named values as
+    the vector of their labels."""
+    if isinstance(value, Mapping):
+        vector = np.full(len(spec.labels.get(kept.dims[-1], ())), np.nan)
+        for label, one in value.items():
+            vector[_index(spec, kept.dims[-1], label, where)] = one
+        return vector
     return values_of(value, spec.labels[kept.dims[-1]]) if is_dataclass(value) else value
 
 
@@ -101,8 +83,8 @@ def _put(
         if kept.since != "1.0" and not kept.needs:
             return  # an older store that is continued
         raise StoreError(
-            f"{where}: the run was created without '{kept.name}'; say in PolicyMeta that it is "
-            "measured"
+            f"{where}: the run was created without '{kept.name}'; say in its metadata that it "
+            "is measured"
         )
     dims = kept.dims if index is None else kept.dims[1:]
     expected = tuple(len(spec.labels[dim]) for dim in dims)

@@ -78,14 +78,14 @@ def describe(record: type[Any]) -> dict[str, dict[str, str]]:
 
 
 def arrays_of(
-    record: type[Any], row: str, policy: PolicyMeta | None = None
+    record: type[Any], row: str, meta: PolicyMeta | RunMeta | None = None
 ) -> tuple[ArraySpec, ...]:
-    """The arrays that keep records of this type; without those that `policy` does not ask for."""
+    """The arrays that keep records of this type; without those that `meta` does not ask for."""
     declared = [f.metadata["kept"] for f in fields(record) if "kept" in f.metadata]
     return tuple(
         ArraySpec(one.name, (row, *one.dims), one.dtype, one.unit, one.meaning, one.since)
         for one in declared
-        if all(getattr(policy, setting) for setting in one.needs)
+        if all(getattr(meta, setting) for setting in one.needs)
     )
 
 
@@ -93,26 +93,7 @@ def train_group(meta: RunMeta) -> GroupSpec:
     return GroupSpec(
         "train",
         "step",
-<<<<<<< HEAD
-        (
-            ArraySpec("step", ("step",), "int64", "step", "training step, starting at 1"),
-            ArraySpec("wall_time", ("step",), "float64", "s", "end of the step, since the epoch"),
-            ArraySpec("run", ("step", "run_metric"), "float32", "see metric", "run ledger"),
-            ArraySpec(
-                "roles", ("step", "role", "role_metric"), "float32", "see metric", "role ledger"
-            ),
-            ArraySpec(
-                "signature",
-                ("step", "role", "bucket"),
-                "float32",
-                "1",
-                "share of the role's response tokens per hash bucket",
-            ),
-            *_components(meta),
-        ),
-=======
-        arrays_of(StepRecord, "step"),
->>>>>>> house
+        arrays_of(StepRecord, "step", meta),
         {
             "run_metric": names(RunLedger),
             "role": meta.roles,
@@ -120,22 +101,6 @@ def train_group(meta: RunMeta) -> GroupSpec:
             "bucket": tuple(str(bucket) for bucket in range(SIGNATURE_BUCKETS)),
             **({"reward_component": meta.reward_components} if meta.reward_components else {}),
         },
-    )
-
-
-def _components(meta: RunMeta) -> tuple[ArraySpec, ...]:
-    """What a run has only if its reward is a sum of named components."""
-    if not meta.reward_components:
-        return ()
-    return (
-        ArraySpec(
-            "reward_components",
-            ("step", "role", "reward_component"),
-            "float32",
-            "reward",
-            "mean over the role's turns of each component of the reward, which is their sum",
-            "1.3",
-        ),
     )
 
 
