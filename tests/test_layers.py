@@ -120,7 +120,16 @@ def test_analysis_and_figures_never_name_torch(package: str) -> None:
 
 
 FACES = {
-    "gradlab": {"Agent", "RunStore", "attach", "open_run"},
+    "gradlab": {
+        "Agent",
+        "Ask",
+        "Message",
+        "Reading",
+        "RunStore",
+        "attach",
+        "open_run",
+        "workflow",
+    },
     "trainers": {"TrainConfig", "train"},
     "analysis": {"diagnose"},
     "figures": {"make_figures"},
