@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from figures.style import role_style
 from gradlab.commands.main import main
 from gradlab.store.run import Run, open_run
 from trainers.rundir.transcripts import read_episodes
@@ -191,3 +192,9 @@ def test_the_examples_are_short_and_all_of_them_are_run() -> None:
     run = {name.partition(":")[0] for name in WORKFLOWS} | {"brief_reward.py", "near_sums.py"}
     assert files == run
     assert all(len((EXAMPLES / name).read_text().splitlines()) < 80 for name in files)
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_the_roles_of_an_example_look_different_in_figures(name: str) -> None:
+    styles = [role_style(role) for role in WORKFLOWS[name][1]]
+    assert len({(style.color, style.marker) for style in styles}) == len(styles)
