@@ -24,8 +24,9 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/gradlab demo
 
+# One thread a process: two processes of two threads on two cores take turns with each other.
 test: $(READY) .venv/.reasoning
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slow: $(READY) .venv/.reasoning
 	$(BIN)/pytest -m slow

@@ -74,22 +74,21 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
         "amplification": sum(len(run.agents(role)) > 1 for role in run.roles),
         "role breakdown": detectors.breakdown.num_tested(run),
         "gradient spike": detectors.spikes.num_tested(run),
-        "changed evaluation set": detectors.changed_set.num_tested(run),
         "reward hacking": detectors.hacking.num_tested(run),
         "form change": detectors.forms.num_tested(run),
         "work moved": detectors.work.num_tested(run),
         **{rule.kind: rule.num_tested(run) for rule in detectors.levels},
     }
-    found = [*detectors.breakdown(run), *capture, *amplification, *detectors.spikes(run)]
+    spikes, harmless_spikes = detectors.spikes.judge(run, drop)
+    found = [*detectors.breakdown(run), *capture, *amplification, *spikes]
     for rule in detectors.levels:
         found += rule(run)
     found += [*detectors.hacking(run, drop), *detectors.forms(run), *detectors.work(run)]
     found += detectors.detached(run)
-    found += detectors.changed_set(run)
     stand, fallen = correct(found, tested)
-    if drop.shape == "changed set" and not any(f.kind == "changed evaluation set" for f in stand):
-        around = detectors.changed_set.around(series, drop.changed_after)
-        stand = [*([around] if around else []), *stand]
+    around = detectors.changed_set.around(series, drop.changed_after)
+    # Whether accuracies can be compared comes before what they say: no part of the family.
+    stand += [around] if drop.shape == "changed set" and around else detectors.changed_set(run)
     drops = [
         replace(finding, evidence=(*located(run, series, drop), *finding.evidence))
         for finding in findings_of(drop)
@@ -104,7 +103,7 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
     return Detected(
         drops,
         (*first, *drops, *stand),
-        (*unjudged_capture, *unjudged_amplification, *fallen),
+        (*unjudged_capture, *unjudged_amplification, *fallen, *harmless_spikes),
     )
 
 

@@ -21,7 +21,8 @@ from analysis.findings import DROPS, Accuracy, Cause, Diagnosis, Finding, Signal
 from analysis.not_judged import unjudged
 from analysis.replays.results import read_replays
 from analysis.signals import collect
-from gradlab.store.run import RUN_ZARR, Run
+from gradlab.run_directory import run_name
+from gradlab.store.run import Run
 
 
 def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
@@ -49,7 +50,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
         verdicts,
         {role: run.policy_of(role).name for role in run.roles},
         replays,
-        () if drop.onset is None else too_large(run, drop.onset.upper),
+        too_large(run, drop),
     )
     return Diagnosis(
         run.meta.run_id,
@@ -195,5 +196,4 @@ def _check_order(run: Run) -> None:
 
 def _name(run: Run) -> str:
     """Of the run's directory, or of a store on its own."""
-    path = run.path.resolve()
-    return path.parent.name if path.name == RUN_ZARR else path.stem
+    return run_name(run.path.resolve())

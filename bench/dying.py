@@ -24,8 +24,8 @@ import trainers.evaluate
 import trainers.training
 from gradlab.commands import main as cli
 from gradlab.records import StepRecord, UpdateRecord
+from gradlab.run_directory import CONFIG
 from gradlab.store.writer import Record, RunStore
-from trainers.rundir.directory import CONFIG
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate"}
 """Audit events that change files; opening one to write does too, and writing to the journal."""

@@ -19,8 +19,8 @@ import torch
 from dying import Heard, forked
 from kill import RUNS, check_end, lost
 
+from gradlab.run_directory import STORE
 from gradlab.store.run import open_run
-from trainers.rundir.directory import STORE
 
 SIZES = (60, 200, 420, 600, 900, 1300, 1800)
 """KiB; the whole run takes about 1,800."""

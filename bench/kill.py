@@ -32,9 +32,9 @@ from dying import Heard, Kill, forked
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
+from gradlab.run_directory import CONFIG, STORE
 from gradlab.store.run import open_run
 from trainers.rundir.checkpoint import last_checkpoint
-from trainers.rundir.directory import CONFIG, STORE
 from trainers.rundir.transcripts import read_episodes
 
 RESULTS = Path(__file__).parent / "results" / "kill.md"

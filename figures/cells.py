@@ -12,7 +12,8 @@ import numpy as np
 
 from analysis.diagnosis import diagnose
 from analysis.findings import Diagnosis
-from gradlab.store.run import RUN_ZARR, Run
+from gradlab.run_directory import run_name
+from gradlab.store.run import Run
 
 COLUMNS = ("run", "workflow", "model", "task", "routing")
 """What opens every row of a table of numbers; `identity` fills it."""
@@ -46,7 +47,7 @@ def routing_of(run: Run) -> str:
 
 def folder(run: Run) -> str:
     """The run's folder, as its user named it."""
-    return run.path.resolve().parent.name if run.path.name == RUN_ZARR else run.path.stem
+    return run_name(run.path.resolve())
 
 
 def identity(run: Run) -> tuple[str, str, str, str, str]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from gradlab.run_directory import ALARMS
 from gradlab.store.disk import put
-
-FILE = "alarms.jsonl"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ Watch = Callable[[Path, int], Sequence[Alarm]]
 
 def append_alarms(directory: Path, alarms: Sequence[Alarm]) -> None:
     """Add them to the run directory, one JSON object per line."""
-    with (directory / FILE).open("ab") as file:
+    with (directory / ALARMS).open("ab") as file:
         file.write(_lines(alarms))
 
 
@@ -49,16 +48,18 @@ def _lines(alarms: Sequence[Alarm]) -> bytes:
 def read_alarms(directory: Path) -> tuple[Alarm, ...]:
     """What `append_alarms` wrote, oldest first; empty without a file.
 
-    A line that was cut when the run was killed is left out.
+    A line that was cut when the run was killed is left out, and so is what only later versions say
+    of an alarm.
     """
-    path = directory / FILE
+    path = directory / ALARMS
     if not path.is_file():
         return ()
-    found = []
+    found, known = [], {field.name for field in fields(Alarm)}
     # The cut may go through a character.
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            found.append(Alarm(**json.loads(line)))
+            said = json.loads(line)
+            found.append(Alarm(**{name: said[name] for name in known & set(said)}))
         except (json.JSONDecodeError, TypeError):
             continue
     return tuple(found)
@@ -66,6 +67,6 @@ def read_alarms(directory: Path) -> tuple[Alarm, ...]:
 
 def drop_alarms(directory: Path, after_step: int) -> None:
     """Forget alarms of steps that a resumed run repeats."""
-    if (directory / FILE).is_file():
+    if (directory / ALARMS).is_file():
         kept = [alarm for alarm in read_alarms(directory) if alarm.step <= after_step]
-        put(directory / FILE, _lines(kept))
+        put(directory / ALARMS, _lines(kept))

@@ -284,7 +284,10 @@ class RoleLedger:
     )
     entropy: float = measured("nats", "mean token entropy of the policy at the role's responses")
     perplexity: float = measured("1", "exp of the mean negative log-probability of the responses")
-    kl: float = measured("nats", "mean k3 estimate of KL(policy || reference) per token")
+    kl: float = measured(
+        "nats",
+        "mean estimate of KL(policy || reference) per token; k3 but for imports",
+    )
     clip_fraction: float = measured("1", "share of tokens where the PPO clip was active")
     ratio_std: float = measured("1", "standard deviation of the importance ratio over tokens")
     length_mean: float = measured("tokens", "mean response length")

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 """Where our packages lie side by side."""
 
 FACES = {
-    "trainers": ("train", "TrainConfig"),
+    "trainers": ("train", "TrainConfig", "Callback"),
     "analysis": ("diagnose",),
     "figures": ("make_figures",),
 }

@@ -11,7 +11,7 @@ from conftest import SmallConfig
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gradlab.checkpoints import checkpoint_path
+from gradlab.run_directory import checkpoint_path
 from trainers.config import TrainConfig
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.policies import Policy, adapter_parameters, build_policies

@@ -8,15 +8,15 @@ import pytest
 from analysis.cliff.accuracy import AccuracySeries, mean_over_samples
 from analysis.cliff.cliff import FallTest
 from analysis.cliff.fall import FALLS, Fall
-from analysis.cliff.fall_words import what_fell
+from analysis.cliff.fall_words import how_it_fell, small_loss, what_fell
 from analysis.cliff.isotonic import fit_prefixes
 from analysis.cliff.noise import (
     PRIOR_FREEDOM,
-    TRIMMED_MEAN,
     TYPICAL,
     Noise,
     dispersion_of_differences,
     dispersion_of_problems,
+    trimmed_mean,
 )
 from analysis.cliff.ramp import fit_ramp
 from analysis.synthetic.runs import Cliff, accuracy_curve, evaluation_matrix
@@ -130,6 +130,58 @@ def test_early_collapse_is_named() -> None:
     assert later.kind == ""
 
 
+def counted(*correct: int) -> Fall:
+    """Right answers of 100, every 10 steps."""
+    rate = np.array(correct, dtype=float)
+    return FallTest().measure(
+        AccuracySeries(10 * np.arange(len(rate)), rate, np.full(len(rate), 100.0))
+    )
+
+
+def test_the_evaluation_before_the_last_decides_whether_the_last_is_alone() -> None:
+    held = (57, 61, 59, 62, 58, 60, 61, 59, 60, 62, 58, 60)
+    alone, joined = counted(*held, 61, 36), counted(*held, 54, 36)
+    assert alone.shape == "last evaluation low"
+    assert joined.shape == "cliff"
+    assert joined.progress == "still falling"
+    assert "evaluate again before acting" in how_it_fell(joined)
+    # An outlier of 2.5 standard deviations after one of 1: no fall.
+    assert not counted(*held, 57, 50).fell
+
+
+def test_a_loss_whose_interval_reaches_down_to_three_points_is_called_small() -> None:
+    loss = counted(*(60, 62, 58, 61, 59) * 3, *(52, 54, 50, 53, 51) * 2)
+    assert loss.shape == "small loss"
+    assert loss.drop >= 0.05
+    assert loss.drop_lower < 0.03
+    assert loss.drop_upper > 0.1
+    assert "may be a small one" in small_loss(loss)
+    sure = FallTest().measure(rates((15, 0.6), (10, 0.52), answers=3000))
+    assert sure.fell
+
+
+def test_a_gentle_beginning_is_within_the_onset_interval() -> None:
+    """30 points lost as the square of time from step 100 on: at 180 only five of them."""
+    gentle = [(1, 0.6 - 0.3 * (k / 20) ** 2) for k in range(1, 21)]
+    covered = []
+    for seed in SEEDS:
+        result = FallTest().measure(rates((11, 0.6), *gentle, seed=seed))
+        assert result.fell
+        assert result.onset is not None
+        covered.append(result.onset.lower <= 100 <= result.onset.upper)
+    assert sum(covered) >= 10
+
+
+def test_the_last_level_of_what_comes_back_is_not_an_average_over_the_way() -> None:
+    """Thirty evaluations at the top, ten at 30 %, then 1.5 points up at each of twenty."""
+    back = [(1, 0.3 + 0.015 * k) for k in range(1, 21)]
+    result = FallTest().measure(rates((30, 0.8), (10, 0.3), *back, answers=2000))
+    assert result.progress == "coming back"
+    assert result.end_window <= 3  # a tenth of the run would be six
+    assert result.bottom == pytest.approx(0.6, abs=0.025)
+    assert result.drop_lower <= 0.2 <= result.drop_upper
+
+
 def test_two_falls_are_counted() -> None:
     result = FallTest().measure(rates((5, 0.4), (8, 0.6), (8, 0.45), (8, 0.3)))
     assert result.kind == "two falls"
@@ -193,12 +245,24 @@ def test_dispersion_by_hand() -> None:
     # .5333 and .5667, m (1 - m) = .24889 and .24556, times (1 + 4 + 1) / 100: .014933, .014733;
     # squares .04 over these: 2.6786 and 2.7149; the mean over c.
     series = AccuracySeries(np.arange(4), np.array([50.0, 60.0, 50.0, 60.0]), np.full(4, 100.0))
-    assert dispersion_of_differences(series) == pytest.approx(2.69675 / TRIMMED_MEAN, rel=1e-4)
+    # Two are too few to leave any out.
+    assert dispersion_of_differences(series) == pytest.approx(2.69675, rel=1e-4)
     draws = np.sort(np.random.default_rng(0).chisquare(1, 200_000))
-    assert draws[: int(0.85 * 200_000)].mean() == pytest.approx(TRIMMED_MEAN, abs=0.01)
+    for share in (0.7, 0.85):
+        kept = draws[: int(share * 200_000)]
+        assert kept.mean() == pytest.approx(trimmed_mean(share), abs=0.01)
     # Two second differences share two of three points: worth one; the prior is worth eight.
-    mixed = (PRIOR_FREEDOM * TYPICAL + 2.69675 / TRIMMED_MEAN) / (PRIOR_FREEDOM + 1)
+    mixed = (PRIOR_FREEDOM * TYPICAL + 2.69675) / (PRIOR_FREEDOM + 1)
     assert Noise.of(series).dispersion == pytest.approx(mixed, rel=1e-4)
+
+
+def test_one_abrupt_fall_in_a_short_run_is_no_noise() -> None:
+    """Ten bends, of which the fall makes two: 0.2 (1, -1) of 0.005 expected."""
+    rate_T = np.array([0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.40, 0.40])
+    series = AccuracySeries(np.arange(12), 100 * rate_T, np.full(12, 100.0))
+    # The others are 0.04 apart: 0.0016 over 6 m (1 - m) / 100 with m = .6067 or .6133.
+    expected = 0.0016 / (0.06 * np.mean([0.6067 * 0.3933, 0.6133 * 0.3867])) / trimmed_mean(0.7)
+    assert dispersion_of_differences(series) == pytest.approx(expected, rel=0.02)
 
 
 def test_climbs_and_falls_are_no_noise() -> None:

@@ -379,3 +379,19 @@ def test_stores_that_are_not_ours_are_refused_by_the_command(
     error = capsys.readouterr().err
     assert "is not a run store" in error
     assert "gradlab import" in error
+
+
+def test_a_role_that_ends_broken_broke_however_slowly() -> None:
+    """From 3 % to all in 60 of 84 steps, with noise that remembers."""
+    rng = np.random.default_rng(1)
+    wobble_T = np.convolve(rng.normal(0, 0.12, 90), np.ones(7) / 7**0.5, "valid")
+    share_T = np.clip(0.03 + np.clip((np.arange(84) - 20) / 55, 0, 1) + wobble_T, 0, 1)
+    share_T[:20] = rng.uniform(0, 0.06, 20)
+    share_T[-8:] = 0.98
+    found = BreakdownRule().measure(share_T)
+    assert found is not None
+    assert found.p_value <= 1e-4
+    assert found.after > 0.8
+    # Half of it is asked for wander as before.
+    half = BreakdownRule().measure(0.6 * share_T)
+    assert half is None or half.p_value > 1e-4

@@ -164,7 +164,7 @@ def test_grades_are_paid_and_full_marks_counted(command: Command, tmp_path: Path
     out = tmp_path / "run"
     command(
         "train", "--task", "examples/near_sums.py:load", "--task-options", "most=40",
-        "--workflow", "solo", "--difficulty", "2", *SMALL, "--out", out, "--samples", "8",
+        "--workflow", "solo", *SMALL, "--out", out, "--samples", "8",
     )  # fmt: skip
     episodes = [
         episode

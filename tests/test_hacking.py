@@ -96,8 +96,8 @@ def test_a_reward_of_length_against_the_training_accuracy(tmp_path: Path) -> Non
         tmp_path, roles={"agent": {}}, run={"accuracy": accuracy_T, "reward_mean": reward_T}
     )
     [found] = HackingRule()(run)
-    # Dated by the noisier of the two, after the reward's first steps upwards: 1.22, and not 1.2.
-    assert "mean training reward rose from 1.22 to 2.69 while training acc" in found.summary
+    # Dated by the noisier of the two: 1.21, and not 1.2.
+    assert "mean training reward rose from 1.21 to 2.69 while training acc" in found.summary
     assert HackingRule()(open_run(tmp_path, until=55)) == []
 
 
@@ -112,7 +112,8 @@ def test_a_penalty_that_pays_for_silence() -> None:
     assert found is not None
     assert 15 <= found.start <= 33
     assert found.up_after == pytest.approx(-1.72, abs=0.1)
-    assert found.down_before == pytest.approx(-0.62, abs=0.05)
+    # The best level: the mean of the first three.
+    assert found.down_before == pytest.approx((-0.52 - 0.65 - 0.5) / 3, abs=0.001)
     assert found.down_after == pytest.approx(-0.88, abs=0.05)
     # The other way round nothing fell.
     assert HackingRule().measure(Pair(pair.down, pair.up, "")) is None

@@ -98,6 +98,7 @@ def test_score_is_the_reward_and_the_kl_penalty_is_kept_apart(tmp_path: Path) ->
         float(values["actor/reward_kl_penalty"])
     )
     assert "the reward is 'critic/score/mean'; 'critic/rewards/mean' differs from it" in said
+    assert "which may be negative), and not k3" in " ".join(said.split())
     assert result.meta.config["trainer"] == "verl"
 
 

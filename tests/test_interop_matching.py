@@ -10,6 +10,7 @@ import pytest
 
 from gradlab.interop.logs.history import Part, Row, join
 from gradlab.interop.logs.lacking import guessed_size
+from gradlab.interop.logs.naming import names
 from gradlab.interop.logs.naming.matching import Matched, match
 from gradlab.interop.logs.naming.names import named
 from gradlab.interop.logs.naming.targets import ColumnMap, Target, read_map
@@ -133,12 +134,15 @@ def test_reward_that_is_no_share_is_not_taken_for_an_accuracy() -> None:
     ("routing", "message"),
     [
         ("both", r"routing is 'both', expected 'shared', 'isolated' or role=policy"),
-        ({"a": "p"}, r"routing says nothing about b; expected a policy for each of a, b"),
+        (
+            {"solver": "p"},
+            r"routing says nothing about judge; expected a policy for each of solver, judge",
+        ),
     ],
 )
 def test_bad_routing(routing: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        matched({"a_acc": 0.1, "b_acc": 0.2}, routing=routing)
+        matched({"solver_acc": 0.1, "judge_acc": 0.2}, routing=routing)
 
 
 # map files
@@ -277,3 +281,14 @@ def test_size_of_an_evaluation_shows_in_its_rates(size: int) -> None:
     assert guessed_size(rates) == size
     assert guessed_size(np.array([0.123456, 0.31415926, 0.27182818, 0.1618033])) is None
     assert guessed_size(np.array([0.5, 0.5, 0.5])) is None
+
+
+@pytest.mark.parametrize(("shared", "is_of_policy"), [(False, True), (True, False)])
+def test_a_roles_gradient_norm_is_its_policys_only_where_it_is_alone(
+    shared: bool, is_of_policy: bool
+) -> None:
+    routing = {"solver": "p", "judge": "p" if shared else "q"}
+    targets, why = names._of_role("grad_norm", "solver", routing, set())
+    assert why == ""
+    assert Target("Gradient", "norm", ("solver",)) in targets
+    assert (Target("UpdateMetrics", "grad_norm", ("p",)) in targets) is is_of_policy

@@ -37,6 +37,7 @@ def modules_of(folder: str) -> list[str]:
 
 
 WITHOUT_TORCH = (
+    "gradlab.run_directory",
     "gradlab.records",
     "gradlab.probe.measures.row_statistics",
     *modules_of("gradlab/readout"),
@@ -130,7 +131,7 @@ FACES = {
         "open_run",
         "workflow",
     },
-    "trainers": {"TrainConfig", "train"},
+    "trainers": {"Callback", "TrainConfig", "train"},
     "analysis": {"diagnose"},
     "figures": {"make_figures"},
     "gradlab/interop/trl": {"watch"},
@@ -164,6 +165,21 @@ def test_packages_have_a_docstring_and_at_most_a_face(folder: str) -> None:
         assert name in dir(module)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'; it gives"):
         _ = module.nothing
+
+
+def test_the_readme_lists_every_folder() -> None:
+    """Folders of the tree in README.md, by their indentation."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed, above = set(), list[str]()
+    for line in text.partition("a folder is a kind of thing.")[2].split("```")[1].splitlines():
+        if line.strip() and line.split()[0].endswith("/"):
+            depth = (len(line) - len(line.lstrip())) // 2
+            above = [*above[:depth], line.split()[0].rstrip("/")]
+            listed.add("/".join(above))
+    folders = {
+        str(file.parent.relative_to(ROOT)) for package in PACKAGES for file in files_of(package)
+    }
+    assert folders == listed - {"bench", "docs"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from analysis.cliff.fall import Fall
 from analysis.detectors.frozen import StillRule, share_interval
 from analysis.detectors.levels import ENTROPY_COLLAPSE, KL_DRIFT, LENGTH_BLOW_UP, LEVEL_RULES
 from analysis.detectors.spikes import SpikeRule, _log_density
+from analysis.findings import Onset
 from analysis.signals import KIND
 from analysis.synthetic.runs import Shift, Spike, autoregressive, synthetic_run
 from gradlab.records import (
@@ -103,10 +105,23 @@ def test_spike_is_found_at_its_step_and_a_change_of_level_is_none(tmp_path: Path
     run = synthetic_run(
         tmp_path / "run", steps=80, evals=0, problems=0, spikes=(Spike("generator", 50, 40.0),)
     )
-    (finding,) = SpikeRule()(open_run(run))
-    assert (finding.kind, finding.subject) == ("gradient spike", "generator")
-    assert finding.onset is not None
-    assert finding.onset.step == 50
+    found, [mentioned] = SpikeRule().judge(open_run(run), None)
+    assert found == []
+    assert mentioned.what.startswith("harm of a gradient spike of generator at step 50")
+
+
+@pytest.mark.parametrize(("fell", "is_found"), [(90, True), (160, False), (30, False)])
+def test_spike_is_a_finding_where_accuracy_fell_after_it(
+    tmp_path: Path, fell: int, is_found: bool
+) -> None:
+    run = synthetic_run(
+        tmp_path, steps=200, evals=0, problems=0, spikes=(Spike("generator", 50, 40.0),)
+    )
+    drop = Fall("cliff", 20, onset=Onset(fell, fell, fell + 10))
+    found, mentioned = SpikeRule().judge(open_run(run), drop)
+    assert (len(found), len(mentioned)) == (int(is_found), int(not is_found))
+    if is_found:
+        assert found[0].onset == Onset(50, 50, 50)
 
 
 def test_norms_with_heavy_tails_are_no_spikes() -> None:

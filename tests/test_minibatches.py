@@ -135,6 +135,15 @@ def test_by_length_updates_are_consecutive_slices_in_order_of_length() -> None:
     assert lengths == sorted(lengths)
 
 
+def test_by_length_the_last_update_takes_what_is_left_over() -> None:
+    """9 rows at 4: 4, 4 and 1. Three updates of ceil(9 / 3) = 3 rows are what fixed ones get."""
+    rows = make_rows([9, 1, 8, 2, 7, 3, 6, 4, 5], 3)
+    by_samples = TrainConfig(minibatches="length", rows_per_update=4)
+    fixed = TrainConfig(minibatches="length", updates="fixed", fixed_updates=3)
+    assert [len(part) for part in plan_updates(rows, by_samples, (0,))] == [4, 4, 1]
+    assert [len(part) for part in plan_updates(rows, fixed, (0,))] == [3, 3, 3]
+
+
 def test_fewer_problems_than_updates_give_fewer_updates_and_none_empty() -> None:
     rows = make_rows([5] * 30, 2)
     assert len(plan_updates(rows, TrainConfig(rows_per_update=3), (0,))) == 2

@@ -13,7 +13,8 @@ from conftest import SmallConfig
 
 from analysis.online import Online
 from analysis.synthetic.runs import Cliff, synthetic_run
-from gradlab.alarms import FILE, Alarm, append_alarms, drop_alarms, read_alarms
+from gradlab.alarms import Alarm, append_alarms, drop_alarms, read_alarms
+from gradlab.run_directory import ALARMS
 from gradlab.store.run import open_run
 from trainers.learn import TrainingError
 from trainers.rundir.checkpoint import last_checkpoint
@@ -47,9 +48,12 @@ def test_alarms_are_kept_cut_lines_left_out_and_repeated_steps_dropped(tmp_path:
     alarms = [Alarm(10, "cliff", "run", "fell", 5), Alarm(20, "capture", "judge", "took over")]
     append_alarms(tmp_path, alarms[:1])
     append_alarms(tmp_path, alarms[1:])
-    with (tmp_path / FILE).open("a") as file:
+    with (tmp_path / ALARMS).open("a") as file:
         file.write('{"step": 3')
     assert read_alarms(tmp_path) == tuple(alarms)
+    text = (tmp_path / ALARMS).read_text()
+    (tmp_path / ALARMS).write_text(text.replace('"step": 10', '"urgency": 2, "step": 10'))
+    assert read_alarms(tmp_path) == tuple(alarms), "of a later version, which says more"
     drop_alarms(tmp_path, after_step=15)
     assert read_alarms(tmp_path) == (alarms[0],)
     drop_alarms(tmp_path, after_step=5)
@@ -167,8 +171,8 @@ def test_a_line_cut_within_a_character_is_left_out(tmp_path: Path) -> None:
     append_alarms(
         tmp_path, [Alarm(1, "cliff", "run", "fell"), Alarm(2, "cliff", "run", "−5 points")]
     )
-    raw = (tmp_path / FILE).read_bytes()
-    (tmp_path / FILE).write_bytes(raw[: raw.index("−".encode()) + 1])
+    raw = (tmp_path / ALARMS).read_bytes()
+    (tmp_path / ALARMS).write_bytes(raw[: raw.index("−".encode()) + 1])
     assert read_alarms(tmp_path) == (Alarm(1, "cliff", "run", "fell"),)
     drop_alarms(tmp_path, after_step=2)
     assert read_alarms(tmp_path) == (Alarm(1, "cliff", "run", "fell"),)
@@ -176,7 +180,7 @@ def test_a_line_cut_within_a_character_is_left_out(tmp_path: Path) -> None:
 
 def test_a_file_of_alarms_is_json_lines(tmp_path: Path) -> None:
     append_alarms(tmp_path, [Alarm(1, "cliff", "run", "é")])
-    (line,) = (tmp_path / FILE).read_text(encoding="utf-8").splitlines()
+    (line,) = (tmp_path / ALARMS).read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["message"] == "é"
 
 

@@ -172,19 +172,22 @@ def test_the_first_suspect_says_what_the_first_remedy_changes(
 
 def test_every_command_is_one_that_train_takes(tmp_path: Path) -> None:
     """Options are parsed as typed, onto the configuration of the run."""
-    from gradlab.commands.parsing import parse_training
+    from gradlab.commands.training_options import parse_training
 
     run = trained(tmp_path / "run", (20, 40), max_share={"aggregator": 0.7})
     kinds = [found("fall"), *(found(kind, "generator") for kind in BY_FINDING)]
     own = TrainConfig(**run.meta.config | {"out": tmp_path / "run"})
-    commands = [r.option for r in remedies(run, kinds, ()) if r.option.startswith("gradlab")]
+    found_all = remedies(run, kinds, ())
+    commands = [r.option for r in found_all if r.option.startswith("gradlab train")]
+    repaired = [r.option for r in found_all if "reward is repaired" in r.title]
+    assert len(repaired) == 1, "the code changed, and no option"
     assert len(commands) >= 10
     for text in commands:
         _, _, *arguments = shlex.split(text)
-        parsed = parse_training(TrainConfig, own, "", ["clean"], arguments)
+        parsed = parse_training(TrainConfig, vars(own), "", ["clean"], arguments)
         config = replace(parsed.config, **parsed.kept)
         changed = {k for k, v in config.to_json().items() if v != own.to_json()[k]} - {"out"}
-        assert changed, f"{text} changes nothing"
+        assert changed or text in repaired, f"{text} changes nothing"
 
 
 def test_without_an_early_checkpoint_it_trains_anew(tmp_path: Path) -> None:
@@ -286,7 +289,7 @@ def test_every_action_has_a_title_and_words() -> None:
         for action, option in table.items():
             assert option.count("{value}") <= 1
             assert "{value}" not in option or action in UNKNOWN_VALUE
-    assert TITLES.keys() - PLAIN.keys() == {"mask cut"}
+    assert TITLES.keys() - PLAIN.keys() == {"mask cut", "begin again"}
     assert PLAIN.keys() >= OF_ROLES
     assert all("{value}" not in PLAIN[a] or a in UNKNOWN_VALUE for a in PLAIN)
 
@@ -314,3 +317,17 @@ def test_a_log_of_trl_whose_responses_reach_the_limit(
     assert "max_completion_length=1024" in told
     assert "beta: 0.05" in told
     assert "--" not in told[told.index("To try next") :].partition("Not judged")[0]
+
+
+def test_what_a_detached_reward_paid_is_shown_first_and_can_be_pasted(tmp_path: Path) -> None:
+    """No option takes it away: the answers and what they earned, then on from before, repaired."""
+    run = trained(tmp_path / "run", (20, 40, 55))
+    (tmp_path / "run" / "episodes").mkdir()
+    (tmp_path / "run" / "episodes" / "step-000045.jsonl.gz").write_bytes(b"")
+    paid = suspect("detached reward", "generator", 45)
+    first, second, third, *_ = remedies(run, (found("fall"),), (), (paid,))
+    assert first.option == f"gradlab show {tmp_path}/run --step 45"
+    assert (
+        second.option == f"gradlab train --from {tmp_path}/run --at 40 --out {tmp_path}/run-from-40"
+    )
+    assert "--learning-rate" in third.option

@@ -16,9 +16,9 @@ from test_train import adapters, assert_same_states, assert_same_tensors
 
 from analysis.replays.compare import Difference, compare, described
 from analysis.replays.results import read_replays
-from gradlab.checkpoints import checkpoint_path, continuable
 from gradlab.commands.main import main
 from gradlab.records import Agent, EvalRecord, PolicyMeta, RoleEvaluation, RunMeta, StepRecord
+from gradlab.run_directory import checkpoint_path, continuable
 from gradlab.store.run import Run, open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig

@@ -13,7 +13,9 @@ import pytest
 from rich.console import Console
 
 from analysis.diagnosis import diagnose
+from analysis.findings import Accuracy, Diagnosis, Onset, SignalVerdict
 from analysis.report.page import write_page
+from analysis.report.shared import moved
 from analysis.report.terminal import print_text
 from analysis.synthetic.runs import Capture, Cliff, Shift, synthetic_run
 from gradlab.store.run import open_run
@@ -128,3 +130,22 @@ def test_text_and_judgement_need_no_plotting_library() -> None:
         cwd=Path(__file__).parent.parent,
     )
     assert done.returncode == 0, done.stderr
+
+
+def verdict_of(key: str, change: str, *, is_outcome: bool) -> SignalVerdict:
+    return SignalVerdict(
+        key, key, "generator", "1", "precedes", 0.1, 0.4, 5.0, Onset(10, 9, 11), 5.0, 1.0, 9.0,
+        False, is_outcome, "", change=change,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_what_moves_with_accuracy_by_definition_is_not_shown_as_a_signal() -> None:
+    signals = (
+        verdict_of("kl:generator", "event", is_outcome=False),
+        verdict_of("accuracy:generator", "event", is_outcome=True),
+        verdict_of("entropy:generator", "trend", is_outcome=False),
+        verdict_of("length:generator", "none", is_outcome=False),
+        verdict_of("reward:generator", "none", is_outcome=True),
+    )
+    diagnosis = Diagnosis("a", "a", "not judged", "", "", Accuracy(), signals=signals)
+    assert [shown.key for shown in moved(diagnosis)] == ["kl:generator", "entropy:generator"]

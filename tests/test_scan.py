@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
-from analysis.cliff.scan import largest_loss, stretches
+from analysis.cliff.scan import FEW, largest_loss, stretches
 
 
 def slowly(value_T: np.ndarray, variance_T: np.ndarray, weight_T: np.ndarray) -> float:
     points, best = len(value_T), 0.0
     for length, starts, stops in stretches(points):
-        end = slice(points - length, points)
-        for start, stop in zip(starts, stops, strict=True):
-            means, variances = [], []
-            for part in (slice(start, stop), end):
-                weight = weight_T[part] / weight_T[part].sum()
-                means.append(float((weight * value_T[part]).sum()))
-                variances.append(float((weight**2 * variance_T[part]).sum()))
-            best = max(best, (means[0] - means[1]) / np.sqrt(sum(variances)))
+        ends = [np.where(np.arange(points) >= points - length, weight_T, 0.0)]
+        if length == 2 and points >= FEW:  # of a fall that has just begun, a third before the last
+            ends.append(np.r_[np.zeros(points - 2), weight_T[-2] / 3, weight_T[-1]])
+        for (start, stop), end_T in product(zip(starts, stops, strict=True), ends):
+            early_T = np.zeros(points)
+            early_T[start:stop] = weight_T[start:stop]
+            weight_PT = np.array([early_T / early_T.sum(), end_T / end_T.sum()])
+            before, after = weight_PT @ value_T
+            best = max(best, (before - after) / np.sqrt((weight_PT**2 @ variance_T).sum()))
     return best
 
 

@@ -22,8 +22,8 @@ from conftest import SmallConfig
 from test_train import adapters, assert_same_runs, assert_same_states, signal_after_step
 from transformers import AutoTokenizer
 
-from gradlab.checkpoints import checkpoint_path
 from gradlab.records import RunLedger, StepRecord
+from gradlab.run_directory import checkpoint_path
 from gradlab.store.run import open_run
 from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig

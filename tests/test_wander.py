@@ -42,12 +42,6 @@ def test_power_falls_with_wander_of_the_same_variance() -> None:
     assert slow < white - 0.1
 
 
-def test_a_curve_that_rises_and_stops_is_no_fall() -> None:
-    rng = np.random.default_rng(0)
-    rise_T = 1 - np.exp(-5 * np.arange(50) / 50) + 0.1 * rng.standard_normal(50)
-    assert find_change(rise_T, rng, sign=-1, rises=True, settle=2).p_value > 0.05
-
-
 def test_tail_is_counted_in_the_middle_and_exponential_beyond() -> None:
     null_B = np.random.default_rng(0).exponential(2.0, 100_000)
     assert tail_probability(2.0, null_B) == pytest.approx(np.exp(-1), abs=0.03)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from gradlab.own_parts import is_own
 from gradlab.workflows import Workflow, parse_options
 from trainers.advantages import find_estimator
+from trainers.highest import ROLE_VALUE, check_highest
 from trainers.rewards import load_reward
 from trainers.sandbox.pool import package_path
 from trainers.workflows import find_workflow
@@ -40,6 +42,11 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     ),
 )  # fmt: skip
 """Numeric options, their lowest value and how to say it."""
+
+EARLIER: Mapping[str, Any] = {"workflow_options": {}, "advantage": "grpo"}
+"""Option -> what runs did before there was that option, as JSON has it. A new option gets its line
+here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
+"""
 
 
 REWARDS = ("outcome", "own", "rubric", "mix")
@@ -261,6 +268,7 @@ class TrainConfig:
                 if value == math.inf:
                     flag = name.replace("_", "-")
                     raise ValueError(f"--{flag} is {value}; expected a finite number")
+        check_highest(self)
         if self.extend_to and not self.resume:
             raise ValueError(
                 f"--extend-to is {self.extend_to} and there is no --resume; expected both, to "
@@ -283,9 +291,9 @@ class TrainConfig:
         self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
         self._check_packages()
-        self._check_roles("kl_coefficient", 0, math.inf)
-        self._check_roles("role_weight", 0, math.inf)
-        self._check_roles("role_clip", math.ulp(0), math.inf)
+        self._check_roles("kl_coefficient", 0, ROLE_VALUE)
+        self._check_roles("role_weight", 0, ROLE_VALUE)
+        self._check_roles("role_clip", math.ulp(0), ROLE_VALUE)
         self._check_roles("max_share", math.ulp(0), 1)
         self._check_roles("role_damping", 0, 1)
         self._check_interventions(self.policy_by_role())
@@ -333,8 +341,7 @@ class TrainConfig:
                 )
             if not low <= value <= high:
                 least = "0 or more" if low == 0 else "more than 0"
-                most = "" if high == math.inf else f", at most {high:g}"
-                raise ValueError(f"{flag} of {role} is {value}; expected {least}{most}")
+                raise ValueError(f"{flag} of {role} is {value}; expected {least}, at most {high:g}")
 
     def _check_interventions(self, routing: dict[str, str]) -> None:
         """Refuse what would silently do nothing."""

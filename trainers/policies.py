@@ -1,4 +1,4 @@
-"""Give every policy its adapter's parameters, an optimizer, a schedule and a probe."""
+"""Give every policy its parameters, optimizer, learning-rate schedule with warm-up, and probe."""
 
 from __future__ import annotations
 

@@ -25,9 +25,11 @@ import torch
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
 from gradlab.records import EvalRecord, RunMeta, StepRecord
+from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.advice import advice
+from trainers.callbacks import Callback, Callbacks
 from trainers.config import TrainConfig
 from trainers.credit import credit
 from trainers.episodes import trained_turns
@@ -41,7 +43,6 @@ from trainers.rewards import check_components
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
-    STORE,
     check_unstarted,
     create_run_directory,
     first_step,
@@ -96,17 +97,21 @@ class Run:
 
 
 def train(
-    config: TrainConfig, progress: Progress | None = None, watch: Watch | None = None
+    config: TrainConfig,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train as `config` says and return the run directory.
 
     `watch`: what judges the run while it trains, needed with `config.alarm`; e.g.
-    `analysis.online.Online()`.
+    `analysis.online.Online()`. `callbacks` are told of steps, evaluations and checkpoints.
     Raises ValueError for a configuration that cannot be run, before anything is written where that
     can be told; TrainingError when a loss or gradient is not finite, or the disk refuses. After
     Ctrl-C or SIGTERM the step in hand is finished, a checkpoint is written, and Interrupted is
     raised.
     """
+    told = Callbacks(callbacks)
     run = open_run_for_training(config, watch)
     config = run.config
     progress = progress or Progress()
@@ -126,14 +131,18 @@ def train(
         for text in advice(config) if run.done < config.steps else ():
             progress.note(f"warning: {text}")
         if run.done == run.first:
-            progress.evaluated(measure(run))
+            base = measure(run)
+            progress.evaluated(base)
+            told.on_evaluation(base)
         for step in range(run.done + 1, config.steps + 1):
             record = train_step(run, step)
             run.done = step
             progress.trained(record, run.policies)
+            evaluation = None
             if step % config.eval_every == 0 or step == config.steps:
                 started = time.perf_counter()
-                progress.evaluated(measure(run))
+                evaluation = measure(run)
+                progress.evaluated(evaluation)
                 lookout.look(step)
                 seconds = time.perf_counter() - started
                 ledger = replace(
@@ -141,15 +150,19 @@ def train(
                 )
                 record = replace(record, run=ledger)
             run.store.append(record)
+            told.on_step(record)
+            if evaluation:
+                told.on_evaluation(evaluation)
             # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
             number = asked_to_stop()
             is_last = step == config.steps or number > 0
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
-                save_checkpoint(
+                path = save_checkpoint(
                     config.out, step, run.language, run.policies, config.keep_states,
                     config.keep_state_every,
                 )  # fmt: skip
+                told.on_checkpoint(path)
             if step < config.steps:
                 lookout.stop_if_asked(step)
             if is_last and step < config.steps:
@@ -175,7 +188,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     episodes = credit(episodes, config)
     check_components(episodes, run.components, config.reward)
     played = time.perf_counter()
-    save_episodes(config.out / "episodes" / f"step-{step:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "step", step), episodes)
 
     turns = trained_turns(episodes)
     tallies: dict[str, RoleTally] = {}
@@ -211,7 +224,7 @@ def measure(run: Run) -> EvalRecord:
     record, episodes = evaluate(
         run.language, run.workflow, run.routing, run.task.heldout, config, run.done, run.judge
     )
-    save_episodes(config.out / "episodes" / f"eval-{run.done:06d}.jsonl.gz", episodes)
+    save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
     return record
 

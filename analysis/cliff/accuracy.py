@@ -128,8 +128,13 @@ def outcome_of(run: Run) -> AccuracySeries:
         known = np.isfinite(value_T)
         if known.sum() >= MIN_STEPS:
             kept = Signal(name, signal.unit, "run", signal.step_T[known], value_T[known])
-            return _assumed(kept, outcome).pooled(MAX_TRAINING_POINTS)
+            return series_of(kept, outcome)
     return held_out
+
+
+def series_of(signal: Signal, outcome: Outcome) -> AccuracySeries:
+    """A record of training as an outcome."""
+    return _assumed(signal, outcome).pooled(MAX_TRAINING_POINTS)
 
 
 def _assumed(rates: Signal, outcome: Outcome = "held-out accuracy") -> AccuracySeries:

@@ -8,7 +8,7 @@ sampling noise and of having picked the best level afterwards, and of nothing el
    best isotonic curve), ends as far below an earlier stretch as this one (`scan`);
 3. onset, end and size from a ramp (`ramp`): isotonic rise, line down, flat end, where a fall that
    is still going on has no flat end; the size is corrected for having picked the best level;
-4. a gate on that size: smaller losses are called small losses.
+4. a gate on that size and its interval: what may be small is called a small loss.
 
 Cliff, fall and decay are names for widths, as shares of the run; the paper's authors call falls of
 17 to 45 % of a run cliffs, and published no formula. How else accuracy moves in the run (`swings`,
@@ -28,8 +28,10 @@ from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries, outcome_of
 from analysis.cliff.course import (
+    is_last_alone,
     levels,
     lowest,
+    still_rising,
     swings_elsewhere,
     wander_outside,
     window_of,
@@ -55,6 +57,9 @@ Floats = NDArray[np.float64]
 POWER = 0.84
 """Standard errors between a threshold and what passes it in 4 of 5 runs."""
 
+CERTAIN = 1.96
+"""Standard errors from an estimate to the ends of its 95 % interval."""
+
 
 @dataclass(frozen=True)
 class FallTest:
@@ -74,6 +79,9 @@ class FallTest:
     """Smallest loss called a fall, as a share: 5 points is what seeds differ by in practice."""
     min_share: float = 0.25
     """The same for rewards outside 0..1, which have no scale: of the range that they moved in."""
+    sure_share: float = 0.6
+    """Of the smallest loss: an interval that reaches further down than this does not tell a fall
+    from a small loss."""
     cliff: float = 0.25
     """Widest cliff, as a share of the run: the sharpest published falls take 17 %."""
     fall: float = 0.5
@@ -110,7 +118,8 @@ class FallTest:
         isotonic_T = fit_prefixes(series.correct_T[None, :], series.trials_T).fit_BT[0]
         p_value, needed = self._chance(series, isotonic_T, noise, rng)
         smallest = self._smallest(series)
-        detectable = max((needed + POWER) * error, smallest + POWER * error)
+        sure = self.sure_share * smallest + (CERTAIN + POWER) * error
+        detectable = max((needed + POWER) * error, smallest + POWER * error, sure)
         measured = {
             "num_evaluations": num_evaluations,
             "p_value": p_value,
@@ -160,22 +169,28 @@ class FallTest:
         num, sigma, window = len(series), measured["sigma"], window_of(len(series))
         fit = fit_ramp(series.correct_T[None, :], series.trials_T)
         ramp = Ramp.best(fit, series)
-        weight_T = onset_weights(fit, num, sigma**2)
+        wander = wander_outside(series, noise, ramp)
+        spread2 = sigma**2 + wander**2
+        weight_T = onset_weights(series.correct_T, series.trials_T, spread2)
         plateau = plateau_within(series.rate_T, ramp, sigma**2, max(smallest, 3 * sigma))
         second = -1
         if plateau is not None:
-            ramp, second, weight_T = both_falls(series, plateau, sigma**2)
+            ramp, second, weight_T = both_falls(series, plateau, spread2)
         at = levels(series.rate_T, series.trials_T, ramp.onset, ramp.end, window)
-        drop = at.top - at.bottom
         bias, spread = self._sampled(series, ramp, noise, window, rng)
         elsewhere = swings_elsewhere(series.rate_T, noise, ramp, smallest)
         low, low_step = lowest(series, ramp.onset, sigma, at)
+        if low_step >= 0:
+            averaged = at.end_window
+            at = still_rising(series, low_step, sigma, at)
+            spread = math.hypot(spread, sigma * math.sqrt(1 / at.end_window - 1 / averaged))
+        drop = at.top - at.bottom
         width = (series.step_T[ramp.end] - series.step_T[ramp.onset]) / measured["run_steps"]
         shape: Shape = "cliff" if width <= self.cliff else "fall" if width <= self.fall else "decay"
-        held = at.top - 1.64 * sigma * math.sqrt(1 + 1 / window)
-        if drop - bias < smallest:
+        lower = drop - bias - CERTAIN * spread
+        if drop - bias < smallest or lower < self.sure_share * smallest:
             shape = "small loss"
-        elif num >= FEW and ramp.onset >= num - 3 and series.rate_T[-2] > held:
+        elif ramp.onset >= num - 3 and is_last_alone(series, sigma, window):
             shape = "last evaluation low"
         elif measured["p_value"] > self.alpha:
             shape = "none"
@@ -191,8 +206,8 @@ class FallTest:
             bottom=at.bottom,
             drop=drop,
             # Never without the loss that is printed beside it.
-            drop_lower=min(drop - bias - 1.96 * spread, drop),
-            drop_upper=max(drop - bias + 1.96 * spread, drop),
+            drop_lower=min(lower, drop),
+            drop_upper=max(drop - bias + CERTAIN * spread, drop),
             window=at.window,
             end_window=at.end_window,
             onset=onset_interval(series, weight_T, ramp) if shape in DROPS else None,
@@ -205,7 +220,7 @@ class FallTest:
             swings=elsewhere,
             onset_weight_T=weight_T,
             onset_step_T=series.step_T,
-            wander=wander_outside(series, noise, ramp),
+            wander=wander,
             **measured,
         )
 

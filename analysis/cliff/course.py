@@ -23,6 +23,13 @@ Floats = NDArray[np.float64]
 TYPICAL_WANDER = 0.008
 """Standard deviation of the true accuracy around its trend, in healthy stretches of real runs."""
 WANDER_FREEDOM = 5.0
+BEFORE = 0.25
+"""Standard errors that the evaluation before the last has to be low by for two to be low..."""
+SHARE_BEFORE = 0.06
+"""...and as a share of what the last is low by: falls in progress have a sixth or more by then."""
+TOGETHER = 8.5
+"""What it and twice the last have to add up to, which tells a fall best from an outlier of 2 to 3:
+those reach it in one of 20."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,38 @@ def lowest(series: AccuracySeries, onset: int, sigma: float, at: Levels) -> tupl
     if back < max(4 * error, 0.2 * (at.top - at.bottom)):
         return math.nan, -1
     return float(mean[low]), int(series.step_T[starts[low] + size // 2])
+
+
+def still_rising(series: AccuracySeries, low_step: int, sigma: float, at: Levels) -> Levels:
+    """The last level of accuracy that comes back: the mean of fewer evaluations, which lags less.
+
+    Of k evaluations on a line of slope s the mean lags by s (k - 1) / 2 and has an error of
+    sigma / sqrt(k): the k with the least of both together.
+    """
+    start = int(np.searchsorted(series.step_T, low_step))
+    rate_T = series.rate_T[start:]
+    place_T = np.arange(len(rate_T)) - (len(rate_T) - 1) / 2
+    slope = max(float(place_T @ rate_T) / max(float(place_T @ place_T), 1e-12), 0.0)
+    size = np.arange(1, at.end_window + 1)
+    best = int(size[np.argmin((slope * (size - 1) / 2) ** 2 + sigma**2 / size)])
+    num = len(series)
+    return replace(at, bottom=series.rate(num - best, num), end_window=best)
+
+
+def is_last_alone(series: AccuracySeries, sigma: float, window: int) -> bool:
+    """Is the last evaluation the only low one, as far as can be told?
+
+    A fall in progress has lost a part of it one evaluation earlier; an outlier has not. Which of
+    the two it is, is the question here; whether there is any loss, is that of the scan.
+    """
+    num = len(series)
+    if num < FEW:
+        return False  # one evaluation has to do
+    size = min(window, num - 2)
+    error = sigma * math.sqrt(1 + 1 / size)
+    held = series.rate(num - 2 - size, num - 2)
+    before, last = ((held - series.rate_T[[-2, -1]]) / error).tolist()
+    return bool(before < max(BEFORE, SHARE_BEFORE * last) or before + 2 * last < TOGETHER)
 
 
 def swings_elsewhere(

@@ -16,6 +16,9 @@ from analysis.findings import HELD_OUT, Confidence, Finding, FindingKind
 SIMILAR = 0.5
 """Share of a fall from which on a swing elsewhere is called like it."""
 
+LARGE = 0.1
+"""Loss that nobody calls small, as a share."""
+
 
 def findings_of(fall: Fall) -> list[Finding]:
     """The loss as a finding; none for a run that held its level, or lost little."""
@@ -89,6 +92,8 @@ def how_it_fell(fall: Fall) -> str:
         f"The fall began between steps {fall.onset.lower} and {fall.onset.upper} and took "
         f"{_width(fall)}{so_far}{_doing(fall)}."
     )
+    if fall.end_window == 1 and fall.onset.step >= fall.onset_step_T[-3:][0]:
+        sentences.append(f"It rests on the last {_points(fall)}: evaluate again before acting.")
     if fall.kind == "two falls":
         sentences.append(f"It came in two falls, the second after step {fall.second_step}.")
     if fall.bottom < fall.base - 0.05:
@@ -203,11 +208,21 @@ def small_loss(fall: Fall) -> str:
     beyond = "barely beyond noise" if fall.p_value > 0.01 else "beyond noise"
     interval = f"{fall.loss(max(fall.drop_lower, 0.0))} to {fall.loss(fall.drop_upper)}"
     return (
-        f"A small loss, {beyond} (p = {fall.p_value:.3f}): {_small(name_of(fall))} ended "
+        f"{_size(fall)}, {beyond} (p = {fall.p_value:.3f}): {_small(name_of(fall))} ended "
         f"{fall.loss(fall.drop)} (95 % interval {interval}) below its best level, at "
         f"{last_level(fall)} after {best_level(fall)}; it began at {fall.level(fall.base)}. "
         f"{swung(fall)}"
     ).rstrip()
+
+
+def _size(fall: Fall) -> str:
+    """A loss is small, or its interval only reaches down to what is."""
+    return "A loss that may be a small one" if may_be_large(fall) else "A small loss"
+
+
+def may_be_large(fall: Fall) -> bool:
+    """Does the interval of a small loss reach to what would be a fall without a doubt?"""
+    return not fall.is_scaled and fall.drop_upper >= LARGE
 
 
 def changed_set(fall: Fall) -> str:

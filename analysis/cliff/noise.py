@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from analysis.cliff.accuracy import AccuracySeries
 
 Floats = NDArray[np.float64]
 
-TYPICAL = 0.8
+TYPICAL = 0.7
 """Variance of an evaluation over the binomial one where the problems' own answers are unknown."""
 PRIOR_FREEDOM = 8.0
 """How much `TYPICAL` counts, in independent differences."""
@@ -31,10 +32,6 @@ MIN_DISPERSION = 0.2
 """Floor of the dispersion from problems: greedy answers can repeat exactly for a while."""
 
 TRIM = 0.85
-# Chi-square(k) is 2 Gamma(k / 2); scipy.special, since scipy.stats takes a second to import.
-_QUANTILE = 2.0 * float(gammaincinv(1 / 2, TRIM))
-TRIMMED_MEAN = float(gammainc(3 / 2, _QUANTILE / 2)) / TRIM
-"""Mean of the lowest 85 % of chi-square(1) draws: what the trimmed mean of squares estimates."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,20 @@ def _bends(rate_T: Floats) -> Floats:
 
 
 def _trimmed_mean(square: Floats) -> float:
-    """Mean of squared standard normals times their variance, the largest 15 % left out."""
-    kept = np.sort(square)[: max(math.ceil(TRIM * len(square)), 1)]
-    return float(kept.mean() / TRIMMED_MEAN)
+    """Mean of squared standard normals times their variance, without the largest 15 %.
+
+    Three at least, of eight or more: an abrupt fall bends the series in two places, an outlier in
+    three.
+    """
+    num = len(square)
+    fewest = 3 if num >= 8 else num // 3
+    kept = max(min(math.ceil(TRIM * num), num - fewest), 1)
+    return float(np.sort(square)[:kept].mean() / trimmed_mean(kept / num))
+
+
+@lru_cache(maxsize=256)
+def trimmed_mean(share: float) -> float:
+    """Mean of the lowest `share` of chi-square(1) draws."""
+    # Chi-square(k) is 2 Gamma(k / 2); scipy.special, since scipy.stats takes a second to import.
+    quantile = 2.0 * float(gammaincinv(1 / 2, share))
+    return float(gammainc(3 / 2, quantile / 2)) / share

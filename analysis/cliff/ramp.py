@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.bends import errors_by_onset
 from analysis.cliff.isotonic import fit_prefixes
 from analysis.findings import Onset
 
@@ -128,10 +129,11 @@ def progress(fit: RampFit, num_points: int, variance: float) -> Progress:
     return "settled" if difference < -2 and best_end <= num_points - SETTLED else ""
 
 
-def onset_weights(fit: RampFit, num_points: int, variance: float) -> Floats:
-    """[T] exp(-error/2) of the best ramp from each onset, softened by 1.5 as the intervals are."""
-    best_T = np.full(num_points, np.inf)
-    np.minimum.at(best_T, fit.onset_C, fit.drop_sse_BC[0])
+def onset_weights(correct_T: Floats, trials_T: Floats, variance: float) -> Floats:
+    """[T] exp(-error/2) of the best fall of any shape from each onset, softened by 1.5."""
+    best_T = errors_by_onset(correct_T, trials_T)
+    if not np.isfinite(best_T).any():  # nothing goes down
+        best_T = np.zeros(len(trials_T))
     excess_T = (best_T - best_T.min()) / max(variance, 1e-12)
     weight_T = np.exp(-excess_T / (2 * 1.5))
     normalized: Floats = weight_T / weight_T.sum()
@@ -197,9 +199,9 @@ def both_falls(
             solved_TP=None,
         )
         fit = fit_ramp(part.correct_T[None, :], part.trials_T)
-        parts.append((fit, Ramp.best(fit, part)))
-    (first_fit, first), (_, second) = parts
+        parts.append(Ramp.best(fit, part))
+    first, second = parts
     curve_T = np.concatenate([first.curve_T, second.curve_T[stop - start :]])
     weight_T = np.zeros(len(series))
-    weight_T[:stop] = onset_weights(first_fit, stop, variance)
+    weight_T[:stop] = onset_weights(series.correct_T[:stop], series.trials_T[:stop], variance)
     return Ramp(first.onset, start + second.end, curve_T), start + second.onset, weight_T

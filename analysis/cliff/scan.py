@@ -17,6 +17,9 @@ Indices = NDArray[np.int64]
 FEW = 8
 """Points below which a single one has to do for a stretch."""
 
+IN_PROGRESS = 1 / 3
+"""Loss one point before the last, as a share of that at the last, where a fall has just begun."""
+
 
 def largest_loss(value_BT: Floats, variance_T: Floats, weight_T: Floats) -> Floats:
     """[B] largest (mean of an earlier stretch - mean of the end) in standard errors; at least 0.
@@ -32,13 +35,17 @@ def largest_loss(value_BT: Floats, variance_T: Floats, weight_T: Floats) -> Floa
     points = len(weight_T)
     for length, start_W, stop_W in stretches(points):
         size_W = weight[stop_W] - weight[start_W]
-        end_size = weight[points] - weight[points - length]
         early_BW = (total_BT[:, stop_W] - total_BT[:, start_W]) / size_W
-        end_B = (total_BT[:, points] - total_BT[:, points - length]) / end_size
         variance_W = (square[stop_W] - square[start_W]) / size_W**2
-        variance_end = (square[points] - square[points - length]) / end_size**2
-        z_BW = (early_BW - end_B[:, None]) / np.sqrt(variance_W + variance_end)
-        best_B = np.maximum(best_B, z_BW.max(axis=1))
+        ends = [weight_T[points - length :]]
+        if length == 2 and points >= FEW:
+            ends.append(ends[0] * (IN_PROGRESS, 1.0))
+        for end_L in ends:
+            share_L = end_L / end_L.sum()
+            end_B = value_BT[:, points - length :] @ share_L
+            variance_end = float(share_L**2 @ variance_T[points - length :])
+            z_BW = (early_BW - end_B[:, None]) / np.sqrt(variance_W + variance_end)
+            best_B = np.maximum(best_B, z_BW.max(axis=1))
     return best_B
 
 

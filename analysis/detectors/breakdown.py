@@ -25,6 +25,9 @@ SIGNALS = {
 }
 BESIDE = ("length_mean", "entropy", "kl", "own_accuracy")
 
+CERTAIN = 1e-4
+"""The smallest p-value that is told."""
+
 
 @dataclass(frozen=True)
 class BreakdownRule:
@@ -38,6 +41,9 @@ class BreakdownRule:
     """Rise in residual standard deviations."""
     alpha: float = 0.05
     """Largest p-value of the rise against wander."""
+    whole: float = 0.9
+    """Of responses that fail at the end: a role that has stopped doing its job. However slowly it
+    came to that, wander around the old level does not."""
     min_steps: int = 20
     """Below, there is no level before and after."""
     max_bins: int = 100
@@ -77,6 +83,8 @@ class BreakdownRule:
             return None
         coarse = bridged(bins(share_T, math.ceil(len(share_T) / MAX_POINTS)))
         p_value = find_change(coarse, np.random.default_rng(self.seed), sign=1).p_value
+        if still >= self.whole and self._is_apart(share_T):
+            p_value = min(p_value, CERTAIN)
         if p_value > self.alpha:
             return None
         low, high = np.quantile(bend.onset_B, [0.05, 0.95])
@@ -86,6 +94,11 @@ class BreakdownRule:
             for index in (bend.onset, min(low, bend.onset), max(high, bend.onset) + 1)
         )
         return Breakdown(p_value, onset, lower, upper, bend.before, bend.after, bend.effect)
+
+    def _is_apart(self, share_T: NDArray[np.float64]) -> bool:
+        """Did every one of the last steps fail more than any in the first third?"""
+        last = share_T[-max(5, len(share_T) // 10) :]
+        return bool(np.nanmin(last) > np.nanmax(share_T[: len(share_T) // 3]))
 
     def _signal(self, run: Run, role: str, name: str) -> Finding | None:
         found = self.measure(aligned(run.steps, run.ledger(name, role)))

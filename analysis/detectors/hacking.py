@@ -1,9 +1,9 @@
 """Find rewards that rise while what they stand for falls: reward hacking, or a penalty that pays.
 
-Both halves are tested, and the larger p-value counts: that the one fell, against wander, as any
-lasting change is (`analysis.series.wander`); that the other rose over the same steps, as a
-difference of two levels with noise that remembers. A training accuracy at its ceiling beside a
-held-out one that keeps its level is a gap, and no such thing.
+Both halves are tested, and the larger p-value counts: that the one fell, as any outcome is
+(`analysis.cliff.cliff`); that the other rose over the same steps, as a difference of two levels
+with noise that remembers. A training accuracy at its ceiling beside a held-out one that
+keeps its level is a gap, and no such thing.
 
 Legend: T points of a series.
 """
@@ -11,18 +11,17 @@ Legend: T points of a series.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr
 
+from analysis.cliff.accuracy import AccuracySeries, series_of
 from analysis.cliff.cliff import FallTest
 from analysis.cliff.fall import Fall
 from analysis.findings import HELD_OUT, Finding, Onset, percent
-from analysis.series.bend import bins
-from analysis.series.wander import MAX_POINTS, find_change
-from gradlab.records import RunLedger, names
+from gradlab.records import RunLedger, Signal, names
 from gradlab.store.run import Run
 
 Floats = NDArray[np.float64]
@@ -39,8 +38,11 @@ class Outcome:
     step_T: NDArray[np.int64]
     value_T: Floats
     is_share: bool
-    floor: float = 0.0
-    """Known smallest variance of one value."""
+
+    def series(self) -> AccuracySeries:
+        """For the test of falls: averages of neighbours, since one step is a noisy batch."""
+        signal = Signal(self.title, "1", "run", self.step_T, self.value_T)
+        return series_of(signal, "training accuracy" if self.is_share else "training reward")
 
     def told(self, level: float) -> str:
         return percent(level) if self.is_share else f"{level:.3g}"
@@ -88,8 +90,7 @@ class HackingRule:
     correlation: float = 0.5
     """Of a value with the next, beyond what is seen: levels are averages of few values, which show
     too little of their memory."""
-    seed: int = 0
-    """Of the draws, so that a diagnosis can be repeated."""
+    fall: FallTest = field(default_factory=FallTest)
 
     def __call__(self, run: Run, fall: Fall | None = None) -> list[Finding]:
         """At most one finding: the clearest pair, held-out accuracy first.
@@ -97,7 +98,7 @@ class HackingRule:
         `fall`: what the test of held-out accuracy said; measured here if not given.
         """
         if fall is None:
-            fall = FallTest().measure_run(run)
+            fall = self.fall.measure_run(run)
         found = [
             (pair, d) for pair in self.pairs(run) if (d := self.measure(pair, fall)) is not None
         ]
@@ -139,55 +140,31 @@ class HackingRule:
         return pairs
 
     def measure(self, pair: Pair, fall: Fall | None = None) -> Divergence | None:
-        """None: the one did not fall, or the other did not rise with it."""
-        if pair.down.title == HELD_OUT and fall is not None:
-            return self._beside_the_fall(pair, fall)
-        down = pair.down
-        stride = math.ceil(len(down.value_T) / MAX_POINTS)
-        value_T, step_T = bins(down.value_T, stride), down.step_T[::stride]
-        if np.ptp(value_T) == 0:
-            return None
-        rng = np.random.default_rng(self.seed)
-        change = find_change(value_T, rng, sign=-1, rises=True, floor=down.floor / stride)
-        width = max(3, len(value_T) // 10)
-        before = value_T[max(change.onset + 1 - width, 0) : change.onset + 1]
-        after = value_T[-min(width, len(value_T) - change.onset - 1) :]
-        lost = float(before.mean() - after.mean())
-        if change.p_value > self.alpha or lost < self._smallest(down):
-            return None
-        start = int(step_T[change.onset])
-        # A fall may still be going on at the end: its last step is then the run's.
-        end = int(step_T[min(change.end, len(step_T) - 1)])
-        rise = self._rise(pair.up, start, end)
-        if rise is None or rise[2] > self.alpha or rise[1] - rise[0] < self._smallest(pair.up):
-            return None
-        return Divergence(
-            max(change.p_value, rise[2]),
-            start,
-            int(step_T[change.onset + 1]),
-            rise[0],
-            rise[1],
-            float(before.mean()),
-            float(after.mean()),
-            change.error,
-        )
+        """None: the one did not fall, or the other did not rise with it.
 
-    def _beside_the_fall(self, pair: Pair, fall: Fall) -> Divergence | None:
-        """The same where held-out accuracy fell: its own test has said whether, and since when."""
-        if fall.onset is None or fall.outcome != HELD_OUT or fall.drop < self.min_points:
+        `fall`: of held-out accuracy; any other outcome is measured here.
+        """
+        down = pair.down
+        if down.title != HELD_OUT or fall is None:
+            fall = self.fall.measure(down.series())
+        elif fall.outcome != HELD_OUT:
+            return None
+        lost = fall.value(fall.top) - fall.value(fall.bottom)
+        if fall.onset is None or lost < self._smallest(down):
             return None
         rise = self._rise(pair.up, fall.onset.lower, fall.end_step)
         if rise is None or rise[2] > self.alpha or rise[1] - rise[0] < self._smallest(pair.up):
             return None
+        scale = fall.high_value - fall.low_value
         return Divergence(
             max(fall.p_value, rise[2]),
             fall.onset.lower,
             fall.onset.upper,
             rise[0],
             rise[1],
-            fall.top,
-            fall.bottom,
-            (fall.drop_upper - fall.drop_lower) / 3.92,
+            fall.value(fall.top),
+            fall.value(fall.bottom),
+            scale * (fall.drop_upper - fall.drop_lower) / 3.92,
         )
 
     def _rise(self, up: Outcome, start: int, end: int) -> tuple[float, float, float] | None:
@@ -234,16 +211,13 @@ class HackingRule:
         known = np.isfinite(rate_T)
         if known.sum() < self.min_evaluations:
             return None
-        answers = evaluations.num_samples_E()[known].astype(np.float64)
-        rate_T = rate_T[known]
-        floor = float(np.mean(rate_T * (1 - rate_T) / answers)) if answers.all() else 0.0
-        return Outcome(HELD_OUT, accuracy.step_T[known], rate_T, True, floor)
+        return Outcome(HELD_OUT, accuracy.step_T[known], rate_T[known], True)
 
     def _finding(self, pair: Pair, found: Divergence, others: list[Pair]) -> Finding:
         up, down = pair.up, pair.down
         fall = found.down_before - found.down_after
         evidence = [
-            f"p = {found.p_value:.2g}, the larger of two: that {down.title} fell, against wander, "
+            f"p = {found.p_value:.2g}, the larger of two: that {down.title} fell "
             f"and that {up.title} rose over the same steps",
             *(f"{other.up.title} rose, too, while {other.down.title} fell" for other in others),
         ]

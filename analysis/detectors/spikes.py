@@ -1,5 +1,8 @@
 """Find single updates whose gradient is far out of line with the updates around them.
 
+Healthy runs with heavy-tailed norms have a few such updates, and clipping makes them harmless. So a
+spike is a finding where accuracy fell after it, or where spikes go on; else it is mentioned.
+
 Legend: T steps.
 """
 
@@ -12,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import gammaln, stdtr, stdtrit
 
-from analysis.findings import Finding, Onset
+from analysis.cliff.fall import Fall
+from analysis.findings import Finding, NotJudged, Onset
 from analysis.signals import aligned, learners
 from gradlab.store.run import Run
 
@@ -30,8 +34,15 @@ class Spikes:
     """Of the steps, the largest first."""
     factor: Floats
     """Norm over the local median, of each."""
-    p_value: float
-    """Of the largest, corrected for the number of steps."""
+    p_values: Floats
+    """Of each, corrected for the number of steps."""
+
+    @property
+    def p_value(self) -> float:
+        return float(self.p_values[0])
+
+    def only(self, kept: NDArray[np.bool_]) -> Spikes:
+        return Spikes(self.index[kept], self.factor[kept], self.p_values[kept])
 
 
 @dataclass(frozen=True)
@@ -47,42 +58,57 @@ class SpikeRule:
     max_degrees: float = 8.0
     """Of Student's t that log norms are compared with, fitted to the run's own: norms with heavy
     tails are no spikes. Never lighter tails than this, since a run shows too little of them."""
-    slack: float = 0.5
-    """Of the log-likelihood, for lighter tails than the likeliest: 200 steps tell little about
-    them, and at 0 a clear spike among ordinary norms is missed in every seventh run."""
     max_share: float = 0.02
     """Of the steps that may be spikes, or `max_length` if that is more: the largest residuals,
     which the fit of the tails must not learn from."""
     alpha: float = 0.05
     """Largest p-value after Bonferroni over the steps of the run."""
+    harm_alpha: float = 0.01
+    """The same of a spike that a fall is held against: runs with tails are many, falls are late."""
+    max_lead: int = 100
+    """Steps from a spike to the fall that it may have to do with."""
+    lasting: int = 4
+    """Spikes that are no accident any more."""
     min_steps: int = 30
     """Below, the spread of ordinary steps is not known."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        """One finding per role with spikes."""
-        findings = []
+    def judge(self, run: Run, drop: Fall | None) -> tuple[list[Finding], list[NotJudged]]:
+        """One finding per role with spikes that came before a fall or go on, and the others."""
+        findings, others = [], []
         for role in learners(run):
-            norm_T = aligned(run.steps, run.norm(role))
-            spikes = self.measure(norm_T)
+            spikes = self.measure(aligned(run.steps, run.norm(role)))
             if spikes is None:
                 continue
-            step = int(run.steps[spikes.index[0]])
-            others = "" if len(spikes.index) == 1 else f" and {len(spikes.index) - 1} more"
-            findings.append(
-                Finding(
-                    "gradient spike",
-                    role,
-                    f"Gradient spike of {role} at step {step}{others}: "
-                    f"{spikes.factor[0]:.0f} times the norm of the steps around it.",
-                    float(spikes.factor[0]),
-                    "times the local median",
-                    "high" if spikes.p_value <= 0.01 else "moderate",
-                    Onset(step, step, step),
-                    spikes.p_value,
-                    (f"p = {spikes.p_value:.2g}, corrected for {len(norm_T)} steps",),
-                )
-            )
-        return findings
+            near = self._before(spikes, run.steps, drop)
+            if near is not None or len(spikes.index) >= self.lasting:
+                findings.append(self._finding(run, role, near or spikes))
+            else:
+                others.append(_mentioned(run, role, spikes))
+        return findings, others
+
+    def _before(
+        self, spikes: Spikes, step_T: NDArray[np.int64], drop: Fall | None
+    ) -> Spikes | None:
+        """Those before a fall that the run's own tails do not explain."""
+        if drop is None or drop.onset is None:
+            return None
+        lead = drop.onset.step - step_T[spikes.index]
+        near = (lead > 0) & (lead <= self.max_lead) & (spikes.p_values <= self.harm_alpha)
+        return spikes.only(near) if near.any() else None
+
+    def _finding(self, run: Run, role: str, spikes: Spikes) -> Finding:
+        step = int(run.steps[spikes.index[0]])
+        return Finding(
+            "gradient spike",
+            role,
+            f"Gradient spike of {_told(run, role, spikes)}.",
+            float(spikes.factor[0]),
+            "times the local median",
+            "high" if spikes.p_value <= 0.01 else "moderate",
+            Onset(step, step, step),
+            spikes.p_value,
+            (f"p = {spikes.p_value:.2g}, corrected for {len(run.steps)} steps",),
+        )
 
     def num_tested(self, run: Run) -> int:
         return len(learners(run))
@@ -108,13 +134,13 @@ class SpikeRule:
             return None
         order = sorted(kept, key=lambda t: -residual_T[t])
         factor = np.exp(residual_T[order])
-        return Spikes(known[order], np.asarray(factor), float(p_T[order[0]]))
+        return Spikes(known[order], np.asarray(factor), p_T[order])
 
     def _fit_tails(self, residual_T: Floats) -> tuple[float, float]:
         """Degrees of freedom and scale of ordinary residuals.
 
-        The scale puts the quartiles where they are; the degrees are the most of `DEGREES` that are
-        about as likely as the likeliest, with the largest residuals, which may be spikes, censored.
+        The scale puts the quartiles where they are; the degrees are the likeliest of `DEGREES`,
+        with the largest residuals, which may be spikes, censored.
         """
         ordered = np.sort(residual_T)
         censored = max(self.max_length, math.ceil(self.max_share * len(ordered)))
@@ -126,10 +152,7 @@ class SpikeRule:
             inside = _log_density(kept / scale, degrees).sum() - len(kept) * math.log(scale)
             return float(inside + censored * np.log(stdtr(degrees, -limit / scale)))
 
-        by_degrees = {degrees: likelihood(degrees) for degrees in DEGREES}
-        enough = max(by_degrees.values()) - self.slack
-        likely = max(degrees for degrees, found in by_degrees.items() if found >= enough)
-        degrees = min(likely, self.max_degrees)
+        degrees = min(max(DEGREES, key=likelihood), self.max_degrees)
         return degrees, quartile / float(stdtrit(degrees, 0.75))
 
     def _is_short(self, high_T: NDArray[np.bool_], t: int) -> bool:
@@ -139,6 +162,23 @@ class SpikeRule:
         while stop + 1 < len(high_T) and high_T[stop + 1]:
             stop += 1
         return stop - start + 1 <= self.max_length
+
+
+def _told(run: Run, role: str, spikes: Spikes) -> str:
+    step = int(run.steps[spikes.index[0]])
+    others = "" if len(spikes.index) == 1 else f" and {len(spikes.index) - 1} more"
+    return (
+        f"{role} at step {step}{others}: {spikes.factor[0]:.0f} times the norm of the steps around "
+        "it"
+    )
+
+
+def _mentioned(run: Run, role: str, spikes: Spikes) -> NotJudged:
+    return NotJudged(
+        f"harm of a gradient spike of {_told(run, role, spikes)}",
+        "nothing that was recorded fell after it; norms with heavy tails have such updates",
+        "nothing, if gradients are clipped",
+    )
 
 
 def _log_density(x: Floats, degrees: float) -> Floats:

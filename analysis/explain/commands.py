@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from analysis.explain.vocabulary import Action
-from gradlab.checkpoints import continuable
-from gradlab.store.run import RUN_ZARR, Run
+from gradlab.run_directory import STORE, continuable, is_trained
+from gradlab.store.run import Run
 
 Options = dict[str, str]
 """Option -> its value, '' for one that takes none; empty: there is nothing to change."""
@@ -26,8 +26,7 @@ BONUS = 0.001
 def run_directory(run: Run) -> Path | None:
     """The directory of a run that `gradlab train` can begin again; None for any other store."""
     folder = run.path.parent
-    is_trained = run.path.name == RUN_ZARR and (folder / "config.json").is_file()
-    return folder if is_trained else None
+    return folder if run.path.name == STORE and is_trained(folder) else None
 
 
 def options_for(run: Run, action: Action, roles: tuple[str, ...], rate: float) -> Options:
@@ -101,10 +100,19 @@ def command(run: Run, folder: Path, start: int, options: Options) -> str:
         number += 1
     if options.get("--routing") == "isolated" and _pairs(run.meta.config, "max_share"):
         options = options | {"--max-share": ""}  # which a role alone cannot have
-    return (
-        f"gradlab train --from {shlex.quote(str(folder))} --at {start} {flags(options)} "
-        f"--out {shlex.quote(str(out))}"
+    parts = (
+        f"gradlab train --from {shlex.quote(str(folder))} --at {start}",
+        flags(options),
+        f"--out {shlex.quote(str(out))}",
     )
+    return " ".join(part for part in parts if part)
+
+
+def shown_at(folder: Path, step: int) -> str:
+    """`gradlab show …`, which lists the problems of a step and what each answer was paid; '' where
+    no episodes of it are kept."""
+    kept = (folder / "episodes" / f"step-{step:06d}.jsonl.gz").is_file()
+    return f"gradlab show {shlex.quote(str(folder))} --step {step}" if kept else ""
 
 
 def flags(options: Options) -> str:

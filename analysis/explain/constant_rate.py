@@ -2,7 +2,9 @@
 
 A rate that never changed has no onset, and moves nothing else at a moment either. What can be held
 against it is the length of its steps: of the weights, of the importance ratios, of the way away
-from the reference. A rate is a suspect if the way was long in itself, or two other signs agree.
+from the reference. A rate is a suspect if the way was long in itself, or two other signs agree. An
+early collapse leaves no time before it: there the steps of the fall are looked at, and the way,
+which a collapse makes long whatever its cause, counts only beside another sign.
 
 Legend: T steps, U updates.
 """
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.cliff.fall import Fall
 from analysis.series.schedule import Schedule
 from analysis.signals import aligned, learners
 from gradlab.store.run import Run
@@ -40,13 +43,21 @@ class TooLarge:
     evidence: tuple[str, ...]
 
 
-def too_large(run: Run, first_low: int) -> tuple[TooLarge, ...]:
-    """Policies whose rate had long been the same before step `first_low`, and whose steps long."""
+def too_large(run: Run, drop: Fall) -> tuple[TooLarge, ...]:
+    """Policies whose rate had long been the same before the fall, and whose steps were long."""
+    if drop.onset is None:
+        return ()
+    is_early = drop.kind == "early collapse"
+    until = drop.end_step if is_early else drop.onset.upper
     found = []
     for policy in run.policies:
-        evidence = _signs(run, policy.name, first_low) if _held(run, policy.name, first_low) else ()
-        if evidence:
-            found.append(TooLarge(policy.name, evidence))
+        if not _held(run, policy.name, until):
+            continue
+        signs = _signs(run, policy.name, until)
+        roles = [role for role in learners(run) if run.policy_of(role).name == policy.name]
+        away = [sign for role in roles if (sign := _away(run, role, until))]
+        if len(signs) > 1 or (away and (signs or not is_early)):
+            found.append(TooLarge(policy.name, (*away, *signs)))
     return tuple(found)
 
 
@@ -61,8 +72,8 @@ def _held(run: Run, policy: str, first_low: int) -> bool:
     return 2 * (min(pieces[-1].last, first_low) - pieces[-1].first) >= first_low - pieces[0].first
 
 
-def _signs(run: Run, policy: str, first_low: int) -> tuple[str, ...]:
-    """What speaks for steps that were too long; () if too little does."""
+def _signs(run: Run, policy: str, first_low: int) -> list[str]:
+    """What speaks for steps that were too long, but for the way that they led."""
     signs = []
     length, weight = (
         np.asarray(run.update_metric(name, policy).value_T, dtype=np.float64)
@@ -84,8 +95,7 @@ def _signs(run: Run, policy: str, first_low: int) -> tuple[str, ...]:
         clipped = _median(aligned(run.steps, run.ledger("clip_fraction", role))[before_T])
         if clipped > MAX_CLIPPED:
             signs.append(f"{100 * clipped:.0f} % of the tokens of {role} clipped")
-    away = [sign for role in roles if (sign := _away(run, role, first_low))]
-    return (*away, *signs) if away or len(signs) > 1 else ()
+    return signs
 
 
 def _away(run: Run, role: str, first_low: int) -> str:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
 from analysis.explain.graph import undominated
-from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict
+from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict, verdict_of
 from analysis.explain.signal_words import TrendShape, told_event, told_trend
 from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.bend import bins, bridged, find_bends
@@ -45,7 +45,8 @@ class OnsetOrder:
     """Largest p-value of an event beyond every smooth way: those are a few percent off the truth,
     and at 0.05 a tenth of steep S-shapes pass."""
     min_probability: float = 0.9
-    """Of one onset being before the other."""
+    """That nothing that began with the fall is said to precede it: Bonferroni over the signals with
+    an onset, which is strict, since all are held against the same beginning of the fall."""
     max_lead: int = 100
     """Steps; an earlier change is too far away to be named."""
     min_before: int = 2
@@ -57,7 +58,7 @@ class OnsetOrder:
     """Points that a change is dated on: the search is quadratic."""
     num_draws: int = 200
     """Bootstrap draws of an onset: a probability of 0.9 is known to +-0.02."""
-    alpha: float = 0.05
+    alpha: float = 0.025
     """Of a candidate's change against wander, corrected (Bonferroni) for the signals judged."""
     min_steps: int = 20
     """Below, there is no order to speak of."""
@@ -154,29 +155,20 @@ class OnsetOrder:
         Training is looked at in every step. What began after it fell began after the fall, although
         the next evaluation was still to come.
         """
-        drawn_B = self._drop_draws(drop, np.random.default_rng(self.seed))
-        if drop.onset is None:
-            return Timing(drop, drawn_B, self.max_lead, self.min_probability, self.still_moving)
+        drawn_B = drop.beginnings(self.num_draws, np.random.default_rng(self.seed))
         for signal, move in moves:
             if (
-                signal.kind.name in FALLS
+                drop.onset is not None
+                and signal.kind.name in FALLS
                 and move.onset is not None
                 and move.after < move.before
                 and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
             ):
                 drawn_B = np.minimum(drawn_B, move.onset_B)
-        return Timing(drop, drawn_B, self.max_lead, self.min_probability, self.still_moving)
-
-    def _drop_draws(self, drop: Fall, rng: np.random.Generator) -> Floats:
-        """[B] plausible beginnings of the fall: an evaluation by its weight, then uniformly
-        between it and the next one; empty without a drop."""
-        if drop.onset is None:
-            return np.zeros(0)
-        step_T = drop.onset_step_T.astype(np.float64)
-        pick = rng.choice(len(step_T), self.num_draws, p=drop.onset_weight_T)
-        after = np.minimum(pick + 1, len(step_T) - 1)
-        drawn: Floats = step_T[pick] + rng.random(self.num_draws) * (step_T[after] - step_T[pick])
-        return drawn
+        asked = sum(move.onset is not None and not s.kind.is_outcome for s, move in moves)
+        return Timing(
+            drop, drawn_B, self.max_lead, self.min_probability, self.still_moving, max(asked, 1)
+        )
 
     def _tested(self, verdict: SignalVerdict) -> SignalVerdict:
         """No candidate if wander may have moved it."""
@@ -187,12 +179,12 @@ class OnsetOrder:
 
     def _verdict(self, signal: Measured, move: _Move, timing: Timing) -> SignalVerdict:
         order: Order = "no evidence"
-        lead = lower = upper = math.nan
+        leads = (math.nan, math.nan, math.nan)
         before, after = (unscaled(signal, level) for level in (move.before, move.after))
         told, note = "", "did not change"
         if move.onset is not None:
             told, note = told_event(before, after, signal.unit, move.onset), "changed"
-            order, (lower, lead, upper), note = timing.order(move.onset_B)
+            order, leads, note = timing.order(move.onset_B)
         elif move.kind == "trend":
             told = told_trend(before, after, signal.unit, move.shape)
             note = "a steady change without a date"
@@ -201,25 +193,18 @@ class OnsetOrder:
         is_suspect = not signal.kind.is_outcome and (
             signal.kind.suspect == "both" or (signal.kind.suspect == "up" and after > before)
         )
-        return SignalVerdict(
-            signal.key,
-            signal.title,
-            signal.subject,
-            signal.unit,
+        return verdict_of(
+            signal,
             order,
-            before,
-            after,
-            move.effect,
-            move.onset,
-            lead,
-            lower,
-            upper,
-            order == "precedes" and is_suspect,
-            signal.kind.is_outcome,
-            note,
-            move.p_value,
-            move.kind,
-            told,
+            (before, after),
+            leads,
+            effect=move.effect,
+            onset=move.onset,
+            is_suspect=is_suspect,
+            note=note,
+            p_value=move.p_value,
+            change=move.kind,
+            told=told,
         )
 
 

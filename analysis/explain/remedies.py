@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.detectors.exchanged import is_exchange
-from analysis.explain.commands import checkpoint_before, command, flags, options_for, run_directory
+from analysis.explain.commands import (
+    checkpoint_before,
+    command,
+    flags,
+    options_for,
+    run_directory,
+    shown_at,
+)
 from analysis.explain.vocabulary import GRADLAB, PLAIN, Action, phrase, trainer_of
 from analysis.findings import DROPS, Cause, Finding, Remedy, SignalVerdict
 from analysis.signals import aligned
@@ -42,6 +49,7 @@ TITLES: dict[Action, str] = {
     "other problems": "Train on problems that are solved sometimes",
     "audit": "Rule out that the tags of two roles were exchanged",
     "one set": "Evaluate the checkpoints of both sides on one set of problems",
+    "begin again": "Once the reward is repaired, begin again before it changed",
 }
 NOT_OPTIONS: frozenset[Action] = frozenset(
     {"check sync", "check updates", "repair", "read rewarded", "other problems", "one set", "audit"}
@@ -98,6 +106,7 @@ BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
     "KL drift": (("anchor", "it has left the reference"),),
     "detached reward": (
         ("read rewarded", "what the role is paid changed from one step to the next"),
+        ("begin again", "no option changes what is paid: it is in the code of the reward"),
     ),
     "reward hacking": (
         ("read rewarded", "what is rewarded and what is measured have come apart"),
@@ -171,6 +180,8 @@ class Wanted:
     reason: str
     subject: str
     """Role, policy, or 'run'."""
+    step: int | None = None
+    """Where to look, if the finding has a date."""
 
 
 def remedies(
@@ -231,20 +242,22 @@ class _Advisor:
         is_named = len(run.roles) > 1 and len(roles) == 1
         role = roles[0] if is_named else "the policy"
         words = {"role": role, "whose": f"{role}'s" if is_named else "the"}
-        option = self._option(one.action, roles, role)
+        option = self._option(one, roles, role)
         if not option:
             return None
         title = TITLES[one.action].format(**words)
         return Remedy(title, one.reason.format(**words) + self._place(option), option)
 
-    def _option(self, action: Action, roles: tuple[str, ...], role: str) -> str:
-        run = self._run
+    def _option(self, one: Wanted, roles: tuple[str, ...], role: str) -> str:
+        run, action = self._run, one.action
         if trainer_of(run) != GRADLAB:
             return phrase(run, action, role, self._rate)
+        if action == "read rewarded" and self._folder and one.step is not None:
+            return shown_at(self._folder, one.step) or PLAIN[action]
         if action in NOT_OPTIONS:
             return PLAIN[action]
         options = options_for(run, action, roles, self._rate)
-        if not options:
+        if not options and (action != "begin again" or not self._start):
             return ""
         return command(run, self._folder, self._start, options) if self._folder else flags(options)
 
@@ -271,7 +284,9 @@ def _by_cause(causes: Sequence[Cause], signals: Sequence[SignalVerdict]) -> Iter
         elif cause.kind in BY_SIGNAL and all(map(is_worse, verdicts)):
             yield Wanted(*BY_SIGNAL[cause.kind], cause.subject)
         elif cause.kind in BY_FINDING:
-            yield Wanted(*BY_FINDING[cause.kind][0], cause.subject)
+            number = 2 if cause.kind == "detached reward" else 1
+            for action, reason in BY_FINDING[cause.kind][:number]:
+                yield Wanted(action, reason, cause.subject, cause.onset.step)
 
 
 def _by_finding(run: Run, finding: Finding) -> Iterator[Wanted]:
@@ -279,7 +294,7 @@ def _by_finding(run: Run, finding: Finding) -> Iterator[Wanted]:
     if kind == "role breakdown" and is_cut(run, finding.subject):
         kind = "cut off"
     for action, reason in BY_FINDING.get(kind, ()):
-        yield Wanted(action, reason, finding.subject)
+        yield Wanted(action, reason, finding.subject, finding.onset.step if finding.onset else None)
 
 
 def _by_signal(signals: Sequence[SignalVerdict]) -> Iterator[Wanted]:

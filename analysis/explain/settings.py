@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
-from analysis.findings import Onset, Order, SignalVerdict
+from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.schedule import TOLERANCE, Rise, Schedule
 from analysis.signals import Measured
 
@@ -36,6 +36,8 @@ class Timing:
     max_lead: int
     min_probability: float
     still_moving: float
+    num_dated: int = 1
+    """Signals whose order is asked: each has its share of `1 - min_probability` to be wrong."""
 
     def order(self, onset_B: Floats) -> tuple[Order, tuple[float, float, float], str]:
         """The word for an onset, its lead with its 90 % interval, and why."""
@@ -44,15 +46,20 @@ class Timing:
             return "no evidence", nowhere, "changed"
         lead_B = self.fall_B - onset_B
         lower, lead, upper = (float(q) for q in np.quantile(lead_B, [0.05, 0.5, 0.95]))
-        chance = float(np.mean(lead_B > 0))
+        chance = self.chance(onset_B)
         leads = (lower, lead, upper)
         if lead > self.max_lead:
             return "no evidence", leads, f"changed {lead:.0f} steps before: too early to be named"
-        if chance > self.min_probability and lead >= 1:
+        if 1 - chance <= (1 - self.min_probability) / self.num_dated and lead >= 1:
             return "precedes", leads, f"in {100 * chance:.0f} % of the draws"
-        if chance < 1 - self.min_probability:
+        if chance < 1 - self.min_probability and lead <= -1:
             return "follows", leads, f"in {100 * (1 - chance):.0f} % of the draws"
         return "coincides", leads, "began with the fall: no order is resolved"
+
+    def chance(self, onset_B: Floats) -> float:
+        """That an onset is before the fall's: of all pairs of the draws, which are independent."""
+        earlier_B = np.searchsorted(np.sort(onset_B), self.fall_B, side="left")
+        return float(np.mean(earlier_B)) / len(onset_B)
 
 
 def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing) -> SignalVerdict:
@@ -84,25 +91,55 @@ def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing)
     elif path.rises(factor, tolerance):
         note = "settled long before the drop: a start-up, not an event"
     changed = not path.is_constant
+    return verdict_of(
+        signal,
+        order,
+        (before, after),
+        leads,
+        effect=(math.inf if after > before else -math.inf) if onset is not None else 0.0,
+        onset=onset,
+        is_suspect=is_rate and is_rise,
+        note=note,
+        p_value=0.0 if changed else math.nan,
+        change="schedule" if changed else "none",
+        told=path.told() if is_rate or changed else "",
+    )
+
+
+def verdict_of(
+    signal: Measured,
+    order: Order,
+    levels: tuple[float, float],
+    leads: tuple[float, float, float],
+    *,
+    effect: float,
+    onset: Onset | None,
+    is_suspect: bool,
+    note: str,
+    p_value: float,
+    change: ChangeKind,
+    told: str,
+) -> SignalVerdict:
+    """What is said of a signal; `leads`: the lead between the ends of its interval."""
+    lower, lead, upper = leads
     return SignalVerdict(
         signal.key,
         signal.title,
         signal.subject,
         signal.unit,
         order,
-        before,
-        after,
-        (math.inf if after > before else -math.inf) if onset is not None else 0.0,
+        *levels,
+        effect,
         onset,
-        leads[1],
-        leads[0],
-        leads[2],
-        is_rate and is_rise and order == "precedes",
-        False,
+        lead,
+        lower,
+        upper,
+        order == "precedes" and is_suspect,
+        signal.kind.is_outcome,
         note,
-        0.0 if changed else math.nan,
-        "schedule" if changed else "none",
-        path.told() if is_rate or changed else "",
+        p_value,
+        change,
+        told,
     )
 
 

@@ -12,6 +12,7 @@ ACCURACY = ("own_accuracy", "reward_mean")
 """The fall itself, in training."""
 MAX_NAMED = 4
 """Signals in a sentence."""
+EARLY, LATE = "in the first half and settled", "mostly in the second half"
 
 
 def quantity(value: float, unit: str) -> str:
@@ -28,8 +29,8 @@ def told_trend(before: float, after: float, unit: str, shape: TrendShape) -> str
     way = "rose" if after > before else "fell"
     when = {
         "": "throughout",
-        "settled": "in the first half and settled",
-        "late": "steadily, mostly in the second half",
+        "settled": EARLY,
+        "late": f"steadily, {LATE}",
         "start": "from the first steps on",
     }[shape]
     return f"{way} {when}, {before:.3g} to {quantity(after, unit)}, no date"
@@ -56,9 +57,7 @@ def told_order(
     others = [
         v
         for v in signals
-        if v.change != "none"
-        and v.kind not in ACCURACY
-        and not any(v.kind in kinds and subject in v.subject for kinds, subject in spoken_for)
+        if v.change != "none" and v.kind not in ACCURACY and not _is_spoken_for(v, spoken_for)
     ]
     dated = sorted(
         (v for v in others if v.order in ("precedes", "coincides") and v.onset is not None),
@@ -71,7 +70,10 @@ def told_order(
     before = [v for v in dated if v.order == "precedes" and not v.is_outcome]
     beside = [v for v in dated if v.order == "coincides" and not v.is_outcome]
     arithmetic = [v for v in dated if v.is_outcome]
-    steady = [v for v in others if v.change == "trend"]
+    trends = [v for v in others if v.change == "trend"]
+    early = [v for v in trends if EARLY in v.told]
+    late = [v for v in trends if LATE in v.told]
+    steady = [v for v in trends if v not in early and v not in late]
     parts = []
     if before:
         parts.append(f"Moved before it as well: {listed([named(v) for v in before])}.")
@@ -82,10 +84,51 @@ def told_order(
         parts.append(f"Follows from the rewards: {names}.")
     if steady:
         parts.append(f"Went its way all along: {listed([_told_way(v) for v in steady])}.")
+    for when, some in ((EARLY, early), (LATE, late)):
+        if some:
+            names = listed([_told_way(v) for v in some])
+            parts.append(f"Changed by degrees, {when}, without a date: {names}.")
     return " ".join(parts)
+
+
+def told_outcomes(
+    signals: tuple[SignalVerdict, ...], spoken_for: tuple[tuple[frozenset[str], str], ...]
+) -> str:
+    """What fell with held-out accuracy because it is the same fall, seen in training."""
+    fell = [
+        v
+        for v in signals
+        if v.kind in ACCURACY
+        and v.after < v.before
+        and (v.order != "no evidence" or v.change == "trend")
+        and not _is_spoken_for(v, spoken_for)
+    ]
+    names = listed([_told_way(v) for v in fell])
+    return f"Fell in training, which is the drop itself: {names}." if fell else ""
+
+
+def told_later(signals: tuple[SignalVerdict, ...]) -> str:
+    """What changed once the fall had begun."""
+    later = sorted(
+        (
+            v
+            for v in signals
+            if v.order == "follows" and v.onset is not None and v.kind not in ACCURACY
+        ),
+        key=lambda v: v.onset.step if v.onset else 0,
+    )
+    return f"Came after it: {listed([_told_way(v) for v in later])}." if later else ""
 
 
 def _told_way(verdict: SignalVerdict) -> str:
     way = "up" if verdict.after > verdict.before else "down"
     at = f" (step {verdict.onset.step})" if verdict.onset is not None else ""
     return f"{verdict.title} {way}{at}"
+
+
+def _is_spoken_for(
+    verdict: SignalVerdict, spoken_for: tuple[tuple[frozenset[str], str], ...]
+) -> bool:
+    return any(
+        verdict.kind in kinds and subject in verdict.subject for kinds, subject in spoken_for
+    )

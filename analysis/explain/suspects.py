@@ -20,7 +20,7 @@ import numpy as np
 from analysis.cliff.fall import Fall
 from analysis.explain.constant_rate import TooLarge
 from analysis.explain.graph import ancestors
-from analysis.explain.signal_words import told_order
+from analysis.explain.signal_words import told_later, told_order, told_outcomes
 from analysis.findings import Cause, Finding, SignalVerdict, Strength
 from analysis.replays.results import Replayed
 from analysis.signals import KIND
@@ -56,7 +56,7 @@ class Storyteller:
 
     max_lead: int = 100
     """Steps between an onset and the drop; further apart, anything precedes anything."""
-    min_probability: float = 0.9
+    min_probability: float = 0.95
     """That a suspect's onset is before the fall's."""
     far: int = 50
     """Steps of lead that count against a suspect: whatever acts at once does not wait so long."""
@@ -122,10 +122,7 @@ class Storyteller:
         assert finding.onset is not None
         at = finding.onset
         rng = np.random.default_rng(0)
-        step_T = drop.onset_step_T.astype(np.float64)
-        pick = rng.choice(len(step_T), 500, p=drop.onset_weight_T)
-        after = np.minimum(pick + 1, len(step_T) - 1)
-        fall_B = step_T[pick] + rng.random(500) * (step_T[after] - step_T[pick])
+        fall_B = drop.beginnings(500, rng)
         if at.lower == at.upper:
             return float(np.mean(fall_B > at.step))
         return float(np.mean(fall_B > rng.triangular(at.lower, at.step, at.upper, 500)))
@@ -141,6 +138,7 @@ class Storyteller:
             0.0,
             math.nan,
             found.evidence,
+            () if drop.kind == "early collapse" else ("it was the same while accuracy held",),
             place="throughout",
         )
 
@@ -195,8 +193,6 @@ class Storyteller:
                 against += [s for s in finding.evidence if "no harm" in s or "disagrees" in s]
         if cause.place == "with":
             against.append("whether it came before the drop is not resolved")
-        if cause.place == "throughout":
-            against.append("it was the same while accuracy held")
         return replace(cause, against=tuple(against))
 
 
@@ -223,13 +219,15 @@ def separation(
     confirmed = [cause.name for cause in causes if cause.words == "confirmed by replay"]
     refuted = [cause.name for cause in causes if cause.words == "contradicted by replay"]
     first = [cause for cause in causes if cause.words in ("preceded by", "consistent with")]
-    also = told_order(signals, tuple(_signals_of(cause) for cause in causes))
+    spoken_for = tuple(_signals_of(cause) for cause in causes)
+    also, outcomes = told_order(signals, spoken_for), told_outcomes(signals, spoken_for)
     if confirmed:
         return f"Confirmed by replay: {', '.join(confirmed)}."
     if refuted and not first:
-        return f"Refuted by replay: {', '.join(refuted)}. {_nothing_leads(also, is_else=True)}"
+        nothing = _nothing_leads(also, outcomes, signals, is_else=True)
+        return f"Refuted by replay: {', '.join(refuted)}. {nothing}"
     if not first:
-        return _nothing_leads(also, is_else=False)
+        return _nothing_leads(also, outcomes, signals, is_else=False)
     name, how = first[0].name, " (gradlab diagnose RUN --confirm)" if can_replay else ""
     before = f"from before step {min(cause.onset.lower for cause in first)}"
     if len(first) > 1:
@@ -256,19 +254,27 @@ def separation(
             f"The drop is consistent with {name}, which changed with the fall: nothing that was "
             f"recorded leads it as a cause would. {also + ' ' if also else ''}{to_do}"
         )
-    if also:
-        return f"The drop is preceded by {name} ({first[0].when}). {also} {to_do}"
+    if also or outcomes:
+        beside = " ".join(part for part in (also, outcomes) if part)
+        return f"The drop is preceded by {name} ({first[0].when}). {beside} {to_do}"
     return (
         f"The drop is preceded by {name} ({first[0].when}) and nothing else that was recorded. "
         f"{to_do}"
     )
 
 
-def _nothing_leads(also: str, *, is_else: bool) -> str:
+def _nothing_leads(
+    also: str, outcomes: str, signals: tuple[SignalVerdict, ...], *, is_else: bool
+) -> str:
+    if not signals:
+        return "Nothing was recorded beside it for long enough to say what moved first."
     what = "Nothing else that was recorded" if is_else else "Nothing that was recorded"
-    if also:
-        return f"{what} was seen to move before the drop as a cause would. {also}"
-    return f"{what} moved before or with the drop: an unrecorded cause, or chance."
+    later = told_later(signals)
+    if also or outcomes:
+        said = f"{what} was seen to move before the drop as a cause would."
+        return " ".join(part for part in (said, outcomes, also, later) if part)
+    said = f"{what} moved before or with the drop: an unrecorded cause, or chance."
+    return f"{said} {later}" if later else said
 
 
 def _signals_of(cause: Cause) -> tuple[frozenset[str], str]:

@@ -11,6 +11,7 @@ from analysis.cliff.fall_words import (
     elsewhere,
     how_it_fell,
     last_low,
+    may_be_large,
     no_fall,
     small_loss,
     what_fell,
@@ -114,7 +115,8 @@ def confidence(
         if not any(replay.confirms for replay in replays):
             parts.append("why is another question: what moved before is an order in time, no cause")
     elif drop.shape == "small loss":
-        parts.append(f"a loss, but a small one (p = {drop.p_value:.3f})")
+        size = " that may be a small one" if may_be_large(drop) else ", but a small one"
+        parts.append(f"a loss{size} (p = {drop.p_value:.3f})")
     elif drop.shape == "changed set":
         parts.append("none: accuracies on different problems cannot be compared")
     elif drop.shape == "last evaluation low":

@@ -36,6 +36,7 @@ Action = Literal[
     "other problems",
     "one set",
     "audit",
+    "begin again",
 ]
 
 GRADLAB = "gradlab"

@@ -34,7 +34,6 @@ from gradlab.store.run import Evaluations, Run
 Floats = NDArray[np.float64]
 ReplayVerdict = Literal["confirmed", "not confirmed", "not reproduced", "undecided"]
 
-RESULT = "result.json"
 WINDOW = 3
 """Last evaluations that are averaged, where there are twice as many: one alone is noisy."""
 MIN_SEEDS = 3

@@ -88,6 +88,8 @@ def settled(run: Run, diagnosis: Diagnosis) -> int:
     steps = run.evaluations().step_E
     assert fall is not None
     assert fall.onset is not None
+    if not len(steps):  # it fell in training: nothing was evaluated
+        return int(run.steps[-1])
     low = accuracy.peak - MOST * (accuracy.peak - accuracy.terminal)
     rates = run.evaluations().accuracy().value_T
     late = np.flatnonzero((steps > fall.onset.step) & (rates <= low))

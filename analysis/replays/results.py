@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gradlab.run_directory import results_of_replays
+
 VERDICTS = ("confirmed", "not confirmed", "not reproduced", "undecided")
 
 
@@ -73,7 +75,7 @@ class Replayed:
 
 def read_replays(run: Path) -> tuple[Replayed, ...]:
     """Every finished replay of a run directory, by name; unreadable results are an error."""
-    return tuple(_read(path) for path in sorted(run.glob("replays/*/result.json")))
+    return tuple(_read(path) for path in results_of_replays(run))
 
 
 def _read(path: Path) -> Replayed:

@@ -9,8 +9,8 @@ from html import escape
 
 from analysis.findings import HELD_OUT, Diagnosis, level, points
 from analysis.report.shared import fall_of, number
-from gradlab.checkpoints import beginning
-from gradlab.store.run import RUN_ZARR, Run
+from gradlab.run_directory import CONFIG, beginning, directory_of
+from gradlab.store.run import Run
 
 
 def header(diagnosis: Diagnosis, run: Run) -> str:
@@ -38,9 +38,9 @@ def header(diagnosis: Diagnosis, run: Run) -> str:
 def origin(run: Run) -> list[tuple[str, str]]:
     """Where a run lies, when and from what it was made; what is not known is left out."""
     config, versions = run.meta.config, run.meta.versions
-    folder = run.path.parent if run.path.name == RUN_ZARR else run.path
+    folder = directory_of(run.path)
     found = [("run", str(folder)), ("id", run.meta.run_id)]
-    about = folder / "config.json"
+    about = folder / CONFIG
     created = ""
     if about.is_file():
         try:

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from analysis.explain.signal_words import EARLY, LATE
 from analysis.findings import DROPS, Diagnosis, Finding, SignalVerdict
 from gradlab.palette import GREY, role_color
 
@@ -24,6 +25,8 @@ def at_step(verdict: SignalVerdict) -> str:
     """When it moved: a step, or that it has none."""
     if verdict.onset is not None:
         return f"{verdict.onset.step}"
+    if verdict.change == "trend" and (LATE in verdict.told or EARLY in verdict.told):
+        return "late" if LATE in verdict.told else "early"
     return "schedule" if verdict.change == "schedule" else "steadily"
 
 

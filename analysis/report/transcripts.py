@@ -14,6 +14,7 @@ from typing import Any
 
 from analysis.findings import Diagnosis
 from analysis.report.shared import fall_of
+from gradlab.run_directory import episodes_path
 from gradlab.store.run import Run
 
 SHOWN = 3
@@ -73,8 +74,8 @@ def transcripts(run: Run, diagnosis: Diagnosis) -> Transcripts | None:
     steps = around(run, diagnosis)
     if steps is None:
         return None
-    folder = run.path.parent / "episodes"  # beside the store
-    before, after = (read(folder / f"eval-{step:06d}.jsonl.gz") for step in steps)
+    folder = run.path.parent  # whatever the store in it is called
+    before, after = (read(episodes_path(folder, "eval", step)) for step in steps)
     if not before or not after:
         return None
     lost = [

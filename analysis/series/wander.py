@@ -49,10 +49,6 @@ class Change:
     """Signed."""
     error: float
     """Standard error of `size`, given onset and end."""
-    wander_share: float
-    """k under the null."""
-    correlation: float
-    """rho under the null."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +68,6 @@ class _Design:
     """[C, T] unit ramps, whitened and orthogonal to the basis."""
     scale_JM: tuple[tuple[Floats, ...], ...]
     """[C] their lengths."""
-    is_signed: bool
-    """Means beyond the level may only rise."""
 
 
 def find_change(
@@ -81,7 +75,6 @@ def find_change(
     rng: np.random.Generator,
     *,
     sign: int,
-    rises: bool = False,
     smooth: bool = False,
     floor: float = 0.0,
     settle: int = 1,
@@ -89,13 +82,13 @@ def find_change(
 ) -> Change:
     """Is there a ramp up (sign 1) or down (-1) that wander does not explain?
 
-    `rises`: the mean may rise under the null, linearly or saturating (learning curves). `smooth`:
-    it may take any smooth way up or down, with or without the ramp (`smooth_means`). `floor`:
-    known smallest variance of one point's independent noise. `settle`: points that the new level
-    must have kept until the end. The p-value is continued beyond the draws by an exponential tail.
+    `smooth`: the mean may take any smooth way up or down, with or without the ramp
+    (`smooth_means`). `floor`: known smallest variance of one point's independent noise. `settle`:
+    points that the new level must have kept until the end. The p-value is continued beyond the
+    draws by an exponential tail.
     """
     points = len(value_T)
-    design = _smooth_design(points, settle) if smooth else _design(points, rises, settle)
+    design = _smooth_design(points, settle) if smooth else _design(points, settle)
     null, full = _fit(value_T[None, :], design, sign, floor)
     cov, shape, variance = _cautious(value_T, design, floor, float(null.loglik_B[0]))
     root = design.root_JTT[cov]
@@ -116,7 +109,6 @@ def find_change(
         int(design.end_C[pair]),
         unit / scale,
         math.sqrt(float(full.variance_B[0])) / scale,
-        *GRID[cov],
     )
 
 
@@ -132,8 +124,6 @@ def _cautious(
         white_T = design.white_JTT[j] @ value_T
         for m, basis in enumerate(design.basis_JM[j]):
             fitted = basis.T @ white_T
-            if m and design.is_signed and fitted[-1] < 0:
-                continue
             square_B = np.array([float(((white_T - basis @ fitted) ** 2).sum())])
             lowest = max(floor / max(1.0 - share, 0.05), 1e-300)
             loglik_B, variance_B = _loglik(square_B, len(value_T), lowest, design.logdet_J[j])
@@ -184,9 +174,6 @@ def _fit(value_BT: Floats, design: _Design, sign: int, floor: float) -> tuple[_B
             fitted_TB = basis.T @ white_TB
             left_TB = white_TB - basis @ fitted_TB
             square_B = (left_TB**2).sum(axis=0)
-            allowed_B = np.ones(num, dtype=bool)
-            if m and design.is_signed:
-                allowed_B = fitted_TB[-1] >= 0  # a mean that rises
             score_CB = sign * (design.ramp_JM[j][m] @ left_TB)
             ramp_B = np.argmax(score_CB, axis=0)
             score_B = np.maximum(score_CB[ramp_B, np.arange(num)], 0.0)
@@ -194,7 +181,6 @@ def _fit(value_BT: Floats, design: _Design, sign: int, floor: float) -> tuple[_B
             null = _better(
                 null,
                 _loglik(square_B, points, lowest, design.logdet_J[j]),
-                allowed_B,
                 j,
                 m,
                 ramp_B,
@@ -203,7 +189,6 @@ def _fit(value_BT: Floats, design: _Design, sign: int, floor: float) -> tuple[_B
             full = _better(
                 full,
                 _loglik(with_ramp_B, points, lowest, design.logdet_J[j]),
-                np.ones(num, dtype=bool),
                 j,
                 m,
                 ramp_B,
@@ -222,14 +207,13 @@ def _loglik(square_B: Floats, points: int, lowest: float, logdet: float) -> tupl
 def _better(
     best: _Best,
     new: tuple[Floats, Floats],
-    allowed_B: NDArray[np.bool_],
     j: int,
     m: int,
     ramp_B: NDArray[np.int64],
     score_B: Floats,
 ) -> _Best:
-    """Take the new fit where it is allowed and more likely."""
-    take = allowed_B & (new[0] > best.loglik_B)
+    """Take the new fit where it is more likely."""
+    take = new[0] > best.loglik_B
     return _Best(
         np.where(take, new[0], best.loglik_B),
         np.where(take, j, best.cov_B),
@@ -260,22 +244,17 @@ def smooth_means(points: int) -> list[Floats]:
 
 
 @lru_cache(maxsize=16)
-def _design(points: int, rises: bool, settle: int) -> _Design:
-    time_T = np.arange(points, dtype=np.float64)
-    means = [np.ones((points, 1))]
-    if rises:
-        rises_MT = (time_T, *(1 - np.exp(-speed * time_T / points) for speed in (5, 15)))
-        means += [np.stack([np.ones(points), rise_T], axis=1) for rise_T in rises_MT]
-    return _design_of(means, points, settle, is_signed=True)
+def _design(points: int, settle: int) -> _Design:
+    return _design_of([np.ones((points, 1))], points, settle)
 
 
 @lru_cache(maxsize=2)
 def _smooth_design(points: int, settle: int) -> _Design:
     """Some 50 MB for 64 points: few are kept."""
-    return _design_of(smooth_means(points), points, settle, is_signed=False)
+    return _design_of(smooth_means(points), points, settle)
 
 
-def _design_of(means: list[Floats], points: int, settle: int, *, is_signed: bool) -> _Design:
+def _design_of(means: list[Floats], points: int, settle: int) -> _Design:
     onset_C, end_C = _ramps(points, settle)
     time_T = np.arange(points, dtype=np.float64)
     ramp_CT = np.clip((time_T - onset_C[:, None]) / (end_C - onset_C)[:, None], 0.0, 1.0)
@@ -310,7 +289,6 @@ def _design_of(means: list[Floats], points: int, settle: int, *, is_signed: bool
         tuple(bases),
         tuple(ramps),
         tuple(scales),
-        is_signed,
     )
 
 

@@ -24,6 +24,7 @@ from analysis.synthetic.gradients import BLOCKS, DIMENSIONS, World, row_gradient
 from analysis.synthetic.planted import Capture, Cliff, Rows, Shift, Spike
 from analysis.synthetic.roles import Ledgers, evaluation
 from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.run_directory import STORE
 from gradlab.store.writer import RunStore
 
 __all__ = [
@@ -87,7 +88,7 @@ def synthetic_run(
     world.plant(capture, spikes, shifts)
     ledgers = Ledgers(rng, agents, steps, cliff, capture, shifts)
     Path(path).mkdir(parents=True, exist_ok=True)
-    store_path = Path(path) / "run.zarr"
+    store_path = Path(path) / STORE
     with_evals = dict(zip([int(step) for step in step_E], range(len(step_E)), strict=True))
     store = RunStore.create(store_path, meta)
     for step in range(steps + 1):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gradlab.commands.parsing import parse
+from gradlab.run_directory import is_trained, is_whole, page_path
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ def demo(arguments: Sequence[str]) -> int:
         if is_finished(runs[name], config.steps):
             console.print(f"[bold]{runs[name]}[/bold]: finished before, kept", soft_wrap=True)
             continue
-        resume = (runs[name] / "config.json").exists()
+        resume = is_trained(runs[name])
         run_training(replace(config, out=runs[name], resume=resume))
     console.rule("What was found")
     for path in runs.values():
         run = open_run(path)
         diagnosis = run_diagnosis(run)
-        write_page(diagnosis, run, path / "report.html")
+        write_page(diagnosis, run, page_path(path))
         console.print(f"[bold]{path}[/bold]: {diagnosis.verdict}", soft_wrap=True)
-        console.print(f"  page: {path / 'report.html'}", soft_wrap=True)
+        console.print(f"  page: {page_path(path)}", soft_wrap=True)
     written = make_figures(list(runs.values()), options.out / "figures")
     console.print(f"{len(written)} files of figures in {options.out / 'figures'}", soft_wrap=True)
     console.print(f"Next: gradlab diagnose {runs['cliff']}", soft_wrap=True)
@@ -61,5 +62,4 @@ def is_finished(run: Path, steps: int) -> bool:
     from gradlab.store.run import open_run
 
     # The last checkpoint is written after the last step and the last evaluation.
-    checkpoint = run / "checkpoints" / f"step-{steps:06d}" / "checkpoint.json"
-    return checkpoint.is_file() and open_run(run).closed
+    return is_whole(run, steps) and open_run(run).closed

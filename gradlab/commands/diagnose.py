@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from gradlab.commands.note import note
 from gradlab.commands.parsing import parse
 from gradlab.commands.replay import confirm
+from gradlab.run_directory import page_path
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,12 @@ def diagnose(arguments: Sequence[str]) -> int:
     from analysis.report.terminal import print_text
     from gradlab.store.run import open_run
 
+    if options.no_page and options.page is not None:
+        raise ValueError(f"--no-page writes no page, and --page {options.page} is one; give one")
+    if options.page is not None and options.page.is_dir():
+        raise ValueError(f"--page {options.page} is a folder; expected the file to write")
+    if options.page is not None and not options.page.parent.is_dir():
+        raise ValueError(f"--page {options.page}: there is no folder {options.page.parent}")
     if options.until is not None and options.until < 0:
         raise ValueError(f"--until is {options.until}; expected a training step, 0 or more")
     if options.until is not None and options.confirm:
@@ -70,19 +77,9 @@ def diagnose(arguments: Sequence[str]) -> int:
     else:
         print_text(diagnosis, Console())
     if not options.no_page:
-        page = options.page or _default_page(options.run, options.until)
-        if not page.parent.is_dir():
-            raise ValueError(f"--page {page}: there is no folder {page.parent}")
+        page = options.page or page_path(options.run, options.until)
         write_page(diagnosis, run, page)
         print(f"page: {page}", file=sys.stderr)
     if refused is not None:
         raise ValueError(f"--confirm: {refused}")
     return 0
-
-
-def _default_page(run: Path, until: int | None) -> Path:
-    """Beside the store; that of a part of the run is not that of the run."""
-    part = "" if until is None else f"-until-{until}"
-    if run.suffix == ".zarr":
-        return run.with_name(f"{run.stem}{part}.html")
-    return run / f"report{part}.html"

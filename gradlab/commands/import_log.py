@@ -59,6 +59,9 @@ def import_log(arguments: Sequence[str]) -> int:
     from gradlab.interop.logs.importing import import_run
     from gradlab.interop.logs.told import told
 
+    for source in options.sources:
+        if (count := options.sources.count(source)) > 1:
+            raise ValueError(f"{source} is given {count} times; expected each source once")
     routing: str | dict[str, str] | None = options.routing
     if options.routing is not None and "=" in options.routing:
         routing = _pairs("--routing", options.routing)

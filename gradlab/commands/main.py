@@ -8,18 +8,27 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from gradlab.commands.audit import audit
-from gradlab.commands.demo import demo
-from gradlab.commands.diagnose import diagnose
-from gradlab.commands.figures import figures
-from gradlab.commands.import_log import import_log
+from gradlab.commands.audit import AuditOptions, audit
+from gradlab.commands.completion import CompletionOptions, completion
+from gradlab.commands.demo import DemoOptions, demo
+from gradlab.commands.diagnose import DiagnoseOptions, diagnose
+from gradlab.commands.figures import FiguresOptions, figures
+from gradlab.commands.import_log import ImportOptions, import_log
 from gradlab.commands.note import note
-from gradlab.commands.prompts import prompts
-from gradlab.commands.replay import replay
-from gradlab.commands.show import show
+from gradlab.commands.parsing import check_once
+from gradlab.commands.prompts import PromptsOptions, prompts
+from gradlab.commands.replay import ReplayOptions, replay
+from gradlab.commands.show import ShowOptions, show
 from gradlab.commands.train import train
 from gradlab.shadowed import take_ours
+
+
+def complete(arguments: Sequence[str]) -> int:
+    """Print what bash or zsh needs to complete commands and options."""
+    return completion(arguments, OPTIONS)
+
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
@@ -31,7 +40,23 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "replay": replay,
     "import": import_log,
     "demo": demo,
+    "completion": complete,
 }
+
+OPTIONS: dict[str, type[Any]] = {
+    "diagnose": DiagnoseOptions,
+    "figures": FiguresOptions,
+    "show": ShowOptions,
+    "prompts": PromptsOptions,
+    "audit": AuditOptions,
+    "replay": ReplayOptions,
+    "import": ImportOptions,
+    "demo": DemoOptions,
+    "completion": CompletionOptions,
+}
+"""What each command but train takes; the options of train are a configuration's."""
+
+REPEATABLE = frozenset({"--with"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +82,7 @@ def _run(given: list[str]) -> int:
         return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
     try:
         take_ours()
+        check_once(given[1:], REPEATABLE)
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt as stop:
         print(f"\ngradlab {given[0]}: {str(stop) or 'stopped'}", file=sys.stderr)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import os
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, make_dataclass
-from itertools import pairwise, takewhile
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import make_dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -35,17 +37,56 @@ def take_option(arguments: Sequence[str], option: str) -> tuple[list[str], str |
 
 
 def parse(kind: type[Options], command: str, arguments: Sequence[str]) -> Options:
-    return tyro.cli(
+    options = tyro.cli(
         explained(kind),
         prog=f"gradlab {command}",
         description=inspect.cleandoc(kind.__doc__ or ""),
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+    check_paths(vars(options))
+    return options
+
+
+NAME_BYTES, PATH_BYTES = 255, 4096
+"""What Linux and macOS take."""
+
+
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Raise ValueError for a path that no file system takes, by its option."""
+    for name, value in values.items():
+        for path in value if isinstance(value, tuple) else (value,):
+            if not isinstance(path, Path):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            for part, most in (
+                (str(path), PATH_BYTES),
+                *((part, NAME_BYTES) for part in path.parts),
+            ):
+                if (size := len(os.fsencode(part))) > most:
+                    raise ValueError(
+                        f"{flag} holds '{part[:20]}…', of {size} bytes; expected a path of at most "
+                        f"{PATH_BYTES} with parts of at most {NAME_BYTES}"
+                    )
+            if "\0" in str(path):
+                raise ValueError(f"{flag} holds a zero byte; expected a path")
 
 
 def explained(kind: type[Options]) -> type[Options]:
     """The dataclass with its fields' docstrings as help: tyro keeps the breaks of their lines."""
+    changed = [
+        (
+            field.name,
+            hint,
+            dataclasses.field(default=field.default, default_factory=field.default_factory),
+        )
+        for field, hint in explained_fields(kind)
+    ]
+    return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True)
+
+
+def explained_fields(kind: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """Every field with its hint, which has the field's docstring as help."""
     [tree] = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(tree, ast.ClassDef)
     texts = {
@@ -56,86 +97,10 @@ def explained(kind: type[Options]) -> type[Options]:
         if isinstance(text.value.value, str)
     }
     hints = get_type_hints(kind, include_extras=True)
-    changed = [
-        (
-            field.name,
-            Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))],
-            dataclasses.field(default=field.default, default_factory=field.default_factory),
-        )
-        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+    return [
+        (field, Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))])
+        for field in dataclasses.fields(kind)
     ]
-    return make_dataclass(kind.__name__, changed, bases=(kind,), frozen=True)
-
-
-@dataclass(frozen=True)
-class Training(Generic[Options]):
-    """What `gradlab train` was asked for."""
-
-    config: Options
-    """Without `kept`."""
-    kept: dict[str, Any]
-    """Pairs of the default for options that were not given."""
-    dry_run: bool
-    source: Path
-    """Of --from; where it was not given, without meaning."""
-    at: int
-
-
-def parse_training(
-    kind: type[Options], default: Options, preset: str, presets: list[str], arguments: Sequence[str]
-) -> Training[Options]:
-    """The options of `gradlab train`: `default` but for what is given."""
-    told = (
-        f"Values that the options below replace: {', '.join(presets)}, or a cell of the paper such "
-        "as Voting-IP-1.7B-Math. Without it clean, or what goes with --model smollm2-135m, "
-        "--model tiny-code or --task programs."
-    )
-    dry = (
-        "Print data, model, policies, tokens, memory, time and disk, and train nothing. Status 2 "
-        "where the problems of the task are not there."
-    )
-    origin = (
-        "Begin a new run at a checkpoint of this one (--at), with its options but for those that "
-        "are given. It is not changed."
-    )
-    at = (
-        "With --from: the newest checkpoint up to this step is the beginning, and steps are "
-        "counted on from there; 0 trains from the beginning."
-    )
-    training = explained(kind)
-    options = make_dataclass(
-        "TrainOptions",
-        [
-            ("preset", Annotated[str, tyro.conf.arg(help=told)]),
-            ("dry_run", Annotated[bool, tyro.conf.arg(help=dry)]),
-            ("source", Annotated[Path, tyro.conf.arg(name="from", help=origin)]),
-            ("at", Annotated[int, tyro.conf.arg(help=at)]),
-            ("training", training),
-        ],
-        frozen=True,
-    )
-    values = vars(default)
-    # tyro takes pairs only where there are none yet: those of the default are put back below.
-    pairs = {name: value for name, value in values.items() if isinstance(value, dict)}
-    empty: dict[str, Any] = {name: {} for name in pairs}
-    parsed = tyro.cli(
-        options,
-        prog="gradlab train",
-        description=(
-            "Train a multi-agent workflow with reinforcement learning, gradients measured by agent."
-        ),
-        default=options(preset, False, Path("none"), 0, training(**values | empty)),
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
-    )
-    kept = {name: value for name, value in pairs.items() if not _is_given(name, arguments)}
-    return Training(kind(**vars(parsed.training)), kept, parsed.dry_run, parsed.source, parsed.at)
-
-
-def _is_given(name: str, arguments: Sequence[str]) -> bool:
-    """Whether an option is among the arguments, written with - or _."""
-    flags = {f"--{name}", f"--{name.replace('_', '-')}"}
-    return any(argument.partition("=")[0] in flags for argument in arguments)
 
 
 def split_pairs(kind: type[Any], arguments: Sequence[str]) -> list[str]:
@@ -152,29 +117,11 @@ def split_pairs(kind: type[Any], arguments: Sequence[str]) -> list[str]:
     return split
 
 
-def check_pairs(kind: type[Any], arguments: Sequence[str]) -> None:
-    """Say what is wrong with the words of an option that takes pairs."""
-    hints = {name: hint for name, hint in get_type_hints(kind).items() if get_origin(hint) is dict}
-    for name, hint in hints.items():
-        option = f"--{name.replace('_', '-')}"
-        is_number = get_args(hint)[1] is float
-        for place, argument in enumerate(arguments):
-            if argument not in (option, f"--{name}"):
-                continue
-            rest = arguments[place + 1 :]
-            words = list(takewhile(lambda word: not word.startswith("--"), rest))
-            if len(words) % 2 or (is_number and not all(map(_is_number, words[1::2]))):
-                expected = "a role and a number" if is_number else "a name and a value"
-                example = "aggregator 0.5" if is_number else "min_digits 2"
-                raise ValueError(
-                    f"{option} was given '{' '.join(words)}'; expected pairs of {expected}, as in "
-                    f"{option} {example}"
-                )
-
-
-def _is_number(word: str) -> bool:
-    try:
-        float(word)
-    except ValueError:
-        return False
-    return True
+def check_once(arguments: Sequence[str], repeatable: Collection[str]) -> None:
+    """Raise ValueError for an option that is given twice: one of the two would be ignored."""
+    given = [
+        word.partition("=")[0].replace("_", "-") for word in arguments if word.startswith("--")
+    ]
+    for option, count in Counter(given).items():
+        if count > 1 and option not in repeatable:
+            raise ValueError(f"{option} is given {count} times; expected it once")

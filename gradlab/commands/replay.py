@@ -12,6 +12,7 @@ from tyro.conf import Positional
 
 from gradlab.commands.note import note
 from gradlab.commands.parsing import parse
+from gradlab.run_directory import RESULT
 
 if TYPE_CHECKING:
     from analysis.findings import Diagnosis
@@ -116,7 +117,7 @@ def run_replay(plan: ReplayPlan, suspect: dict[str, str], *, is_dry: bool = Fals
     """Train the arms of a replay, compare them and write result.json; reports to stderr."""
     from rich.console import Console
 
-    from analysis.replays.compare import RESULT, compare, described, write_result
+    from analysis.replays.compare import compare, described, write_result
     from gradlab.store.run import open_run
     from trainers.replay.arms import run_arms
     from trainers.watch.progress import Progress

@@ -3,52 +3,62 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from gradlab.commands.configuration import read_options
+from gradlab.commands.idle import check_idle
 from gradlab.commands.note import note
-from gradlab.commands.parsing import check_pairs, parse_training, split_pairs, take_option
+from gradlab.commands.parsing import split_pairs, take_option
+from gradlab.commands.training_options import check_pairs, is_given, parse_training
+
+if TYPE_CHECKING:
+    from trainers.config import TrainConfig
 
 
 def train(arguments: Sequence[str]) -> int:
     """Train with instrumentation on."""
     from trainers.config import TrainConfig
-    from trainers.presets import PRESETS, preset
+    from trainers.presets import PRESETS
 
     if "--resume" in arguments:
         refuse_other_options(arguments)
     arguments = split_pairs(TrainConfig, arguments)
     check_pairs(TrainConfig, arguments)
-    _, name = take_option(arguments, "--preset")
     _, source = take_option(arguments, "--from")
-    _check_source(arguments, source, name)
-    if source is None:
-        name = name or preset_for(arguments)
-        default = preset(name)
-    else:
-        from trainers.replay.begin import begin, check_fits, config_of, starting_step
-
-        default = config_of(Path(source))
-    parsed = parse_training(TrainConfig, default, name or "", list(PRESETS), arguments)
+    _check_source(arguments, source)
+    base = base_of(arguments)
+    parsed = parse_training(TrainConfig, base.values, base.preset, list(PRESETS), arguments)
     config = parsed.config
-    if source is not None:
-        check_fits(parsed.source, default, config)
+    if base.origin is not None:
+        from trainers.replay.begin import check_fits
+
+        check_fits(parsed.source, base.origin, config)
     config = replace(config, **parsed.kept)
+    check_idle(config, base.given | {name for name in vars(config) if is_given(name, arguments)})
     if parsed.dry_run:
         from trainers.preview.dryrun import dry_run
 
-        if source is not None:
+        if base.origin is not None:
+            from trainers.replay.begin import starting_step
+
             first = starting_step(parsed.source, parsed.at, config.steps)
             print(f"from        {source}, step {first}: what follows is about the steps after it")
             config = replace(config, steps=config.steps - first)
         dry_run(config)
         return 0
     from analysis.online import Online
+    from trainers.rundir.directory import check_free
     from trainers.training import Interrupted
     from trainers.training import train as run_training
 
-    if source is not None:
+    if not config.resume:
+        check_free(config.out)  # before a model is loaded, which may take minutes
+    if base.origin is not None:
+        from trainers.replay.begin import begin
+
         note(f"{config.out} {begin(parsed.source, parsed.at, config)}")
         config = replace(config, resume=True)
     try:
@@ -60,8 +70,57 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _check_source(arguments: Sequence[str], source: str | None, preset: str | None) -> None:
-    """Say what --from needs, and what it does not go with."""
+@dataclass(frozen=True)
+class Base:
+    """What the options are before those of the command line."""
+
+    values: dict[str, Any]
+    preset: str
+    """Empty where the values are those of a run."""
+    origin: TrainConfig | None
+    """Of the run of --from."""
+    given: frozenset[str]
+    """Fields that --config names."""
+
+
+def base_of(arguments: Sequence[str]) -> Base:
+    """Options of the preset, or of the run of --from or --like, under those of --config."""
+    from trainers.config import TrainConfig
+    from trainers.presets import preset
+
+    _, source = take_option(arguments, "--from")
+    _, like = take_option(arguments, "--like")
+    _, name = take_option(arguments, "--preset")
+    _, file = take_option(arguments, "--config")
+    given = read_options(TrainConfig, Path(file)) if file is not None else {}
+    written = given.pop("preset", None)
+    beside = {
+        "--from": source, "--like": like, "--preset": name,
+        f"'preset' in {file}": None if name else written,
+    }  # fmt: skip
+    bases = [f"{option} {value}" for option, value in beside.items() if value is not None]
+    if len(bases) > 1:
+        raise ValueError(
+            f"{' and '.join(bases)} each set all options; give one of them, and single options "
+            "beside it"
+        )
+    if source is not None:
+        from trainers.replay.begin import config_of
+
+        origin = config_of(Path(source))
+        return Base(vars(origin) | given, "", origin, frozenset(given))
+    if like is not None:
+        from trainers.replay.begin import config_of
+
+        new = TrainConfig()
+        where = {"out": new.out, "extend_to": new.extend_to}
+        return Base(vars(config_of(Path(like))) | where | given, "", None, frozenset(given))
+    name = name or written or preset_for(arguments, given)
+    return Base(vars(preset(name)) | given, name, None, frozenset(given))
+
+
+def _check_source(arguments: Sequence[str], source: str | None) -> None:
+    """Say what --from needs."""
     _, at = take_option(arguments, "--at")
     if {"-h", "--help"} & set(arguments):
         return
@@ -69,11 +128,6 @@ def _check_source(arguments: Sequence[str], source: str | None, preset: str | No
         if at is not None:
             raise ValueError(f"--at {at} is a step of a run; expected --from RUN with it")
         return
-    if preset is not None:
-        raise ValueError(
-            f"--from {source} takes the options of that run, and --preset {preset} would replace "
-            "them all; give one of the two, and single options beside --from"
-        )
     if at is None:
         from trainers.replay.begin import there
 
@@ -98,10 +152,11 @@ def refuse_other_options(arguments: Sequence[str]) -> None:
         )
 
 
-def preset_for(arguments: Sequence[str]) -> str:
-    """The preset that goes with the model or the task that is asked for."""
-    _, model = take_option(arguments, "--model")
-    _, task = take_option(arguments, "--task")
+def preset_for(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> str:
+    """The preset that goes with the model or the task that is asked for, here or in a file."""
+    written = given or {}
+    model = take_option(arguments, "--model")[1] or written.get("model")
+    task = take_option(arguments, "--task")[1] or written.get("task")
     if model == "smollm2-135m":
         return "smollm2"
     if model == "tiny-code" or (model is None and task == "programs"):

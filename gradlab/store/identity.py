@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.records import Agent, PolicyMeta, RunMeta
+from gradlab.run_directory import STORE
 from gradlab.store.disk import DOCUMENT, Document, StoreError, read_document
 from gradlab.store.schema import METRIC_RECORDS, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
 
@@ -49,7 +50,13 @@ def meta_document(meta: RunMeta) -> Document:
 
 
 def parse_meta(document: Document) -> RunMeta:
-    """The `RunMeta` that `meta_document` wrote."""
+    """The `RunMeta` that `meta_document` wrote, by this version or an earlier one.
+
+    Raises `LaterVersionError` for fields that this version does not know.
+    """
+    _check_known("meta", document, RunMeta)
+    for policy in document["policies"]:
+        _check_known(f"policy '{policy['name']}'", policy, PolicyMeta)
     policies = tuple(
         PolicyMeta(
             name=policy["name"],
@@ -74,6 +81,16 @@ def parse_meta(document: Document) -> RunMeta:
     )
 
 
+class LaterVersionError(ValueError):
+    """Metadata has fields that this version does not know."""
+
+
+def _check_known(what: str, document: Document, record: type[Any]) -> None:
+    unknown = sorted(set(document) - {field.name for field in fields(record)})
+    if unknown:
+        raise LaterVersionError(f"{what} has {', '.join(unknown)}")
+
+
 def root_attributes(meta: RunMeta) -> Document:
     return {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "meta": meta_document(meta)}
 
@@ -83,7 +100,7 @@ def read_root(path: Path) -> tuple[RunMeta, Document]:
     if not path.exists():
         raise StoreError(f"no run store at {path}; give a run directory or its run.zarr")
     if not (path / DOCUMENT).exists():
-        inside = sorted(found.parent for found in path.glob("*/run.zarr"))
+        inside = sorted(found.parent for found in path.glob(f"*/{STORE}"))
         if inside:
             raise StoreError(
                 f"{path} is a folder of {len(inside)} runs; give one of them, such as {inside[0]}, "
@@ -108,6 +125,12 @@ def read_root(path: Path) -> tuple[RunMeta, Document]:
         )
     try:
         meta = parse_meta(attributes["meta"])
+    except LaterVersionError as error:
+        wrote = attributes["meta"].get("versions", {}).get("gradlab", "it does not say which")
+        raise StoreError(
+            f"{path / DOCUMENT}: a later version wrote the run ({wrote}): {error}, which this "
+            f"gradlab does not know; use that version, or a newer one"
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path / DOCUMENT}: the run's metadata is damaged ({error!r}); restore it from a copy"

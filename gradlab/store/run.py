@@ -45,6 +45,7 @@ from gradlab.records import (
     UpdateMetrics,
     names,
 )
+from gradlab.run_directory import STORE
 from gradlab.store.disk import DOCUMENT, journal_path
 from gradlab.store.documents import read_group, row_dtype
 from gradlab.store.group import StoredGroup
@@ -60,9 +61,6 @@ Per = Literal["step", "update"]
 Measure = Literal["mass", "share", "pull", "update"]
 Space = Literal["parameters", "weights"]
 Float64Array = NDArray[np.float64]
-
-RUN_ZARR = "run.zarr"
-"""Name of the store in a run directory."""
 
 
 @dataclass(frozen=True)
@@ -673,8 +671,8 @@ def open_run(path: Path | str, *, until: int | None = None) -> Run:
     Raises `StoreError` (a `ValueError`) if it is missing, foreign, of another schema or damaged.
     """
     path = Path(path)
-    if not (path / DOCUMENT).exists() and (path / RUN_ZARR).exists():
-        path = path / RUN_ZARR
+    if not (path / DOCUMENT).exists() and (path / STORE).exists():
+        path = path / STORE
     return Run(path, until)
 
 

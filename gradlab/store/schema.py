@@ -1,4 +1,4 @@
-"""List every array of a run store: name, dimensions, dtype, unit and meaning.
+"""Derive the groups and arrays of a run store from what the records declare.
 
 A store has one group per cadence, because all arrays of a group share one length:
 

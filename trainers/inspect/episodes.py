@@ -11,8 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from gradlab.checkpoints import beginning
-from trainers.rundir.directory import CONFIG
+from gradlab.run_directory import CONFIG, Said, beginning, episodes_path, steps_of_episodes
 from trainers.rundir.transcripts import read_episodes
 
 
@@ -32,8 +31,8 @@ def show_episodes(
     console = console or Console()
     if not run.is_dir():
         raise ValueError(f"there is no folder {run}; expected the directory of a run")
-    kind = "eval" if is_evaluation else "step"
-    path = run / "episodes" / f"{kind}-{step:06d}.jsonl.gz"
+    kind: Said = "eval" if is_evaluation else "step"
+    path = episodes_path(run, kind, step)
     if not path.is_file():
         raise ValueError(f"{run} has no episodes of {kind} {step}; {_available(run, kind)}")
     by_problem: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -66,10 +65,8 @@ def _beginning(run: Path) -> str:
     return f"{run} {beginning(origin)}" if origin else ""
 
 
-def _available(run: Path, kind: str) -> str:
-    steps = sorted(
-        int(path.name.split("-")[1].split(".")[0]) for path in run.glob(f"episodes/{kind}-*.gz")
-    )
+def _available(run: Path, kind: Said) -> str:
+    steps = steps_of_episodes(run, kind)
     if not steps:
         return f"expected a run directory with {kind} episodes in episodes/"
     return f"there are {len(steps)}, from {steps[0]} to {steps[-1]}"

@@ -12,23 +12,27 @@ order and the same evaluations. The control with the run's own seed has to repro
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.checkpoints import checkpoint_path, continuable
+from gradlab.run_directory import PLAN, STORE, continuable, is_whole, replay_path
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
+from trainers.highest import HIGHEST
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
-from trainers.rundir.directory import STORE, read_run_directory
+from trainers.rundir.directory import read_run_directory
 from trainers.rundir.own_parts import check_parts
 from trainers.training import train
 from trainers.watch.progress import Progress
 
-PLAN = "plan.json"
+MOST_SEEDS = 100
+LONGEST_NAME = 200
+"""Bytes; a file system takes 255, and names are built with it."""
 CONTROL, CHANGED = "control", "changed"
 
 
@@ -49,7 +53,7 @@ class ReplayPlan:
 
     @property
     def out(self) -> Path:
-        return self.run / "replays" / self.name
+        return replay_path(self.run, self.name)
 
     @property
     def arms(self) -> tuple[tuple[str, int], ...]:
@@ -81,8 +85,13 @@ def make_plan(
     """
     check_parts(run, read_run_directory(run))
     original = config_of(run)
-    if num_seeds < 1:
-        raise ValueError(f"--seeds is {num_seeds}; expected 1 or more, 3 for a verdict")
+    if not 1 <= num_seeds <= MOST_SEEDS:
+        raise ValueError(
+            f"--seeds is {num_seeds}; expected 1 to {MOST_SEEDS}, 3 for a verdict: each is two runs"
+        )
+    for change, count in Counter(changes).items():
+        if count > 1:
+            raise ValueError(f"--with {change} is given {count} times; expected it once")
     start = starting_step(run, at_most)
     if steps < 0 or start >= original.steps:
         raise ValueError(
@@ -96,6 +105,12 @@ def make_plan(
     name = name or f"{automatic}_from-{start}_to-{end}"
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum() or name[0] == ".":
         raise ValueError(f"--name is '{name}'; expected letters, digits, - _ and .")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(
+            f"--name has {len(name)} characters ({name[:20]}…); expected at most {LONGEST_NAME}"
+        )
+    if steps > HIGHEST["steps"]:
+        raise ValueError(f"--steps is {steps:g}; expected at most {HIGHEST['steps']:,}")
     return ReplayPlan(run, name, start, end, changes, tuple(range(own, own + num_seeds)))
 
 
@@ -117,7 +132,9 @@ def starting_step(run: Path, at_most: int) -> int:
 def begin(plan: ReplayPlan) -> None:
     """Write the plan, or find the same one there from before a kill."""
     path = plan.out / PLAN
-    if path.is_file() and (other := json.loads(path.read_text())) != plan.to_json():
+    # A plan of an earlier version lacks what could not be chosen then.
+    defaults = {f.name: f.default for f in fields(plan) if f.default is not MISSING}
+    if path.is_file() and (other := defaults | json.loads(path.read_text())) != plan.to_json():
         raise ValueError(
             f"{plan.out} holds another replay: {json.dumps(other)}; give another --name, or the "
             "same options to continue it"
@@ -169,4 +186,4 @@ def arm_config(plan: ReplayPlan, original: TrainConfig, arm: str, seed: int) -> 
 
 def is_finished(out: Path, end: int) -> bool:
     """Whether a run has its last checkpoint, which is written after everything else."""
-    return (out / STORE).is_dir() and (checkpoint_path(out, end) / "checkpoint.json").is_file()
+    return (out / STORE).is_dir() and is_whole(out, end)

@@ -12,13 +12,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.checkpoints import beginning, continuable
+from gradlab.run_directory import CONFIG, beginning, continuable
 from trainers.config import TrainConfig
 from trainers.models.language import load_tokenizer, prompts_for
 from trainers.preview.own_parts import check_own_parts
 from trainers.replay.fork import policy_origins, write_fork
 from trainers.rundir.directory import (
-    CONFIG,
     check_free,
     check_trained,
     create_run_directory,

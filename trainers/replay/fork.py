@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from gradlab.checkpoints import STATE, checkpoint_path
+from gradlab.run_directory import PROBLEMS, STATE, checkpoint_path
 from trainers.config import TrainConfig
 from trainers.policies import warmup
 from trainers.rundir.checkpoint import checked, seal
-from trainers.rundir.directory import PROBLEMS, read_run_directory, versions, write_description
+from trainers.rundir.directory import read_run_directory, versions, write_description
 from trainers.rundir.own_parts import check_parts, copy_parts
 from trainers.tasks.problem import Task
 from trainers.tasks.problem_list import write_problem_list

@@ -22,7 +22,7 @@ import torch
 from peft import load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 
-from gradlab.checkpoints import (
+from gradlab.run_directory import (
     DONE,
     STATE,
     checkpoint_path,

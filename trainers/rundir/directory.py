@@ -1,15 +1,13 @@
 """Create or reopen a run directory: configuration, versions and data that explain the run.
 
-run.zarr/       the measurements             config.json     configuration, versions, data
-episodes/       what every agent said        checkpoints/    adapters and optimizer state
-problems.jsonl.gz   id, split and content hash of every problem
-own_parts/      copies of the files of one's own: workflow, reward, task, advantage
+What else lies in it, and what everything is called: `gradlab.run_directory`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
 import time
@@ -19,16 +17,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from gradlab.run_directory import CHECKPOINTS, CONFIG, OWN_PARTS, PROBLEMS, STORE, is_trained
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
-from trainers.config import TrainConfig
-from trainers.rundir.own_parts import COPIES, copy_parts, own_parts
+from trainers.config import EARLIER, TrainConfig
+from trainers.rundir.own_parts import copy_parts, own_parts
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
-
-CONFIG = "config.json"
-PROBLEMS = "problems.jsonl.gz"
-STORE = "run.zarr"
 
 
 def create_run_directory(
@@ -60,13 +55,18 @@ def check_free(out: Path) -> None:
     """Raise ValueError for a directory that a new run would overwrite."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file; expected a directory to create")
+    above = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise ValueError(f"--out {out}: {above} is a file; expected a folder to write in")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {above} cannot be written to; give another")
     # A kill right at the start leaves these, which nobody can continue or miss.
     if out.is_dir() and {path.name for path in out.iterdir()} - {
         CONFIG + PARTIAL,
         PROBLEMS,
-        COPIES,
+        OWN_PARTS,
     }:
-        what = "holds a run" if (out / CONFIG).is_file() else "is not empty and holds no run"
+        what = "holds a run" if is_trained(out) else "is not empty and holds no run"
         raise ValueError(
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
             "another --out"
@@ -112,7 +112,7 @@ def first_step(about: Mapping[str, Any]) -> int:
 
 def check_trained(run: Path, otherwise: str) -> None:
     """Raise ValueError for what is not the directory of a trained run; `otherwise` says more."""
-    if not (run / CONFIG).is_file():
+    if not is_trained(run):
         raise ValueError(
             f"{run} has no {CONFIG}: expected the directory of a run trained by gradlab; "
             f"{otherwise}"
@@ -129,8 +129,12 @@ def read_run_directory(out: Path) -> dict[str, Any]:
         raise ValueError(f"{out} holds no {CONFIG}; expected the directory of a trained run")
     try:
         about: dict[str, Any] = json.loads(path.read_text())
-        about["config"]["steps"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        about["config"]["steps"], about["data"]["sha256"], about["run_id"]
+    except KeyError as error:
+        raise ValueError(
+            f"{path} is damaged (it has no {error}); restore it from a copy, or train anew"
+        ) from error
+    except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); restore it from a copy, or train anew"
         ) from error
@@ -141,18 +145,24 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
     Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
-    far, not what. Options that are younger than the run have their defaults, which do what was done
-    before there were options.
+    far, not what. Options that are younger than the run do what was done before there were any
+    (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
     """
-    stored = dict(about["config"])
-    unknown = sorted(set(stored) - {field.name for field in fields(TrainConfig)})
+    stored = {**EARLIER, **about["config"]}
+    unknown = sorted(set(about["config"]) - {field.name for field in fields(TrainConfig)})
     if unknown:
+        wrote = ", ".join(
+            f"{name} {about['versions'][name]}"
+            for name in ("gradlab", "commit")
+            if name in about.get("versions", {})
+        )
         raise ValueError(
-            f"{given.out / CONFIG} was written by gradlab {about['versions'].get('gradlab')} and "
-            f"has options that this version does not know: {', '.join(unknown)}; use that version"
+            f"{given.out / CONFIG}: a later version wrote the run ({wrote or 'not named'}) and has "
+            f"options that this version does not know: {', '.join(unknown)}; use that version, or "
+            "a newer one"
         )
     stored["data"] = Path(stored["data"]) if stored.get("data") else None
     stored |= {"out": given.out, "device": given.device, "threads": given.threads}
@@ -185,13 +195,13 @@ def check_unstarted(config: TrainConfig, first: int) -> None:
     is_finished = (
         recorded >= config.steps
         and open_run(config.out).closed
-        and not (config.out / "checkpoints").is_dir()
+        and not (config.out / CHECKPOINTS).is_dir()
     )
     if recorded <= config.checkpoint_every and not is_finished and not first:
         return
     raise ValueError(
         f"--resume: {config.out} has measurements up to step {recorded} and no checkpoint to "
-        f"continue from; expected one in {config.out / 'checkpoints'}. Put them back from a copy, "
+        f"continue from; expected one in {config.out / CHECKPOINTS}. Put them back from a copy, "
         "or train from the beginning elsewhere with another --out (or here, once this directory is "
         "moved away); nothing was changed, and what was measured is readable"
     )

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from gradlab.own_parts import PartError, hash_of, is_own, load_part, shown
+from gradlab.run_directory import OWN_PARTS
 from trainers.config import TrainConfig
 
 OPTIONS = ("workflow", "reward", "task", "advantage")
 """Options that may name a part of one's own."""
-COPIES = "own_parts"
-"""Folder of a run directory that holds a copy of each file."""
 
 
 def own_parts(config: TrainConfig) -> dict[str, dict[str, str]]:
@@ -30,7 +29,7 @@ def own_parts(config: TrainConfig) -> dict[str, dict[str, str]]:
 def copy_parts(out: Path, parts: Mapping[str, Mapping[str, str]]) -> None:
     """Put a copy of each file into the run directory; those of one name get their option's, too."""
     for option, part in parts.items():
-        target = out / COPIES / option / Path(part["file"]).name
+        target = out / OWN_PARTS / option / Path(part["file"]).name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(part["file"], target)
 
@@ -43,7 +42,7 @@ def check_parts(out: Path, about: Mapping[str, Any]) -> None:
     """
     for option, part in about.get("parts", {}).items():
         file = Path(part["file"])
-        copy = out / COPIES / option / file.name
+        copy = out / OWN_PARTS / option / file.name
         try:
             now = hash_of(part["name"], f"--{option}")
         except PartError as error:

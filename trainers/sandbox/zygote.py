@@ -1,4 +1,4 @@
-"""Serve one job after another: fork, jail, run, watch, report. Runs in a process of its own.
+"""Serve one job after another in a process of its own: fork, jail, run, kill at its limits, report.
 
 Started by `pool` with a clean environment. It imports the standard library only, and is itself
 outside the jails it builds. What it has once held in its memory, every later job can read in its

@@ -17,7 +17,7 @@ import numpy as np
 from gradlab.own_parts import is_own
 from trainers.tasks.problem import MathRule, Pool, Problem, Task, Wanted, problem_ids
 from trainers.tasks.problem_list import read_problem_list
-from trainers.tasks.sources.catalogue import find_source
+from trainers.tasks.sources.catalogue import GENERATED, find_source
 
 PAPER_SEED = 42
 
@@ -49,7 +49,13 @@ def load_task(
         raise ValueError(
             f"--task-options are for rg:… tasks and your own; expected none for task '{name}'"
         )
-    pool = find_source(name)(wanted)
+    source = find_source(name)
+    if data is not None and (name in GENERATED or name.startswith("rg:") or is_own(name)):
+        raise ValueError(
+            f"--data {data} is given, and the problems of task '{name}' are generated; expected a "
+            "task that reads files, such as --task file, or no --data"
+        )
+    pool = source(wanted)
     check_ids(name, (*pool.problems, *(pool.heldout or ())))
     check_questions(name, (*pool.problems, *(pool.heldout or ())))
     train, held = split_pool(name, pool, heldout, seed, split)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gradlab.alarms import Alarm, Watch, append_alarms
+from gradlab.run_directory import STORE
 from trainers.config import TrainConfig
 from trainers.policies import Policy, TrainingError
-from trainers.rundir.directory import STORE
 from trainers.watch.progress import Progress
 
 SLOWER = 0.3

@@ -26,7 +26,7 @@ from gradlab.interop.logs.notfinite import not_finite, told_not_finite
 from gradlab.interop.logs.reading.sources import Kind, read
 from gradlab.interop.logs.recorded import records_of, trained_in
 from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
-from gradlab.store.run import RUN_ZARR
+from gradlab.run_directory import STORE
 from gradlab.store.writer import RunStore
 
 Floats = NDArray[np.float64]
@@ -75,7 +75,7 @@ def import_run(
     out = Path(out)
     if not sources:
         raise ValueError("no sources given; expected log files, or folders that hold them")
-    if (out / RUN_ZARR).exists():
+    if (out / STORE).exists():
         raise ValueError(f"{out}: holds a run already; choose another --out, or remove it first")
     given = ColumnMap() if column_map is None else column_map
     if isinstance(given, Path):
@@ -109,7 +109,7 @@ def import_run(
     config |= {"not_finite": lost} if lost else {}
     meta = replace(meta, config=config)
     records = records_of(meta, history, fields, answers_T, {*trained.tolist(), *gaps})
-    with RunStore.create(out / RUN_ZARR, meta) as store:
+    with RunStore.create(out / STORE, meta) as store:
         for record in records:
             store.append(record)
     return Imported(

@@ -1,4 +1,4 @@
-"""Hang on a model what a copy of the model does not inherit.
+"""Register hooks on a model that copies of the model do not inherit.
 
 A reference model is often a deep copy of the trained one. With ordinary hooks it would carry along
 the probe, its buffers and its store; saving the whole model would fail.

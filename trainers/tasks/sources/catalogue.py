@@ -38,6 +38,10 @@ SOURCES: dict[str, Source] = {
 }
 
 
+GENERATED = frozenset({"arithmetic", "programs"})
+"""Tasks whose problems are made here, like those of reasoning-gym."""
+
+
 def find_source(task: str) -> Source:
     """The source of a task.
 

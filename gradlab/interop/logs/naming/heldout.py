@@ -31,10 +31,18 @@ PATTERNS = (
     (r"(?:eval|val|valid|validation|test|dev)/(?P<data>.+)/(?:acc|accuracy|pass@1)", False),
     (r"(?:eval/)?eval_(?P<data>\w+)_pass1", True),
     (r"eval/(?P<data>\w+)_pass1", True),
+    (r"eval/all/(?P<data>)pass_at_1", False),
+    (r"val_correct/(?P<data>)all/mean", False),
+    (r"val_correct/(?P<data>\w+)/mean", False),
+    (r"eval/(?P<data>[\w.-]+)/avg@(?P<samples>\d+)", True),
+    (r"eval/all/(?P<data>)avg_score", True),
+    (r"eval/(?P<data>[\w.-]+)/avg_score", True),
+    (r"eval-rollout/(?P<data>)(?:task_)?reward(?:/avg)?", True),
     (rf"eval/(?P<data>{BENCHMARK})", True),
 )
-"""As rLLM, verl, PettingLLMs, open-instruct, TRL, NeMo-RL, OpenRLHF and slime name it, the surest
-first; True: it is a mean of rewards, and an accuracy only where those are 0 or 1."""
+"""As rLLM, verl, PettingLLMs, open-instruct, TRL, NeMo-RL, OpenRLHF, SkyRL, ROLL, prime-rl, AReaL
+and slime name it, the surest first; True: it is a mean of rewards, and an accuracy only where those
+are 0 or 1."""
 COMPILED = tuple((re.compile(rf"^{text}$", re.IGNORECASE), flag) for text, flag in PATTERNS)
 OTHERWISE = re.compile(
     r"token|format|count|number|num_|length|len_|incorrect|loss|truncated|(?:^|[/_])std", re.I

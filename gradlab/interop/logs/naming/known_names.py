@@ -22,6 +22,10 @@ RUN = {
     "scores": "reward_mean",
     "episode/reward/mean": "reward_mean",
     "objective/rlhf_reward": "penalized_reward",
+    "task_reward/avg": "reward_mean",
+    "reward/avg_raw_reward": "reward_mean",
+    "reward/all/mean": "reward_mean",
+    "reward/mean": "reward_mean",
     "perf/total_num_tokens": "tokens",
     "timing_s/gen": "rollout_seconds",
     "perf/rollout_time": "rollout_seconds",
@@ -89,10 +93,35 @@ ONE_ROLE = {
     "response_length": "length_mean",
     "ppo_clip_ratio": "clip_fraction",
     "actor_lr": "learning_rate",
+    "truncated": "truncated",
+    # AReaL, after 'ppo_actor/' or 'grpo_actor/'
+    "task_reward/avg": "reward_mean",
+    "update/entropy/avg": "entropy",
+    "update/lr": "learning_rate",
+    "seq_len/avg": "length_mean",
+    "no_eos_ratios/avg": "truncated",
+    # prime-rl
+    "reward/all/mean": "reward_mean",
+    "entropy/mean": "entropy",
+    "entropy/all/mean": "entropy",
+    "optim/lr": "learning_rate",
+    "is_truncated/mean": "truncated",
+    "is_truncated/all/mean": "truncated",
+    # SkyRL
+    "reward/avg_raw_reward": "reward_mean",
+    "policy/policy_entropy": "entropy",
+    "policy/policy_lr": "learning_rate",
+    "policy/ppo_clip_ratio": "clip_fraction",
+    "policy/policy_kl": "kl",
+    "generate/avg_num_tokens": "length_mean",
+    # ROLL
+    "critic/entropy/mean": "entropy",
+    "token/response_length/mean": "length_mean",
     # NeMo-RL
     "mean_gen_tokens_per_sample": "length_mean",
     "truncation_rate": "truncated",
     "approx_entropy": "entropy",
+    "kl_penalty": "kl",
     # open-instruct and TRL's older trainers
     "objective/scores": "reward_mean",
     "scores": "reward_mean",
@@ -116,6 +145,16 @@ ONE_POLICY = {
     "policy_loss": "loss",
     "actor_loss": "loss",
     "loss/policy_avg": "loss",
+    "update/grad_norm": "grad_norm",
+    "update/grad_norm/avg": "grad_norm",
+    "update/lr": "learning_rate",
+    "update/actor_loss/avg": "loss",
+    "optim/lr": "learning_rate",
+    "loss/mean": "loss",
+    "policy/raw_grad_norm": "grad_norm",
+    "policy/policy_loss": "loss",
+    "policy/policy_lr": "learning_rate",
+    "actor_train/grad_norm": "grad_norm",
 }
 SCALED = {"val/stop_rate": (-1.0, -1.0)}
 """Metric -> (plus, times): a response that does not stop was cut."""
@@ -147,7 +186,7 @@ REFUSED = (
     (r"rollout/rewards", "normalized within groups; the reward is rollout/raw_reward"),
     (r"rollout/kl", "KL that goes into the reward, 0 where none does; train/kl_loss is taken"),
     (r"objective/(?:kl|kl2|entropy|non_score_reward)", SUMMED),
-    (r"kl_penalty", "KL times its coefficient; the record keeps KL"),
+    (r"mismatch_kl/(?:all/)?mean", TO_ROLLOUT),
     (r"(?:gen_kl_error|policy_kl_error|js_divergence_error)", TO_ROLLOUT),
     (
         r"token_mult_prob_error",

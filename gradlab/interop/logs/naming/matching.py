@@ -6,6 +6,7 @@ Legend: T steps.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -75,6 +76,7 @@ def match(
     found = named(others, roles=roles, accuracy=accuracy)
     policy_of = _routing(routing, found.roles, found.is_isolated, mapped)
     found = named(others, roles=found.roles, policy_of=policy_of, accuracy=accuracy)
+    found = _with_percentages(history, found)
     notes = list(found.notes)
     if counted is not None:
         found = replace(found, targets={**found.targets, **counted.targets})
@@ -128,7 +130,7 @@ def _routing(
             "(one policy each), or --routing role=policy,role=policy"
         )
     is_apart = given == "isolated" or (given is None and is_isolated)
-    return {role: role if is_apart else "shared" for role in roles}
+    return {role: re.sub(r"[^\w.-]", "_", role) if is_apart else "shared" for role in roles}
 
 
 def _check_policies(mapped: list[Target], routing: Mapping[str, str]) -> None:
@@ -158,6 +160,18 @@ def _check_evaluations(mapped: list[Target], taken: Mapping[str, tuple[Target, .
                 f"the map has {target} and no column for Evaluation.accuracy, which every "
                 f"evaluation has; add it, or leave {target} out"
             )
+
+
+def _with_percentages(history: History, found: Named) -> Named:
+    """Accuracies of 0 to 100 are percentages, and so are taken, which is told."""
+    metric = found.held_out.metric
+    if metric is None or not re.search(r"acc|pass|correct|success", metric, re.IGNORECASE):
+        return found
+    known = history.metrics[metric][np.isfinite(history.metrics[metric])]
+    if not len(known) or known.min() < 0 or not 2 < np.median(known) <= known.max() <= 100:
+        return found
+    note = f"'{metric}' reaches {known.max():g}: taken for percentages, and divided by 100"
+    return replace(found, notes=(*found.notes, note), scaled={**found.scaled, metric: (0.0, 0.01)})
 
 
 def _without_shaped_rewards(history: History, found: Named, notes: list[str]) -> Named:
@@ -199,6 +213,12 @@ def _tell_penalty(
     """Whether verl's reward has the KL penalty inside, and what was taken for the reward."""
     by_name = {metric.lower(): metric for metric in history.metrics}
     reward, score = by_name.get(WITH_PENALTY), by_name.get(SCORE)
+    penalties = [metric for metric in taken if metric.endswith("/reward_kl_penalty")]
+    notes += [
+        f"the KL is '{penalty}', by the estimator that algorithm.kl_penalty names (verl's own "
+        f"choice is the mean of log p - log q, which may be negative), and not k3"
+        for penalty in penalties
+    ]
     if reward is None or reward not in taken:
         return
     kept = Target("RunLedger", "penalized_reward") in taken[reward]

@@ -81,7 +81,9 @@ def named(
     trained = _roles_trained(metrics, roles)
     diagnosed, is_apart = aspect_roles(metrics)
     graded, average, notes = _roles_graded(metrics, (*roles, *trained))
-    mentioned = tuple(role for metric in metrics if (role := split(metric, roles)[0]))
+    mentioned = tuple(
+        role for metric in metrics if (role := split(metric, (*roles, *_players(metrics)))[0])
+    )
     found = tuple(dict.fromkeys((*roles, *trained, *diagnosed, *graded, *mentioned))) or (SOLE,)
     is_isolated = bool(trained) or is_apart
     routing = policy_of or {role: role if is_isolated else "shared" for role in found}
@@ -121,7 +123,7 @@ def named(
 
 def plain(metric: str) -> str:
     """A name in lower case, without what wandb and OpenRLHF put before those of training."""
-    return metric.lower().removeprefix("train/")
+    return re.sub(r"^(?:train|ppo_actor|grpo_actor)/", "", metric.lower())
 
 
 def split(metric: str, known: tuple[str, ...] = ()) -> tuple[str | None, str]:
@@ -149,14 +151,15 @@ def _one(
     """Fields of one metric, or why it has none; '' where there is simply no field for it."""
     policies = tuple(dict.fromkeys(routing.values()))
     name = plain(metric)
-    taken = aspect_of(metric, roles)
+    taken = aspect_of(metric, roles, lower)
     if taken:
         return taken, ""
     if why := refusal(name) or refusal(metric.lower()):
         return (), why
     success = SUCCESS.match(metric)
-    if success and success[1] in roles:
-        return (Target("RoleEvaluation", "own_accuracy", (success[1],)),), ""
+    for player in (success[1], f"agent_{success[1]}") if success else ():
+        if player in roles:
+            return (Target("RoleEvaluation", "own_accuracy", (player,)),), ""
     actor = ACTOR.match(metric)
     if actor and actor[1] is not None:
         if actor[1] not in roles:
@@ -251,6 +254,19 @@ def _of_actor(
     return (), ALL_ROLES if name in ROLE or name in POLICY else ""
 
 
+def _players(metrics: list[str]) -> tuple[str, ...]:
+    """MARTI's agents, whatever they are called: each logs a loss and a rate as OpenRLHF does."""
+    lower = {metric.lower() for metric in metrics}
+    heads = [metric[: -len("/policy_loss")] for metric in metrics
+             if metric.lower().endswith("/policy_loss")]  # fmt: skip
+    return tuple(
+        name
+        for head in heads
+        if f"{head}/actor_lr".lower() in lower
+        and (name := head.rpartition("/")[2]).lower() not in ("train", "actor", "policy")
+    )
+
+
 def _roles_trained(metrics: list[str], roles: tuple[str, ...]) -> tuple[str, ...]:
     """Roles that log a gradient norm or a loss of their own."""
     names: dict[str, None] = {}
@@ -258,7 +274,7 @@ def _roles_trained(metrics: list[str], roles: tuple[str, ...]) -> tuple[str, ...
         actor = ACTOR.match(metric)
         if actor and actor[1] and actor[2].lower() in ("grad_norm", "pg_loss"):
             names[actor[1]] = None
-        role, rest = split(metric, roles)
+        role, rest = split(metric, (*roles, *_players(metrics)))
         own = ONE_POLICY.get(rest) or POLICY.get(rest.removeprefix("actor/"))
         if role is not None and own in ("grad_norm", "loss"):
             names[role] = None
@@ -274,7 +290,7 @@ def _roles_graded(
         for metric in metrics
         if (match := ROLE_ACCURACY.match(metric))
         and not is_held_out(match[1])
-        and not NO_ROLE.match(match[1])
+        and (match[1] in known or (ROLE_WORD.match(match[1]) and not NO_ROLE.match(match[1])))
     }
     stems: dict[str, list[str]] = {}
     for name in by_name:

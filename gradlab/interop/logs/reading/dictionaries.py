@@ -197,7 +197,10 @@ def _give_up(reading: _Reading, line: int) -> None:
 def _keep(reading: _Reading, values: dict[str, Any], torn: int, line: int) -> None:
     """Keep what is a dictionary of metrics: settings and samples are printed as such, too."""
     numbers = [name for name, value in values.items() if number(value) is not None]
-    if 2 * len(numbers) < len(values) or not any(METRIC.search(name) for name in numbers):
+    is_told = any(METRIC.search(name) for name in numbers)
+    if reading.before is not None:  # 'eval 12: {'eval/aime': 0.3}'
+        is_told = is_told or any(name.startswith("eval/") for name in numbers)
+    if 2 * len(numbers) < len(values) or not is_told:
         return
     reading.torn += bool(torn)
     reading.found.append(Printed(line, values, reading.before, dict(reading.bars)))
@@ -206,9 +209,11 @@ def _keep(reading: _Reading, values: dict[str, Any], torn: int, line: int) -> No
 def _steps(found: Sequence[Printed]) -> tuple[list[int | None], int | None, list[str]]:
     """The step of each dictionary (None: it holds one), the steps planned, and how it is known."""
     training = [printed for printed in found if printed.is_training]
-    if 2 * sum(has_step(printed.values) for printed in training) >= len(training):
+    within = sum(has_step(printed.values) for printed in training)
+    before = sum(printed.before is not None for printed in training)
+    if 2 * within >= len(training) and within >= before:
         return [None] * len(found), None, []
-    if 2 * sum(printed.before is not None for printed in training) >= len(training):
+    if 2 * before >= len(training):
         return _carried(found, lambda printed: printed.before), None, []
     planned = _bar_of_training(training)
     if planned is not None:

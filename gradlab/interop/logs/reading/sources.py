@@ -15,6 +15,7 @@ from gradlab.interop.logs.reading.stacked import Choice, one_part
 from gradlab.interop.logs.reading.steps import short
 from gradlab.interop.logs.reading.tables import read_csv, read_jsonl, read_trainer_state
 from gradlab.interop.logs.reading.texts import opened
+from gradlab.run_directory import STORE
 
 Kind = Literal["console", "csv", "jsonl", "trainer-state", "tensorboard"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -106,7 +107,7 @@ def _inside(path: Path, choice: Choice) -> list[Path]:
         if path.stat().st_size == 0:
             raise ValueError(f"{path}: is empty; expected {READABLE}")
         return [path]
-    if (path / "run.zarr").exists() or path.suffix == ".zarr":
+    if (path / STORE).exists() or path.suffix == ".zarr":
         raise ValueError(f"{path}: is a run store already; use gradlab diagnose {path}")
     if (known := _known(path)) is not None:
         return [known]

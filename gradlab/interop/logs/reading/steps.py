@@ -1,4 +1,4 @@
-"""Find the training step of each row of a table: in one column, or in columns of its own.
+"""Find the training step of each row of any log: in one column, or in columns of its own.
 
 wandb's `_step` counts calls of `log`. Trainers that log rollouts, updates and evaluations apart
 (slime, miles, OpenRLHF) keep a step in each: 'rollout/step', 'train/step', 'eval/step'.

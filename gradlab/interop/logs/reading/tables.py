@@ -47,6 +47,8 @@ def read_csv(path: Path, step: str | None = None, choice: Choice | None = None) 
                 f"{path}: the first line has {len(columns)} columns, expected a header with a step "
                 f"column and at least one metric, separated by commas, semicolons or tabs"
             )
+        if [name.strip().lower() for name in columns] == ["wall time", "step", "value"]:
+            columns = ["wall_time", "step", _tag_of(path)]
         twice = [name for name, times in Counter(columns).items() if name and times > 1]
         if twice:
             raise ValueError(
@@ -81,7 +83,7 @@ def read_csv(path: Path, step: str | None = None, choice: Choice | None = None) 
 
 def read_jsonl(path: Path, step: str | None = None, choice: Choice | None = None) -> Part:
     """One JSON object per line: `run.scan_history()` of wandb, its wandb-history.jsonl, verl's file
-    logger ({"step": 1, "data": {…}}), or any other with a step in each."""
+    logger ({"step": 1, "data": {…}}), ROLL's with "metrics", or any other with a step in each."""
     records: list[tuple[str, Record]] = []
     notes = []
     lines = whole(path).splitlines()
@@ -103,8 +105,11 @@ def read_jsonl(path: Path, step: str | None = None, choice: Choice | None = None
                 f"{path}, line {at}: a {type(record).__name__}, expected an object such as "
                 f'{{"_step": 12, "actor/grad_norm": 0.53}}'
             )
-        if set(record) == {"step", "data"} and isinstance(record["data"], dict):
-            record = {**record["data"], "step": record["step"]}
+        inner = next(
+            (record[key] for key in ("data", "metrics") if set(record) == {"step", key}), 0
+        )
+        if isinstance(inner, dict):
+            record = {**inner, "step": record["step"]}
         records.append((f"line {at}", record))
     records, chosen = one_run(path, records, step, choice or Choice())
     return part_of(path, records, step, [*notes, *chosen])
@@ -157,6 +162,11 @@ def _by_column(path: Path, document: Mapping[str, Any]) -> list[Record] | None:
             f"history; write one JSON line per row of run.scan_history() and import that file"
         )
     return None
+
+
+def _tag_of(path: Path) -> str:
+    """The scalar that TensorBoard's page exported: its name is in that of the file."""
+    return path.name.partition("tag-")[2].partition(".csv")[0] or path.stem
 
 
 def _sort_of(document: Any) -> str:
