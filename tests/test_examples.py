@@ -20,8 +20,8 @@ from trainers.rundir.transcripts import read_episodes
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 SMALL = [
-    "--steps", "3", "--eval-every", "3", "--checkpoint-every", "1", "--problems-per-step", "3",
-    "--samples", "4", "--eval-problems", "6", "--rows-per-update", "64", "--lora-rank", "4",
+    "--eval-every", "3", "--checkpoint-every", "1", "--problems-per-step", "3",
+    "--eval-problems", "6", "--rows-per-update", "64", "--lora-rank", "4",
     "--threads", "1", "--device", "cpu", "--seed", "3",
 ]  # fmt: skip
 WORKFLOWS = {
@@ -82,8 +82,9 @@ def test_a_workflow_of_ones_own_is_a_run_like_any_other(
 ) -> None:
     options, roles, agents = WORKFLOWS[name]
     mine = ["--workflow", f"examples/{name}", "--workflow-options", *options, *SMALL]
+    mine += ["--samples", "4", "--steps"]
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    command("train", *mine, "--out", whole)
+    command("train", *mine, "3", "--out", whole)
     run = open_run(whole)
     assert run.roles == roles
     assert [(a.role, a.number) for p in run.policies for a in p.agents] == agents
@@ -92,7 +93,7 @@ def test_a_workflow_of_ones_own_is_a_run_like_any_other(
     assert run.meta.config["parts"]["workflow"]["name"] == f"examples/{name}"
     assert all(np.isfinite(run.norm(role).value_T).all() for role in roles)
 
-    command("train", *mine, "--out", resumed, "--steps", "2")
+    command("train", *mine, "2", "--out", resumed)
     command("train", "--resume", "--out", resumed, "--extend-to", "3")
     assert_same_but_evaluations(open_run(resumed), run)
 
@@ -112,7 +113,7 @@ def test_a_workflow_of_ones_own_is_a_run_like_any_other(
     assert all(f"{role}[0]" in shown for role in roles)
     asked = command("prompts", "--workflow", f"examples/{name}", "--workflow-options", *options)
     assert f"=== {roles[0]}[0]" in asked
-    assert roles[0] in command("train", *mine, "--out", tmp_path / "dry", "--dry-run")
+    assert roles[0] in command("train", *mine, "3", "--out", tmp_path / "dry", "--dry-run")
     assert not (tmp_path / "dry").exists()
 
 
@@ -138,6 +139,7 @@ def test_named_rewards_are_recorded_by_role_and_sum_to_the_reward(
     command(
         "train", "--reward", "examples/brief_reward.py:right_and_brief",
         "--advantage", "examples/brief_reward.py:by_rank", *SMALL, "--out", out,
+        "--samples", "4", "--steps", "3",
     )  # fmt: skip
     run = open_run(out)
     assert run.meta.reward_components == ("solved", "right", "brief")
@@ -164,7 +166,7 @@ def test_grades_are_paid_and_full_marks_counted(command: Command, tmp_path: Path
     out = tmp_path / "run"
     command(
         "train", "--task", "examples/near_sums.py:load", "--task-options", "most=40",
-        "--workflow", "solo", *SMALL, "--out", out, "--samples", "8",
+        "--workflow", "solo", *SMALL, "--out", out, "--samples", "8", "--steps", "3",
     )  # fmt: skip
     episodes = [
         episode

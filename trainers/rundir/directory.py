@@ -61,11 +61,8 @@ def check_free(out: Path) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"--out {out}: {above} cannot be written to; give another")
     # A kill right at the start leaves these, which nobody can continue or miss.
-    if out.is_dir() and {path.name for path in out.iterdir()} - {
-        CONFIG + PARTIAL,
-        PROBLEMS,
-        OWN_PARTS,
-    }:
+    remains = {CONFIG + PARTIAL, PROBLEMS, OWN_PARTS}
+    if out.is_dir() and {path.name for path in out.iterdir()} - remains:
         what = "holds a run" if is_trained(out) else "is not empty and holds no run"
         raise ValueError(
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
