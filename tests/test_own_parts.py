@@ -25,6 +25,7 @@ from trainers.credit import credit
 from trainers.episodes import trained_turns
 from trainers.inspect.audit import audit_run
 from trainers.judge import Judge
+from trainers.preview.dry_play import canned_episode
 from trainers.prompts.compact import CompactPrompts
 from trainers.replay.arms import make_plan
 from trainers.replay.begin import begin
@@ -369,6 +370,17 @@ def test_the_command_line_takes_options_as_equations(
         options = ["--workflow", "mine.py:mine", "--workflow-options", "rounds=2"]
         assert main(["prompts", *options]) == 0
     assert "=== solver[0], round 2" in out.getvalue()
+
+
+def test_the_workflow_of_the_documentation_plays(tmp_path: Path) -> None:
+    text = (Path(__file__).parent.parent / "docs" / "own_parts.md").read_text()
+    [(code, name)] = re.findall(r"```python\n(.*?def (\w+)\(.*?)```", text, re.DOTALL)
+    (tmp_path / "doc.py").write_text(code)
+    found = find_workflow(f"{tmp_path / 'doc.py'}:{name}")
+    replies = dict.fromkeys(("answer",), "[91]")
+    episode = canned_episode(found, CompactPrompts(), PROBLEM, replies, is_right=True)
+    assert episode.answer == "91"
+    assert [str(turn.agent) for turn in episode.turns] == ["debater[0]", "debater[1]", "judge[0]"]
 
 
 def test_own_and_built_in_credit_agree_where_they_say_the_same(

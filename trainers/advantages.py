@@ -123,7 +123,7 @@ def find_estimator(name: str, *, singleton: str, normalize_std: bool = True) -> 
         return known[name]
     if name not in ("grpo", "dr-grpo"):
         raise ValueError(
-            f"--normalize-std False is GRPO without its standard deviation, and --advantage {name} "
+            f"--no-normalize-std is GRPO without its standard deviation, and --advantage {name} "
             "has none to leave out; expected one of the two options"
         )
     return known["dr-grpo"]
