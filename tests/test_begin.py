@@ -153,7 +153,7 @@ def test_an_isolated_role_begins_with_a_copy(source: Path, tmp_path: Path) -> No
         (["--at", "4"], "--steps is 4 and the run would begin at step 4; expected more"),
         (["--at", "2", "--model", "tiny-1m"], "--model is tiny-1m, and {source} was trained with"),
         (["--at", "2", "--lora-rank", "8"], "--lora-rank is 8, and {source} was trained with 4"),
-        (["--at", "2", "--preset", "clean"], "--preset clean would replace them all"),
+        (["--at", "2", "--preset", "clean"], "--preset clean each set all options"),
         (["--at", "2", "--resume"], "--resume continues a run as it was configured"),
         (["--at", "2", "--eval-problems", "0"], "--eval-problems is 0"),
         (["--at", "soon"], "--at"),

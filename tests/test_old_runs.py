@@ -129,9 +129,14 @@ def test_an_old_run_is_audited_diagnosed_drawn_and_shown(archive: Path, unpack: 
     _, diagnosis = command("diagnose", run, "--json")
     now = json.loads(diagnosis)
     assert (run / "report.html").is_file()
-    for part in ("run_id", "status", "verdict"):
+    for part in ("run_id", "status"):
         assert now[part] == then["diagnosis"][part]
+    # What could have been found follows from the noise that is expected: later versions know more.
+    fact, was = (one["verdict"].partition(" A loss of")[0] for one in (now, then["diagnosis"]))
+    assert fact == was
     for name, value in then["diagnosis"]["accuracy"].items():
+        if name == "detectable_drop":
+            continue
         assert now["accuracy"][name] == (
             pytest.approx(value) if isinstance(value, float) else value
         ), name
