@@ -179,7 +179,7 @@ def test_the_readme_lists_every_folder() -> None:
     folders = {
         str(file.parent.relative_to(ROOT)) for package in PACKAGES for file in files_of(package)
     }
-    assert folders == listed - {"bench", "docs"}
+    assert folders == listed - {"bench", "docs", "examples"}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
