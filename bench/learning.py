@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 from models import machine, tabled
 from rich.console import Console
@@ -25,7 +24,7 @@ from trainers.config import TrainConfig
 from trainers.presets import preset
 from trainers.training import train
 from trainers.watch.progress import Progress
-from trainers.workflows import WorkflowName
+from trainers.workflows import WORKFLOWS
 
 RESULT = Path(__file__).parent / "results" / "learning.md"
 TASKS = {"programs": ("programs", 40, 300), "sums": ("clean", 50, 200)}
@@ -34,7 +33,7 @@ TASKS = {"programs": ("programs", 40, 300), "sums": ("clean", 50, 200)}
 
 def configs(task: str, seeds: int) -> Iterator[TrainConfig]:
     name, steps, problems = TASKS[task]
-    for workflow in get_args(WorkflowName):
+    for workflow in tuple(WORKFLOWS):
         for routing in ("shared", "isolated") if workflow != "solo" else ("shared",):
             for seed in range(seeds):
                 yield replace(

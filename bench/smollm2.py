@@ -25,9 +25,8 @@ from gradlab.store.run import Run, open_run
 from trainers.config import TrainConfig
 from trainers.presets import smollm2
 from trainers.training import train
-from trainers.workflows import WorkflowName
 
-WORKFLOWS: tuple[WorkflowName, ...] = ("voting", "evaluator_optimizer", "orchestrator_workers")
+WORKFLOWS: tuple[str, ...] = ("voting", "evaluator_optimizer", "orchestrator_workers")
 
 
 def settings() -> TrainConfig:

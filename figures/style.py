@@ -7,6 +7,7 @@ figure survives grayscale. Figures are made without pyplot: nothing is global, n
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,7 +78,14 @@ ROLE_MARKS: dict[str, tuple[Dash, str]] = {
     "solver": ("solid", "X"),
 }
 """Dash and marker by role."""
-UNKNOWN_ROLE: tuple[Dash, str] = ((0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "*")
+UNKNOWN_ROLES: tuple[tuple[Dash, str], ...] = (
+    ((0.0, (3.0, 1.0, 1.0, 1.0, 1.0, 1.0)), "*"),
+    ((0.0, (6.0, 2.0)), "h"),
+    ((0.0, (1.0, 2.0)), "<"),
+    ((0.0, (4.0, 1.0, 1.0, 1.0)), ">"),
+    ((0.0, (2.0, 2.0)), "p"),
+)
+"""Of roles that have no mark of their own: two that share a colour seldom share these, too."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ class RoleStyle:
 
 def role_style(role: str) -> RoleStyle:
     """The role's colour, dash and marker."""
-    dash, marker = ROLE_MARKS.get(role, UNKNOWN_ROLE)
+    unknown = UNKNOWN_ROLES[zlib.crc32(role[::-1].encode()) % len(UNKNOWN_ROLES)]
+    dash, marker = ROLE_MARKS.get(role, unknown)
     return RoleStyle(role_color(role), dash, marker)
 
 

@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from gradlab.lazily import lazily
 from gradlab.shadowed import explain
 
-__all__ = ["Agent", "RunStore", "attach", "open_run"]
+__all__ = ["Agent", "Ask", "Message", "Reading", "RunStore", "attach", "open_run", "workflow"]
 
 if TYPE_CHECKING:
     from gradlab.probe.probe import attach
     from gradlab.records import Agent
     from gradlab.store.run import open_run
     from gradlab.store.writer import RunStore
+    from gradlab.workflows import Ask, Message, Reading, workflow
 else:
     __getattr__, __dir__ = lazily(
         __name__,
@@ -20,6 +21,10 @@ else:
             "Agent": "gradlab.records",
             "open_run": "gradlab.store.run",
             "RunStore": "gradlab.store.writer",
+            "workflow": "gradlab.workflows",
+            "Ask": "gradlab.workflows",
+            "Message": "gradlab.workflows",
+            "Reading": "gradlab.workflows",
         },
     )
 

@@ -70,11 +70,12 @@ def step_record(
     turns: Turns,
     tallies: Mapping[str, Mapping[str, RoleTally]],
     token_counts: Mapping[str, NDArray[np.int64]],
+    components: Mapping[str, Mapping[str, float]] | None = None,
 ) -> StepRecord:
     """The record of one step of the roles of `agents`.
 
     `tallies`: policy -> role -> what the step did for it; none for roles that are not trained.
-    `token_counts` are by role, then signature bucket.
+    `token_counts` are by role, then signature bucket; `components` of the reward by role.
     """
     role_n = np.array([agents[int(index)].role for index in turns["agent"]], dtype=object)
     roles: dict[str, RoleLedger] = {}
@@ -84,7 +85,7 @@ def step_record(
         tally = joined([by_role[role] for by_role in mine])
         roles[role] = role_ledger(turns[role_n == role], turns, tally, weight)
     signatures = {role: count / count.sum() for role, count in token_counts.items() if count.sum()}
-    return StepRecord(step, wall_time, run, roles, signatures)
+    return StepRecord(step, wall_time, run, roles, signatures, components or {})
 
 
 def joined(tallies: Sequence[RoleTally]) -> RoleTally:

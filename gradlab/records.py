@@ -46,7 +46,7 @@ class Kept:
     since: str = "1.0"
     """Schema version that introduced it: older stores do without."""
     needs: tuple[str, ...] = ()
-    """Settings of PolicyMeta without which a policy has no such array."""
+    """Settings of PolicyMeta, or of RunMeta, without which there is no such array."""
 
 
 def kept(
@@ -342,6 +342,15 @@ class StepRecord:
         ),
     )  # fmt: skip
     """[K] per role; sums to 1."""
+    components: Mapping[str, Mapping[str, float]] = field(
+        default_factory=dict,
+        metadata=kept(
+            "reward_components", ("role", "reward_component"), "float32", "reward",
+            "mean over the role's turns of each component of the reward, which is their sum",
+            "1.3", ("reward_components",),
+        ),
+    )  # fmt: skip
+    """Per role and name."""
 
 
 @dataclass(frozen=True)
@@ -460,6 +469,8 @@ class RunMeta:
     eval_samples: int = 1
     rates: bool = False
     """Evaluations are `RateRecord`s; `problems` is empty then."""
+    reward_components: tuple[str, ...] = ()
+    """Names of what the reward is the sum of, where it has names."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """The whole configuration, JSON-able. Detectors read only its `steps` and `dtype`, if there."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -8,6 +8,7 @@ RUN/checkpoints/step-000123/POLICY/         adapter, and trainer_state.pt unless
 RUN/checkpoints/step-000123/checkpoint.json written last
 RUN/alarms.jsonl                            what it was warned of while it trained
 RUN/report.html                             the page of its diagnosis
+RUN/own_parts/workflow/FILE.py              copy of a file of one's own; reward/, task/, advantage/
 RUN/replays/NAME/plan.json                  what is repeated
 RUN/replays/NAME/control-seed-0/            a run as any other, as it was; changed-… with changes
 RUN/replays/NAME/result.json                what came out
@@ -27,6 +28,7 @@ EPISODES = "episodes"
 ALARMS = "alarms.jsonl"
 PAGE = "report.html"
 REPLAYS = "replays"
+OWN_PARTS = "own_parts"
 
 STATE = "trainer_state.pt"
 """Of a policy, in its folder of a checkpoint."""

@@ -9,16 +9,21 @@ import pytest
 from conftest import SmallConfig, make_row, make_turn
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from gradlab.ledger import inflation
 from gradlab.records import Agent
-from trainers.credit import (
-    EPSILON,
-    group_advantages,
-    group_key,
-    with_advantages,
-)
+from trainers.advantages import EPSILON, find_estimator
+from trainers.credit import group_key, with_advantages
 from trainers.episodes import Group
+
+
+def group_advantages(
+    reward_K: NDArray[np.float64], *, normalize_std: bool, singleton: str
+) -> NDArray[np.float64]:
+    """Of one group, by the default estimator."""
+    estimate = find_estimator("grpo", singleton=singleton, normalize_std=normalize_std)
+    return estimate(reward_K, np.zeros(len(reward_K), dtype=np.int64))
 
 
 def test_grpo_divides_by_the_unbiased_standard_deviation() -> None:
@@ -63,8 +68,8 @@ def test_groups_by_number_are_dr_mas_agents(small_config: SmallConfig) -> None:
     Its turns are pooled, sigma has ddof = 1. Solver, two rounds in an episode: 1, 0, 0: mu 1/3,
     sigma = sqrt((4/9 + 2/9) / 2) = sqrt(1/3). Verifier: 1, 0: mu 1/2, sigma sqrt(1/2).
     """
-    played = [("solver", 0, 1.0), ("solver", 0, 0.0), ("solver", 1, 0.0)]
-    played += [("verifier", 0, 1.0), ("verifier", 0, 0.0)]
+    played = [("generator", 0, 1.0), ("generator", 0, 0.0), ("generator", 1, 0.0)]
+    played += [("aggregator", 0, 1.0), ("aggregator", 0, 0.0)]
     rows = [
         make_row(make_turn(Agent(role), round=number), sample=i, reward=reward)
         for i, (role, number, reward) in enumerate(played)

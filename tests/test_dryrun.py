@@ -6,7 +6,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -33,7 +32,7 @@ from trainers.preview.estimates import (
 from trainers.rundir.transcripts import read_episodes
 from trainers.training import task_of, train
 from trainers.watch.progress import Progress
-from trainers.workflows import WorkflowName
+from trainers.workflows import WORKFLOWS
 
 
 def test_parameters_and_policies_are_those_of_the_loaded_model(small_config: SmallConfig) -> None:
@@ -164,10 +163,10 @@ def test_the_command_prints_the_plan_and_writes_nothing(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("workflow", get_args(WorkflowName))
+@pytest.mark.parametrize("workflow", tuple(WORKFLOWS))
 @pytest.mark.parametrize("model", ["tiny", "tiny-code"])
 def test_tokens_are_those_of_a_step_of_an_embedded_model(
-    small_config: SmallConfig, quiet: Progress, workflow: WorkflowName, model: str
+    small_config: SmallConfig, quiet: Progress, workflow: str, model: str
 ) -> None:
     """Mean lengths of prompts and responses, within a half: workers show how they got there, the
     replies that are measured do not. Fewer turns where rounds end early."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.prompts.chat import Chat, ChatPrompts
+from gradlab.workflows import Chat
+from trainers.prompts.chat import ChatPrompts
 from trainers.prompts.one_shot import EXAMPLES, OneShot
 from trainers.tasks.problem import Problem
 

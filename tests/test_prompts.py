@@ -7,7 +7,8 @@ from typing import Literal
 
 import pytest
 
-from trainers.prompts.chat import Chat, ChatPrompts, Prompts, numbered
+from gradlab.workflows import Chat
+from trainers.prompts.chat import ChatPrompts, Prompts, numbered
 from trainers.prompts.compact import CompactPrompts
 from trainers.tasks.problem import Problem
 

@@ -16,6 +16,7 @@ from conftest import SmallConfig
 
 from gradlab.commands import main as cli
 from gradlab.commands.prompts import PromptsOptions
+from gradlab.workflows import Message
 from trainers.grading.reading import boxed_answer, boxed_verdict, fenced_code, numbered_strategies
 from trainers.models.language import render
 from trainers.models.tiny import build_tokenizer
@@ -27,16 +28,15 @@ from trainers.preview.prompts import (
     prompts_of,
     replies_of,
 )
-from trainers.prompts.chat import ChatPrompts, Message, Prompts
+from trainers.prompts.chat import ChatPrompts, Prompts
 from trainers.prompts.compact import CompactPrompts
 from trainers.rundir.transcripts import read_episodes
 from trainers.tasks.problem import Kind
 from trainers.training import train
 from trainers.watch.progress import Progress
-from trainers.workflows import Sizes, Workflow, WorkflowName
+from trainers.workflows import WORKFLOWS, find_workflow
 
 TEMPLATES = Path(__file__).parent / "templates"
-WORKFLOWS: tuple[WorkflowName, ...] = get_args(WorkflowName)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 OPEN = {
     "tiny": "<assistant>",
@@ -55,10 +55,11 @@ def tokenizer_of(family: str) -> Any:
     return tokenizer
 
 
-def asked_of(family: str, workflow: WorkflowName, kind: Kind) -> list[Asked]:
+def asked_of(family: str, workflow: str, kind: Kind) -> list[Asked]:
     prompts: Prompts = CompactPrompts() if family == "tiny" else ChatPrompts()
-    sizes = Sizes(rounds=2, workers=2)
-    return list(prompts_of(tokenizer_of(family), prompts, Workflow(workflow, sizes), kind))
+    found = find_workflow(workflow)
+    sizes = {size: 2 for size in ("rounds", "workers") if size in found.options}
+    return list(prompts_of(tokenizer_of(family), prompts, found.with_options(sizes), kind))
 
 
 def speakers(text: str) -> list[str]:
@@ -73,7 +74,7 @@ everywhere = pytest.mark.parametrize(
 
 @everywhere
 def test_speakers_alternate_and_the_assistant_is_next(
-    family: str, workflow: WorkflowName, kind: Kind
+    family: str, workflow: str, kind: Kind
 ) -> None:
     for asked in asked_of(family, workflow, kind):
         order = ["".join(pair) for pair in speakers(asked.text)]
@@ -87,20 +88,20 @@ def test_speakers_alternate_and_the_assistant_is_next(
 
 
 @everywhere
-def test_nothing_of_a_template_is_left(family: str, workflow: WorkflowName, kind: Kind) -> None:
+def test_nothing_of_a_template_is_left(family: str, workflow: str, kind: Kind) -> None:
     for asked in asked_of(family, workflow, kind):
         assert not re.search(r"\{\{|\}\}|\{%|%\}|\bNone\b", asked.text), asked.text
 
 
 @everywhere
-def test_every_prompt_states_the_problem(family: str, workflow: WorkflowName, kind: Kind) -> None:
+def test_every_prompt_states_the_problem(family: str, workflow: str, kind: Kind) -> None:
     problem = (COMPACT_SAMPLES if family == "tiny" else SAMPLES)[kind]
     for asked in asked_of(family, workflow, kind):
         assert problem.question in asked.text
 
 
 def test_each_workflow_asks_all_of_its_roles() -> None:
-    def who(workflow: WorkflowName) -> list[tuple[str, int]]:
+    def who(workflow: str) -> list[tuple[str, int]]:
         return [(a.agent, a.round) for a in asked_of("qwen3", workflow, "code")]
 
     assert who("voting") == [("generator[0], generator[1], generator[2]", 0), ("aggregator[0]", 0)]
@@ -148,9 +149,8 @@ def test_prompts_are_printed_as_the_model_sees_them(capsys: pytest.CaptureFixtur
     ]
 
 
-def test_the_command_knows_every_workflow_and_kind() -> None:
+def test_the_command_knows_every_kind() -> None:
     allowed = get_type_hints(PromptsOptions)
-    assert get_args(allowed["workflow"]) == WORKFLOWS
     assert get_args(allowed["kind"]) == KINDS
 
 
@@ -158,7 +158,7 @@ def test_the_command_knows_every_workflow_and_kind() -> None:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_a_plan_gives_work_to_every_worker(family: str, workers: int) -> None:
     prompts: Prompts = CompactPrompts() if family == "tiny" else ChatPrompts()
-    workflow = Workflow("orchestrator_workers", Sizes(workers=workers))
+    workflow = find_workflow("orchestrator_workers").with_options({"workers": workers})
     asked = list(prompts_of(tokenizer_of(family), prompts, workflow, "math"))
     assert sum(one.agent.startswith("worker") for one in asked) == workers
 

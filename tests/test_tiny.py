@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gradlab.workflows import Message
 from trainers.config import TrainConfig
 from trainers.evaluate import evaluate
 from trainers.judge import Judge
 from trainers.models.language import TINY, WEIGHTS, load_language_model
 from trainers.models.local_sampler import LocalSampler
 from trainers.models.tiny import Build, Teacher, backward, batch, build_model, build_tokenizer, main
-from trainers.prompts.chat import Message
 from trainers.prompts.compact import CompactPrompts
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem

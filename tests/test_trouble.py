@@ -264,7 +264,7 @@ def test_a_batch_of_equal_rewards_moves_nothing(
     run = open_run_for_training(config)
     if answer == "right":
         run.judge.__class__ = type(
-            "Generous", (type(run.judge),), {"__call__": lambda self, asked: [True] * len(asked)}
+            "Generous", (type(run.judge),), {"grades": lambda self, asked: [True] * len(asked)}
         )
     else:
         say_only(run, run.languages[run.config.model].sampling.end_ids[0])

@@ -7,23 +7,25 @@ from collections.abc import Sequence
 import pytest
 
 from gradlab.records import Agent
+from gradlab.workflows import Ask, Play, Reply, Wave
+from trainers.config import TrainConfig
 from trainers.judge import Judge
 from trainers.prompts.compact import CompactPrompts
 from trainers.tasks.problem import Problem
-from trainers.workflows import Ask, Play, Reply, Sizes, Wave, Workflow, WorkflowName
+from trainers.workflows import find_workflow
 
 PROBLEM = Problem("sum-80-11", "math", "80+11", "91")
 
 
-def begin(name: WorkflowName, **sizes: int) -> tuple[Play, Wave]:
-    play = Workflow(name, Sizes(**sizes)).play(PROBLEM, CompactPrompts())
+def begin(name: str, **sizes: int) -> tuple[Play, Wave]:
+    play = find_workflow(name).with_options(sizes).play(PROBLEM, CompactPrompts())
     return play, next(play)
 
 
 def say(play: Play, wave: Wave, *texts: str) -> Wave | str | None:
     """Reply to a wave; the next wave, or the final answer."""
     replies = [
-        Reply(text, ask.read(text).value, own(ask, text))
+        Reply(text, ask.reading(text).value, own(ask, text))
         for ask, text in zip(wave, texts, strict=True)
     ]
     try:
@@ -40,13 +42,13 @@ def as_wave(result: Wave | str | None) -> Wave:
 
 def asked(wave: Sequence[Ask]) -> list[tuple[str, str]]:
     """(agent, last user message) of every ask."""
-    return [(str(ask.agent), ask.chat[-1].text) for ask in wave]
+    return [(str(ask.agent), ask.messages[-1].text) for ask in wave]
 
 
 def own(ask: Ask, text: str) -> bool | None:
     if ask.kind == "answer":
-        return Judge()([(PROBLEM, ask.read(text).value)])[0]
-    return None if ask.judge is None else ask.judge(ask.read(text).value)
+        return Judge()([(PROBLEM, ask.reading(text).value)])[0]
+    return None if ask.judge is None else ask.judge(ask.reading(text).value)
 
 
 def test_voting_asks_everybody_the_same_and_the_aggregator_selects() -> None:
@@ -201,9 +203,11 @@ def test_solo_is_one_call() -> None:
     ],
 )
 def test_the_agents_of_a_workflow_are_those_that_it_can_ask(
-    name: WorkflowName, agents: list[str], roles: tuple[str, ...]
+    name: str, agents: list[str], roles: tuple[str, ...]
 ) -> None:
-    workflow = Workflow(name, Sizes(votes=2, workers=2))
+    workflow = find_workflow(name)
+    sizes = {size: 2 for size in ("votes", "workers") if size in workflow.options}
+    workflow = workflow.with_options(sizes)
     assert [str(agent) for agent in workflow.agents] == agents
     assert workflow.roles == roles
 
@@ -212,4 +216,4 @@ def test_the_agents_of_a_workflow_are_those_that_it_can_ask(
 @pytest.mark.parametrize("number", [0, 10])
 def test_sizes_have_bounds(size: str, number: int) -> None:
     with pytest.raises(ValueError, match=f"--{size} is {number}; expected 1 to 9"):
-        Sizes(**{size: number})
+        TrainConfig(**{size: number})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from gradlab.own_parts import is_own
 from trainers.config import TrainConfig
 from trainers.models.language import TINY, pick_device
 from trainers.presets import preset, usual_preset
@@ -80,11 +81,18 @@ def _nothing_to_compare(config: TrainConfig) -> Iterator[str]:
 def _can_learn_from_one(config: TrainConfig, role: str) -> bool:
     """Whether one episode can give a role's turns advantages other than 0."""
     agents = sum(agent.role == role for agent in config.build_workflow().agents)
-    rounds = config.rounds if config.workflow == "evaluator_optimizer" else 1
+    # Nobody knows how often a workflow of one's own asks; twice is enough to compare.
+    rounds = 2 if is_own(config.workflow) else 1
+    if config.workflow == "evaluator_optimizer":
+        rounds = config.rounds
     most = {"role": agents * rounds, "role_number": rounds, "role_turn": 1}[config.group_by]
     # Rounds end early, and a plan may have one strategy; all voters always vote.
     is_fixed = config.workflow == "voting"
     can_be_alone = most == 1 or not is_fixed
     # An outcome is the same for every turn of its episode.
-    can_differ = config.reward in ("own", "rubric") or (config.reward == "mix" and config.mix < 1)
+    can_differ = (
+        is_own(config.reward)
+        or config.reward in ("own", "rubric")
+        or (config.reward == "mix" and config.mix < 1)
+    )
     return (can_be_alone and config.singleton == "reward") or (most > 1 and can_differ)

@@ -10,12 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from gradlab.own_parts import is_own
 from gradlab.records import Agent
+from gradlab.workflows import Workflow, parse_options
+from trainers.advantages import find_estimator
 from trainers.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
 from trainers.models.routing import parse_routing
 from trainers.models.sampler import Speaker
+from trainers.rewards import load_reward
 from trainers.sandbox.pool import package_path
-from trainers.workflows import Sizes, Workflow, WorkflowName
+from trainers.workflows import find_workflow
 
 _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
     (
@@ -43,7 +47,7 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
 """Numeric options, their lowest value and how to say it."""
 
 EARLIER: Mapping[str, Any] = {
-    "freeze": [],
+    "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
     "policy_lora_alpha": {},
@@ -51,6 +55,12 @@ EARLIER: Mapping[str, Any] = {
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
 """
+
+
+REWARDS = ("outcome", "own", "rubric", "mix")
+"""Rewards by name, see `trainers.credit`."""
+SIZES = ("votes", "rounds", "workers")
+"""Options that are keyword arguments of the built-in workflows."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +115,14 @@ class TrainConfig:
 
     task: str = "arithmetic"
     """arithmetic, programs, gsm8k, math, aime, dapo-math, deepscaler, humaneval, mbpp, deepcoder,
-    livecodebench, file (your own), or rg:NAME for a dataset of reasoning-gym (docs/problems.md)."""
+    livecodebench, file (your own problems), rg:NAME for a dataset of reasoning-gym, or your own
+    problems and judge as my_task.py:load (docs/problems.md)."""
     data: Path | None = None
     """JSONL or Parquet file of the task, a folder of them, or the id of a dataset in the hub's
     cache; without it $GRADLAB_DATA, data/ and ../shared/data/ are searched, then that cache."""
     task_options: dict[str, str] = field(default_factory=dict)
     """Configuration of an rg:… task, e.g. min_digits 2 max_digits 3; size is its number of training
-    problems (1000)."""
+    problems (1000). Keyword arguments of a task of your own."""
     math_rule: Literal["auto", "number", "math", "paper-math"] = "auto"
     """How mathematical answers are compared: the task's own rule, as numbers, as expressions, or
     as strictly as the paper's code."""
@@ -135,8 +146,11 @@ class TrainConfig:
     eval_samples: int = 1
     """Episodes per held-out problem."""
 
-    workflow: WorkflowName = "voting"
-    """The workflow to train."""
+    workflow: str = "voting"
+    """The workflow to train: voting, evaluator_optimizer, orchestrator_workers, solo, or one of
+    your own as my_flows.py:debate or package.module:debate (docs/workflows.md)."""
+    workflow_options: dict[str, str] = field(default_factory=dict)
+    """Keyword arguments of a workflow of your own, e.g. rounds 4."""
     votes: int = 3
     """Parallel generators of voting."""
     rounds: int = 3
@@ -172,12 +186,16 @@ class TrainConfig:
     rollout_rows: int = 512
     """Most responses generated at once."""
 
-    reward: Literal["outcome", "own", "rubric", "mix"] = "outcome"
-    """outcome of the episode for all its turns, own correctness, Voting-V2 rubric, or a mix."""
+    reward: str = "outcome"
+    """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of
+    your own as my_rewards.py:fn (docs/workflows.md)."""
     mix: float = 0.5
     """Weight of the outcome in --reward mix; the rest is own correctness."""
     group_by: Literal["role", "role_number", "role_turn"] = "role_number"
     """Whose rewards on one problem are compared: a role's, an agent's, or a round's of a role."""
+    advantage: str = "grpo"
+    """How rewards become advantages: grpo, dr-grpo, rloo, reinforce, reinforce++,
+    reinforce++-baseline, or one of your own as my_advantages.py:fn (docs/workflows.md)."""
     normalize_std: bool = True
     """Whether advantages are divided by the group's standard deviation (GRPO), or only the mean is
     taken away (Dr. GRPO)."""
@@ -295,6 +313,8 @@ class TrainConfig:
             )
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
+        self._check_sizes()
+        self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
         freeze = tuple(role for names in self.freeze for role in names.split(",") if role)
         object.__setattr__(self, "freeze", tuple(dict.fromkeys(freeze)))
@@ -331,6 +351,32 @@ class TrainConfig:
                     "expected a product below 1: every update multiplies the weights by 1 minus it"
                 )
         self._check_interventions(self.roles_by_policy())
+
+    def _check_sizes(self) -> None:
+        for name in SIZES:
+            if not 1 <= getattr(self, name) <= 9:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
+            if is_own(self.workflow):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    raise ValueError(
+                        f"--{name} is {getattr(self, name)}, and {self.workflow} is no built-in "
+                        f"workflow; expected --workflow-options {name}={getattr(self, name)} if it "
+                        f"has that option, and --{name} {getattr(TrainConfig, name)}"
+                    )
+            elif name in self.workflow_options:
+                raise ValueError(
+                    f"--workflow-options {name}: workflow {self.workflow} takes it as --{name}"
+                )
+
+    def _check_credit(self) -> None:
+        if self.reward not in REWARDS and not is_own(self.reward):
+            raise ValueError(
+                f"--reward {self.reward} is unknown; expected one of {', '.join(REWARDS)}, or one "
+                "of your own as FILE.py:NAME or package.module:NAME"
+            )
+        if is_own(self.reward):
+            load_reward(self.reward)
+        find_estimator(self.advantage, singleton=self.singleton, normalize_std=self.normalize_std)
 
     def _check_packages(self) -> None:
         for name in self.code_packages:
@@ -435,7 +481,15 @@ class TrainConfig:
         return self.seed if self.replay_seed is None else self.replay_seed
 
     def build_workflow(self) -> Workflow:
-        return Workflow(self.workflow, Sizes(self.votes, self.rounds, self.workers))
+        """The workflow with its options.
+
+        Raises ValueError where it cannot be found or loaded, or does not have them.
+        """
+        found = find_workflow(self.workflow)
+        given = parse_options(self.workflow_options, found.options)
+        if not is_own(self.workflow):
+            given |= {name: getattr(self, name) for name in SIZES if name in found.options}
+        return found.with_options(given)
 
     def policy_by_agent(self) -> dict[Agent, str]:
         """agent -> policy name, for every agent that is trained, in the workflow's order."""

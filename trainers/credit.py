@@ -1,7 +1,8 @@
 """Reward and group-relative advantage of every turn.
 
-`own_correct`, `outcome` and `reward` stay three separate numbers. A group holds the rewards that
-are compared with each other. Its key is a declared option:
+`own_correct`, `outcome` and `reward` stay three separate numbers; `is_solved` is a fourth
+truth, that accuracy is made of. A group holds the rewards that are compared with each other. Its
+key is a declared option:
 
     role         (problem, role)            the paper's code voting: one group of N * K
     role_number  (problem, role, number)    the paper's maths voting: N groups of K
@@ -17,11 +18,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.own_parts import is_own
+from gradlab.records import Agent
+from trainers.advantages import find_estimator
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Group, Turn, trained_turns
-
-EPSILON = 1e-6
-"""Added to the standard deviation, as in verl."""
+from trainers.rewards import load_reward, paid
 
 GroupKey = tuple[str, str, int, int]
 
@@ -31,7 +33,14 @@ def credit(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
 
     Turns of episodes that were given up stay without.
     """
-    credited = iter(with_advantages(rewarded(trained_turns(episodes), config), config))
+    if is_own(config.reward):
+        reward = load_reward(config.reward)
+        turns = [
+            turn for episode in episodes if not episode.failure for turn in paid(episode, reward)
+        ]
+    else:
+        turns = rewarded(trained_turns(episodes), config)
+    credited = iter(with_advantages(turns, config))
     return [
         replace(episode, turns=tuple(next(credited) for _ in episode.turns))
         if episode.failure is None
@@ -48,7 +57,8 @@ def rewarded(turns: Sequence[Turn], config: TrainConfig) -> list[Turn]:
 def turn_reward(turn: Turn, config: TrainConfig) -> float:
     """Reward of one turn.
 
-    outcome  1 if the episode was solved, for every turn (the paper's broadcast)
+    outcome  1 if the episode was solved, for every turn (the paper's broadcast); its grade where
+             the task's own judge gives grades
     own      1 if the turn is right by itself; the outcome where that is undefined
     mix      mix * outcome + (1 - mix) * own
     rubric   the paper's Voting-V2 rubric, see `rubric_reward`
@@ -63,6 +73,7 @@ def turn_reward(turn: Turn, config: TrainConfig) -> float:
             return config.mix * float(turn.outcome) + (1 - config.mix) * float(own)
         case "rubric":
             return rubric_reward(turn)
+    raise AssertionError("the configuration was checked")
 
 
 def rubric_reward(turn: Turn) -> float:
@@ -88,35 +99,57 @@ def group_key(turn: Turn, group_by: str) -> GroupKey:
     return (turn.problem, turn.agent.role, number, turn.round if group_by == "role_turn" else 0)
 
 
-def group_advantages(
-    reward_K: NDArray[np.float64], *, normalize_std: bool, singleton: str
-) -> NDArray[np.float64]:
-    """[K] advantages of one group: (r - mean) / (std + 1e-6), std with ddof=1 (DeepSeekMath).
-
-    Without `normalize_std` the mean is subtracted only (Dr. GRPO). A group of one gets 0, or its
-    raw reward with `singleton='reward'`.
-    """
-    if len(reward_K) == 1:
-        return reward_K.copy() if singleton == "reward" else np.zeros(1)
-    centred: NDArray[np.float64] = reward_K - reward_K.mean()
-    return centred / (reward_K.std(ddof=1) + EPSILON) if normalize_std else centred
-
-
 def with_advantages(turns: Sequence[Turn], config: TrainConfig) -> list[Turn]:
     """The turns, in their order, with their groups and advantages."""
     members: dict[GroupKey, list[int]] = defaultdict(list)
     for index, turn in enumerate(turns):
         members[group_key(turn, config.group_by)].append(index)
+    group_n = np.zeros(len(turns), dtype=np.int64)
+    for number, indices in enumerate(members.values()):
+        group_n[indices] = number
+    reward_n = np.array([turn.reward for turn in turns], dtype=np.float64)
+    advantage_n = advantages(turns, reward_n, group_n, config)
     credited = list(turns)
     for indices in members.values():
-        reward_K = np.array([turns[i].reward for i in indices])
-        advantage_K = group_advantages(
-            reward_K, normalize_std=config.normalize_std, singleton=config.singleton
-        )
-        group = group_of([turns[i].outcome for i in indices], reward_K)
-        for index, advantage in zip(indices, advantage_K, strict=True):
-            credited[index] = replace(turns[index], advantage=float(advantage), group=group)
+        group = group_of([turns[i].is_solved for i in indices], reward_n[indices])
+        for i in indices:
+            credited[i] = replace(turns[i], advantage=float(advantage_n[i]), group=group)
     return credited
+
+
+def advantages(
+    turns: Sequence[Turn],
+    reward_n: NDArray[np.float64],
+    group_n: NDArray[np.int64],
+    config: TrainConfig,
+) -> NDArray[np.float64]:
+    """[n] the advantages, batch by batch: a batch is what a policy trains on in a step.
+
+    Where the agents of a role have policies of their own and are one group, what these policies
+    train on together: a group stays whole. Frozen roles are a batch of their own.
+    """
+    batches = batch_by_agent(config)
+    estimate = find_estimator(
+        config.advantage, singleton=config.singleton, normalize_std=config.normalize_std
+    )
+    advantage_n = np.zeros(len(turns))
+    of_n = np.array([batches.get(turn.agent, "") for turn in turns], dtype=object)
+    for batch in dict.fromkeys(of_n):
+        mine = np.flatnonzero(of_n == batch)
+        advantage_n[mine] = estimate(reward_n[mine], group_n[mine])
+    return advantage_n
+
+
+def batch_by_agent(config: TrainConfig) -> dict[Agent, str]:
+    """Name of the batch of every agent that is trained."""
+    policies = config.policy_by_agent()
+    if config.group_by != "role":
+        return policies
+    together = {
+        role: " ".join(dict.fromkeys(p for agent, p in policies.items() if agent.role == role))
+        for role in {agent.role for agent in policies}
+    }
+    return {agent: together[agent.role] for agent in policies}
 
 
 def group_of(outcomes: Sequence[bool], reward_K: NDArray[np.float64]) -> Group:

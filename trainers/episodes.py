@@ -54,10 +54,12 @@ class Turn:
     """Whether a correct solution was among those the role was given; None if it was given none."""
     temperature: float = 1.0
     """That its response was drawn at, and that its log-probabilities are of."""
-    outcome: bool = False
-    """Whether its episode was solved."""
+    outcome: float = False
+    """Of its episode."""
     reward: float = math.nan
     """NaN: no reward yet, or its episode was given up."""
+    components: tuple[tuple[str, float], ...] = ()
+    """Name and value of what the reward is the sum of, where it has names."""
     advantage: float = 0.0
     """In units of the group's reward standard deviation (or reward units without std)."""
     group: Group = Group(1)
@@ -65,6 +67,11 @@ class Turn:
     """Of each of its tokens in the loss of its update."""
     old_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
     """[T] denominator of the ratio; None: `logprobs`."""
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether its episode was solved."""
+        return self.outcome >= 1
 
     @property
     def tokens(self) -> int:
@@ -80,10 +87,15 @@ class Episode:
     sample: int
     turns: tuple[Turn, ...]
     answer: str | None
-    outcome: bool
-    """Whether the answer is correct."""
+    outcome: float
+    """Whether the answer is correct; from 0 to 1 where the task's own judge gives grades."""
     failure: str | None = None
     """Why the episode was given up; its turns are then neither rewarded nor trained."""
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether the answer is right: what accuracy counts, whatever was paid for it."""
+        return self.outcome >= 1
 
 
 def trained_turns(episodes: Sequence[Episode]) -> list[Turn]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gradlab.ledger import mean
 from gradlab.records import Agent, EvalRecord, RoleEvaluation
+from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
@@ -15,7 +16,6 @@ from trainers.models.sampler import Sampler, Speaker
 from trainers.rollout import rollout
 from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
-from trainers.workflows import Workflow
 
 EVALUATION = 1 << 20
 """Part of the sampling key that keeps evaluation apart from training."""
@@ -57,7 +57,7 @@ def evaluation_record(
     alike: dict[str, list[float]] = {role: [] for role in roles}
     for episode in episodes:
         problem = place[episode.problem.id]
-        correct_PS[problem, episode.sample] = episode.outcome
+        correct_PS[problem, episode.sample] = episode.is_solved
         if episode.failure is not None:
             continue
         for index, role in enumerate(roles):

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from trainers.config import TrainConfig
-from trainers.workflows import WorkflowName
 
 
 def clean() -> TrainConfig:
@@ -121,7 +120,7 @@ CELL = re.compile(
     r"(?P<workflow>Voting|EvalOpt|OrchWorkers|Single)-(?P<routing>IP|SP)-"
     r"(?P<size>0\.6B|1\.7B|4B|tiny)-(?P<task>Math|Code)"
 )
-_WORKFLOWS: dict[str, WorkflowName] = {
+_WORKFLOWS: dict[str, str] = {
     "Voting": "voting",
     "EvalOpt": "evaluator_optimizer",
     "OrchWorkers": "orchestrator_workers",
@@ -180,7 +179,8 @@ def usual_preset(config: TrainConfig) -> str:
     """Name of the preset with usual settings for a model that is not embedded."""
     if config.model == "smollm2-135m":
         return "smollm2"
-    workflow = next(name for name, known in _WORKFLOWS.items() if known == config.workflow)
+    short = {known: name for name, known in _WORKFLOWS.items()}
+    workflow = short.get(config.workflow, "Voting")  # whose settings suit one of one's own best
     sharing = "SP" if config.routing == "shared" else "IP"
     size = next((size for size in ("0.6B", "4B") if config.model.endswith(f"-{size}")), "1.7B")
     kind = "Code" if config.task in ("humaneval", "mbpp", "deepcoder", "livecodebench") else "Math"

@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gradlab.records import Agent
+from gradlab.workflows import Ask, Play, Reading, Reply, Workflow
 from trainers.episodes import Episode, Turn
-from trainers.grading.reading import Reading
 from trainers.judge import Judge
 from trainers.models.sampler import Sample, Sampler, Speaker
 from trainers.tasks.problem import Problem
-from trainers.workflows import Ask, Play, Reply, Workflow
 
 _Asked = tuple[int, int, tuple[int, ...]]
 """Number of the seat, slot in its wave, prompt."""
@@ -56,16 +55,16 @@ def rollout(
     while any(not seat.is_over for seat in seats):
         _play_wave(sampler, speakers, seats, (*key, wave), judge)
         wave += 1
-    outcomes = judge([(seat.problem, seat.answer) for seat in seats])
-    return [_episode(seat, is_right) for seat, is_right in zip(seats, outcomes, strict=True)]
+    grades = judge.grades([(seat.problem, seat.answer) for seat in seats])
+    return [_episode(seat, grade) for seat, grade in zip(seats, grades, strict=True)]
 
 
 def _seat(play: Play, problem: Problem, number: int) -> _Seat:
     return _Seat(problem, number, play, next(play), [])
 
 
-def _episode(seat: _Seat, is_right: bool) -> Episode:
-    outcome = seat.failure is None and is_right
+def _episode(seat: _Seat, grade: float) -> Episode:
+    outcome = False if seat.failure is not None else grade
     turns = tuple(replace(turn, outcome=outcome) for turn in seat.turns)
     return Episode(seat.problem, seat.sample, turns, seat.answer, outcome, seat.failure)
 
@@ -81,7 +80,7 @@ def _play_wave(
     for number, seat in enumerate(seats):
         if seat.is_over:
             continue
-        prompts = [sampler.encode(speakers[ask.agent], ask.chat) for ask in seat.wave]
+        prompts = [sampler.encode(speakers[ask.agent], ask.messages) for ask in seat.wave]
         longest = max(map(len, prompts))
         if longest > sampler.max_prompt_tokens:
             seat.failure = f"prompt of {longest} tokens, limit {sampler.max_prompt_tokens}"
@@ -149,7 +148,7 @@ def _hear(
 ) -> _Heard:
     text = sampler.decode(speaker, response.ids)
     prompt = sampler.decode(speaker, prompt_ids, keep_special=True)
-    return _Heard(ask, speaker.temperature, prompt_ids, prompt, response, text, ask.read(text))
+    return _Heard(ask, speaker.temperature, prompt_ids, prompt, response, text, ask.reading(text))
 
 
 def _advance(
@@ -162,7 +161,7 @@ def _advance(
     for one, is_right in zip(heard, is_correct, strict=True):
         ask, response = one.ask, one.response
         replies.append(Reply(one.text, one.reading.value, is_right))
-        own = is_right if ask.judge is None else ask.judge(one.reading.value)
+        own = is_right if ask.judge is None else ask.is_right(one.reading.value)
         seat.turns.append(
             Turn(
                 agent=ask.agent,

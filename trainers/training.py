@@ -26,6 +26,7 @@ from gradlab.ledger import RoleTally
 from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_table
 from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
+from gradlab.workflows import Workflow
 from trainers.advice import advice
 from trainers.callbacks import Callback, Callbacks
 from trainers.config import TrainConfig
@@ -38,6 +39,8 @@ from trainers.models.language import LanguageModel, load_language_models
 from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
+from trainers.preview.own_parts import check_own_parts
+from trainers.rewards import check_components
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -48,13 +51,13 @@ from trainers.rundir.directory import (
     read_run_directory,
     stored_config,
 )
+from trainers.rundir.own_parts import check_parts
 from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem, Task, problem_ids
 from trainers.watch.ledger import step_record
 from trainers.watch.lookout import Lookout, check_watch
 from trainers.watch.progress import Progress
-from trainers.workflows import Workflow
 
 TRAINING = 0
 """Part of the sampling key that keeps training apart from evaluation."""
@@ -90,6 +93,8 @@ class Run:
     """Training steps finished."""
     first: int = 0
     """Training steps finished when it began: more than 0 where it continues another run."""
+    components: tuple[str, ...] = ()
+    """Names of what the reward is the sum of."""
     resumed: str = ""
     """What a resumed run continues from, and what it trains again."""
 
@@ -185,6 +190,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
+    check_components(episodes, run.components, config.reward)
     played = time.perf_counter()
     save_episodes(episodes_path(config.out, "step", step), episodes)
 
@@ -254,6 +260,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     about: dict[str, Any] | None = None
     if config.resume:
         about = read_run_directory(config.out)
+        check_parts(config.out, about)
         config = stored_config(about, config)
     check_watch(config, watch)
     if config.threads:
@@ -269,11 +276,13 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     languages = load_language_models(config)
     policies = build_policies(languages, config)
     with ExitStack() as undo:
-        judge = judge_of(config, (*task.train, *task.heldout))
+        judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused
+        language = next(iter(languages.values()))  # all are asked in the same style
+        components = check_own_parts(config, task, language.tokenizer, language.prompts)
         about = about or create_run_directory(config, task)
         first = first_step(about)
-        meta = _meta(config, task, about, policies, judge)
+        meta = _meta(config, task, about, policies, judge, components)
         recorded = last_recorded(config.out)
         step, store = _open_store(config, meta, policies, first)
         undo.pop_all()
@@ -288,7 +297,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         sampler.publish(name)
     return Run(
         config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
-        first, resumed,
+        first, components, resumed,
     )  # fmt: skip
 
 
@@ -309,11 +318,12 @@ def _meta(
     about: dict[str, Any],
     policies: dict[str, Policy],
     judge: Judge,
+    components: tuple[str, ...],
 ) -> RunMeta:
-    """What is fixed for the run; `about` is its config.json."""
+    """What is fixed for the run; `about` is its config.json, `components` those of the reward."""
     return RunMeta(
         run_id=about["run_id"],
-        workflow=config.workflow,
+        workflow=config.build_workflow().name,
         task=config.task,
         model=config.model,
         roles=config.build_workflow().roles,
@@ -323,7 +333,8 @@ def _meta(
         policies=tuple(policy.meta() for policy in policies.values()),
         problems=problem_ids(task.heldout),
         eval_samples=config.eval_samples,
-        config=about["config"] | {key: about[key] for key in ("from",) if key in about},
+        reward_components=components,
+        config=about["config"] | {key: about[key] for key in ("from", "parts") if key in about},
         versions=about["versions"] | protection_of(judge),
     )
 

@@ -1,78 +1,27 @@
-"""Play an episode of each workflow: yield a wave of asks, receive the replies, return the answer.
+"""Play an episode of each built-in workflow; `gradlab.workflows` says what a workflow is.
 
-A workflow is a generator function. The driver (`trainers.rollout`) advances many episodes in lock
-step and batches each wave; a test drives one with plain strings.
-
-    voting                generators in parallel on the same prompt, an aggregator selects
-    evaluator_optimizer   a generator, then rounds of evaluator verdict and refinement
-    orchestrator_workers  an orchestrator splits into strategies, workers solve, a synthesizer ends
-    solo                  one generator: the single-agent control
+voting                generators in parallel on the same prompt, an aggregator selects
+evaluator_optimizer   a generator, then rounds of evaluator verdict and refinement
+orchestrator_workers  an orchestrator splits into strategies, workers solve, a synthesizer ends
+solo                  one generator: the single-agent control
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import cast
 
+from gradlab.own_parts import is_own, load_part
 from gradlab.records import Agent
-from trainers.grading.reading import Reading
-from trainers.prompts.chat import Chat, Prompts
+from gradlab.workflows import Ask, Play, Workflow, workflow
+from trainers.prompts.chat import Prompts
 from trainers.tasks.problem import Problem
 
-WorkflowName = Literal["voting", "evaluator_optimizer", "orchestrator_workers", "solo"]
 
-
-@dataclass(frozen=True)
-class Ask:
-    """One LLM call to make: who is asked what, how the reply is read, and whether it is right."""
-
-    agent: Agent
-    chat: Chat
-    read: Callable[[str], Reading[Any]]
-    judge: Callable[[Any], bool] | None = None
-    """Own correctness of a choice or verdict. Answers are judged by the driver, all of a wave at
-    once; a plan is neither right nor wrong."""
-    round: int = 0
-    """How often this agent was asked before in the episode."""
-    offered_correct: bool | None = None
-    """For a role that is given solutions: whether at least one of them is correct."""
-    kind: Literal["answer", "choice", "verdict", "plan"] = "answer"
-
-
-@dataclass(frozen=True)
-class Reply:
-    """The response to an ask, as read."""
-
-    text: str
-    value: Any
-    is_correct: bool | None = None
-    """Of an answer: whether it solves the problem."""
-
-
-Wave = list[Ask]
-Play = Generator[Wave, list[Reply], str | None]
-"""An episode being played; returns the final answer (None if nothing could be read)."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """How large each workflow is."""
-
-    votes: int = 3
-    rounds: int = 3
-    workers: int = 3
-
-    def __post_init__(self) -> None:
-        for name in ("votes", "rounds", "workers"):
-            if not 1 <= getattr(self, name) <= 9:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
-
-
-def voting(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
+@workflow(roles={"generator": "votes", "aggregator": 1})
+def voting(problem: Problem, prompts: Prompts, *, votes: int = 3) -> Play:
     candidates = yield [
         Ask(Agent("generator", i), prompts.generate(problem), prompts.reader(problem))
-        for i in range(sizes.votes)
+        for i in range(votes)
     ]
     is_right = [bool(candidate.is_correct) for candidate in candidates]
     [choice] = yield [
@@ -88,10 +37,11 @@ def voting(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
     return cast("str | None", candidates[choice.value].value)
 
 
-def evaluator_optimizer(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
+@workflow(roles={"generator": 1, "evaluator": 1})
+def evaluator_optimizer(problem: Problem, prompts: Prompts, *, rounds: int = 3) -> Play:
     chat, said = prompts.generate(problem), list[str]()
-    for turn in range(sizes.rounds):
-        [solution] = yield [Ask(Agent("generator"), chat, prompts.reader(problem), round=turn)]
+    for _ in range(rounds):
+        [solution] = yield [Ask(Agent("generator"), chat, prompts.reader(problem))]
         is_right = bool(solution.is_correct)
         said.append(solution.text)
         [verdict] = yield [
@@ -100,7 +50,6 @@ def evaluator_optimizer(problem: Problem, prompts: Prompts, sizes: Sizes) -> Pla
                 prompts.evaluate(problem, tuple(said)),
                 prompts.read_verdict,
                 lambda accepted, is_right=is_right: accepted == is_right,  # type: ignore[misc]
-                round=turn,
                 offered_correct=is_right,
                 kind="verdict",
             )
@@ -112,12 +61,13 @@ def evaluator_optimizer(problem: Problem, prompts: Prompts, sizes: Sizes) -> Pla
     return cast("str | None", solution.value)
 
 
-def orchestrator_workers(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
+@workflow(roles={"orchestrator": 1, "worker": "workers", "synthesizer": 1})
+def orchestrator_workers(problem: Problem, prompts: Prompts, *, workers: int = 3) -> Play:
     [plan] = yield [
         Ask(
             Agent("orchestrator"),
-            prompts.orchestrate(problem, sizes.workers),
-            lambda text: prompts.read_strategies(text, sizes.workers),
+            prompts.orchestrate(problem, workers),
+            lambda text: prompts.read_strategies(text, workers),
             kind="plan",
         )
     ]
@@ -136,42 +86,31 @@ def orchestrator_workers(problem: Problem, prompts: Prompts, sizes: Sizes) -> Pl
     return cast("str | None", final.value)
 
 
-def solo(problem: Problem, prompts: Prompts, sizes: Sizes) -> Play:
+@workflow(roles={"generator": 1})
+def solo(problem: Problem, prompts: Prompts) -> Play:
     [answer] = yield [Ask(Agent("generator"), prompts.generate(problem), prompts.reader(problem))]
     return cast("str | None", answer.value)
 
 
-@dataclass(frozen=True)
-class Workflow:
-    """A workflow of a given size, with the agents that can take part in it."""
+WORKFLOWS = {found.name: found for found in tuple(vars().values()) if isinstance(found, Workflow)}
+"""The built-in workflows by name."""
 
-    name: WorkflowName
-    sizes: Sizes
 
-    def play(self, problem: Problem, prompts: Prompts) -> Play:
-        plays = {
-            "voting": voting,
-            "evaluator_optimizer": evaluator_optimizer,
-            "orchestrator_workers": orchestrator_workers,
-            "solo": solo,
-        }
-        return plays[self.name](problem, prompts, self.sizes)
+def find_workflow(name: str) -> Workflow:
+    """The workflow of a name: a built-in one, `FILE.py:NAME` or `package.module:NAME`.
 
-    @property
-    def agents(self) -> tuple[Agent, ...]:
-        sizes = self.sizes
-        players: dict[WorkflowName, list[tuple[str, int]]] = {
-            "voting": [("generator", sizes.votes), ("aggregator", 1)],
-            "evaluator_optimizer": [("generator", 1), ("evaluator", 1)],
-            "orchestrator_workers": [
-                ("orchestrator", 1),
-                ("worker", sizes.workers),
-                ("synthesizer", 1),
-            ],
-            "solo": [("generator", 1)],
-        }
-        return tuple(Agent(role, i) for role, number in players[self.name] for i in range(number))
-
-    @property
-    def roles(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(agent.role for agent in self.agents))
+    Raises ValueError for one that is not there, listing what is.
+    """
+    if is_own(name):
+        found = load_part(
+            "--workflow", name, lambda value: isinstance(value, Workflow),
+            "a generator function with @gradlab.workflow(roles={…}) above it",
+        ).value  # fmt: skip
+        assert isinstance(found, Workflow)
+        return found
+    if name not in WORKFLOWS:
+        raise ValueError(
+            f"--workflow {name} is unknown; expected one of {', '.join(WORKFLOWS)}, or one of your "
+            "own as FILE.py:NAME or package.module:NAME"
+        )
+    return WORKFLOWS[name]

@@ -160,7 +160,8 @@ def trainer_of(run: Run) -> str:
     if run.meta.workflow == "trl":  # recorded by gradlab's callback inside TRL
         return "trl"
     if "imported" not in config:  # recorded by a probe, in our trainer or in a loop of one's own
-        return GRADLAB if run.meta.workflow in WORKFLOWS else "unknown"
+        is_ours = run.meta.workflow in WORKFLOWS or "parts" in config
+        return GRADLAB if is_ours else "unknown"
     columns = config["imported"].get("columns", {})
     names = {str(name).removeprefix("train/") for name in columns} | set(map(str, columns))
     for trainer, signs in SIGNS:

@@ -60,9 +60,11 @@ def train_choices() -> dict[str, Sequence[str]]:
     """Those of `gradlab train`, with names that are known beside a free text."""
     import trainers
     from gradlab.commands.training_options import Beside
-    from trainers.config import TrainConfig
+    from trainers.advantages import estimators
+    from trainers.config import REWARDS, TrainConfig
     from trainers.presets import PRESETS
     from trainers.tasks.sources.catalogue import SOURCES
+    from trainers.workflows import WORKFLOWS
 
     embedded = (Path(trainers.__path__[0]) / "models" / "weights").iterdir()
     return {
@@ -71,6 +73,9 @@ def train_choices() -> dict[str, Sequence[str]]:
         "--preset": list(PRESETS),
         "--model": sorted(["tiny", "smollm2-135m", *(path.name for path in embedded)]),
         "--task": list(SOURCES),
+        "--workflow": list(WORKFLOWS),
+        "--reward": list(REWARDS),
+        "--advantage": list(estimators("zero")),
         "--device": ["auto", "cpu", "cuda"],
         "--routing": ["isolated", "shared"],
         "--split": ["paper", "seed"],

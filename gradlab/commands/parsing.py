@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import make_dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_origin, get_type_hints
 
 import tyro
 
@@ -101,6 +101,20 @@ def explained_fields(kind: type[Any]) -> list[tuple[dataclasses.Field[Any], Any]
         (field, Annotated[hints[field.name], tyro.conf.arg(help=texts.get(field.name))])
         for field in dataclasses.fields(kind)
     ]
+
+
+def split_pairs(kind: type[Any], arguments: Sequence[str]) -> list[str]:
+    """The arguments with `name=value` as two words, after options that take pairs."""
+    hints = get_type_hints(kind)
+    pairs = {f"--{name}" for name, hint in hints.items() if get_origin(hint) is dict}
+    pairs |= {option.replace("_", "-") for option in pairs}
+    split, is_pair = list[str](), False
+    for word in arguments:
+        if word.startswith("--"):
+            is_pair = word in pairs
+        name, equals, value = word.partition("=")
+        split += [name, value] if is_pair and equals and not word.startswith("--") else [word]
+    return split
 
 
 def check_once(arguments: Sequence[str], repeatable: Collection[str]) -> None:

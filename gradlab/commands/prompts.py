@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from gradlab.commands.parsing import parse
+from gradlab.commands.parsing import parse, split_pairs
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,11 @@ class PromptsOptions:
     The workflow is played on a sample problem with canned replies. No weights are loaded.
     """
 
-    workflow: Literal["voting", "evaluator_optimizer", "orchestrator_workers", "solo"] = "voting"
-    """The workflow whose roles are asked."""
+    workflow: str = "voting"
+    """The workflow whose roles are asked: voting, evaluator_optimizer, orchestrator_workers, solo,
+    or one of your own as my_flows.py:debate."""
+    workflow_options: dict[str, str] = field(default_factory=dict)
+    """Keyword arguments of a workflow of your own, e.g. rounds=4."""
     kind: Literal["math", "code", "expression"] = "math"
     """The kind of the sample problem."""
     model: str = "tiny"
@@ -36,7 +39,7 @@ class PromptsOptions:
 
 def prompts(arguments: Sequence[str]) -> int:
     """Print what every role is asked, as the model sees it."""
-    options = parse(PromptsOptions, "prompts", arguments)
+    options = parse(PromptsOptions, "prompts", split_pairs(PromptsOptions, arguments))
     from trainers.config import TrainConfig
     from trainers.preview.prompts import show_prompts
 

@@ -21,7 +21,11 @@ def meta_document(meta: RunMeta) -> Document:
     document["problems"] = list(meta.problems)
     if not meta.rates:
         del document["rates"]  # which older versions do not know
-    for name, value in (("frozen", list(meta.frozen)), ("models", dict(meta.models))):
+    for name, value in (
+        ("frozen", list(meta.frozen)),
+        ("models", dict(meta.models)),
+        ("reward_components", list(meta.reward_components)),
+    ):
         if value:
             document[name] = value
         else:
@@ -79,6 +83,7 @@ def parse_meta(document: Document) -> RunMeta:
             "roles": tuple(document["roles"]),
             "problems": tuple(document["problems"]),
             "frozen": tuple(document.get("frozen", ())),
+            "reward_components": tuple(document.get("reward_components", ())),
         }
     )
 
@@ -191,6 +196,7 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
         "problems",
         "eval_samples",
         "rates",
+        "reward_components",
     ):
         old, new = getattr(stored, name), getattr(meta, name)
         if old != new:

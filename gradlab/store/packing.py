@@ -58,13 +58,19 @@ def _fill(row: Array, spec: GroupSpec, record: Any, where: str) -> None:
         if isinstance(value, Mapping):
             for label, one in value.items():
                 index = _index(spec, kept.dims[0], label, where)
-                _put(row, kept, _plain(one, kept, spec), spec, where, index)
+                _put(row, kept, _plain(one, kept, spec, where), spec, where, index)
         else:
-            _put(row, kept, _plain(value, kept, spec), spec, where)
+            _put(row, kept, _plain(value, kept, spec, where), spec, where)
 
 
-def _plain(value: Any, kept: Kept, spec: GroupSpec) -> Any:
-    """A record of measured fields as the vector of the metrics that the store has."""
+def _plain(value: Any, kept: Kept, spec: GroupSpec, where: str) -> Any:
+    """A record of measured fields as the vector of the metrics that the store has; named values as
+    the vector of their labels."""
+    if isinstance(value, Mapping):
+        vector = np.full(len(spec.labels.get(kept.dims[-1], ())), np.nan)
+        for label, one in value.items():
+            vector[_index(spec, kept.dims[-1], label, where)] = one
+        return vector
     return values_of(value, spec.labels[kept.dims[-1]]) if is_dataclass(value) else value
 
 
@@ -77,8 +83,8 @@ def _put(
         if kept.since != "1.0" and not kept.needs:
             return  # an older store that is continued
         raise StoreError(
-            f"{where}: the run was created without '{kept.name}'; say in PolicyMeta that it is "
-            "measured"
+            f"{where}: the run was created without '{kept.name}'; say in its metadata that it "
+            "is measured"
         )
     dims = kept.dims if index is None else kept.dims[1:]
     expected = tuple(len(spec.labels[dim]) for dim in dims)

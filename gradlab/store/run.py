@@ -433,6 +433,17 @@ class Run:
 
     # -- metrics -------------------------------------------------------------------------------
 
+    def reward_components(self, role: str) -> dict[str, Signal]:
+        """Name -> mean over the role's turns of that part of the reward; empty if it has none."""
+        place = _index(self.roles, role, "role")
+        if not self.meta.reward_components:
+            return {}
+        value_TRC = self._groups["train"].array("reward_components").astype(np.float64)
+        return {
+            name: Signal(name, "reward", role, self.steps, value_TRC[:, place, index])
+            for index, name in enumerate(self.meta.reward_components)
+        }
+
     def update_metric(self, name: str, policy: str) -> Signal:
         """A field of `UpdateMetrics`, per update."""
         self._policy(policy)

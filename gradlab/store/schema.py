@@ -34,7 +34,7 @@ from gradlab.records import (
 )
 
 SCHEMA = "gradlab.run"
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def describe(record: type[Any]) -> dict[str, dict[str, str]]:
 
 
 def arrays_of(
-    record: type[Any], row: str, policy: PolicyMeta | None = None
+    record: type[Any], row: str, meta: PolicyMeta | RunMeta | None = None
 ) -> tuple[ArraySpec, ...]:
-    """The arrays that keep records of this type; without those that `policy` does not ask for."""
+    """The arrays that keep records of this type; without those that `meta` does not ask for."""
     declared = [f.metadata["kept"] for f in fields(record) if "kept" in f.metadata]
     return tuple(
         ArraySpec(one.name, (row, *one.dims), one.dtype, one.unit, one.meaning, one.since)
         for one in declared
-        if all(getattr(policy, setting) for setting in one.needs)
+        if all(getattr(meta, setting) for setting in one.needs)
     )
 
 
@@ -93,12 +93,13 @@ def train_group(meta: RunMeta) -> GroupSpec:
     return GroupSpec(
         "train",
         "step",
-        arrays_of(StepRecord, "step"),
+        arrays_of(StepRecord, "step", meta),
         {
             "run_metric": names(RunLedger),
             "role": meta.roles,
             "role_metric": names(RoleLedger),
             "bucket": tuple(str(bucket) for bucket in range(SIGNATURE_BUCKETS)),
+            **({"reward_component": meta.reward_components} if meta.reward_components else {}),
         },
     )
 

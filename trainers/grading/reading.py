@@ -9,18 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
-Value = TypeVar("Value")
-
-
-@dataclass(frozen=True)
-class Reading(Generic[Value]):
-    """What was understood of a response."""
-
-    value: Value
-    parse_ok: bool
-    """False when the format was not followed and `value` is a fallback."""
+from gradlab.workflows import Reading
 
 
 def last_boxed(text: str) -> str | None:

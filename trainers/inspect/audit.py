@@ -27,6 +27,7 @@ from trainers.policies import Policy, build_policies
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint
 from trainers.rundir.directory import check_trained, read_run_directory, stored_config
+from trainers.rundir.own_parts import check_parts
 from trainers.training import TRAINING, step_problems, task_of
 
 
@@ -42,7 +43,9 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
             f"{out} has no checkpoint yet; a run writes one every --checkpoint-every steps, at its "
             "end and on Ctrl-C"
         )
-    config = stored_config(read_run_directory(out), TrainConfig(out=out))
+    about = read_run_directory(out)
+    check_parts(out, about)
+    config = stored_config(about, TrainConfig(out=out))
     if config.probe == "off":
         config = replace(config, probe="exact")
     if config.threads:
@@ -54,7 +57,7 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     load_checkpoint(out, done, policies)
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
-    judge = judge_of(config, problems)
+    judge = judge_of(config, problems, task.judge)
     sampler = LocalSampler(languages)
     speakers = config.speakers()
     episodes = rollout(sampler, workflow, speakers, problems, config.samples, key, judge)

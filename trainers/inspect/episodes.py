@@ -109,7 +109,8 @@ def shortened(text: str) -> str:
 
 def _print_episode(episode: dict[str, Any], console: Console, frozen: Collection[str] = ()) -> None:
     outcome = "[green]solved[/green]" if episode["outcome"] else "[red]not solved[/red]"
-    console.rule(f"{escape(episode['problem'])}, sample {episode['sample']}: {outcome}")
+    grade = f", graded {episode['grade']:.2f}" if "grade" in episode else ""
+    console.rule(f"{escape(episode['problem'])}, sample {episode['sample']}: {outcome}{grade}")
     console.print(escape(episode["question"]))
     console.print(
         f"reference {escape(episode['reference'])}, answer {escape(str(episode['answer']))}"
@@ -123,7 +124,9 @@ def _print_episode(episode: dict[str, Any], console: Console, frozen: Collection
         if turn["role"] in frozen:
             facts.append("frozen")
         elif turn["reward"] is not None:
-            facts += [f"reward {turn['reward']:.2f}", f"advantage {turn['advantage']:+.2f}"]
+            parts = ", ".join(f"{k} {v:.2f}" for k, v in turn.get("components", {}).items())
+            facts.append(f"reward {turn['reward']:.2f}" + (f" ({parts})" if parts else ""))
+            facts.append(f"advantage {turn['advantage']:+.2f}")
         facts += [name for name, on in (("not parsed", not turn["parse_ok"]),
                                         ("cut", turn["truncated"])) if on]  # fmt: skip
         name = escape(f"{turn['role']}[{turn['number']}]")

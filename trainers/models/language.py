@@ -19,11 +19,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from gradlab.workflows import Chat
 from trainers.config import TrainConfig
 from trainers.models import smollm
 from trainers.models.architectures import KNOWN
 from trainers.models.sampling import SamplingOptions
-from trainers.prompts.chat import Chat, ChatPrompts, Prompts
+from trainers.prompts.chat import ChatPrompts, Prompts
 from trainers.prompts.compact import CompactPrompts
 from trainers.prompts.one_shot import OneShot
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from gradlab.workflows import Chat
 from trainers.models.language import LanguageModel
 from trainers.models.sampler import Sample, Speaker
 from trainers.models.sampling import sample
 from trainers.policies import TrainingError, not_finite
-from trainers.prompts.chat import Chat, Prompts
+from trainers.prompts.chat import Prompts
 
 
 @dataclass(frozen=True)

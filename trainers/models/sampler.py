@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from trainers.prompts.chat import Chat, Prompts
+from gradlab.workflows import Chat
+from trainers.prompts.chat import Prompts
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
+from gradlab.own_parts import is_own
 from gradlab.probe.layout import block_of, block_order
 from gradlab.records import Agent, PolicyMeta, RunMeta, routing_table
 from gradlab.store.schema import groups
@@ -38,7 +39,15 @@ from trainers.models.language import (
     render,
 )
 from trainers.policies import adapter_parameters
-from trainers.preview.prompts import played, replies_of
+from trainers.preview.dry_play import most_turns
+from trainers.preview.prompts import (
+    COMPACT_REPLIES,
+    COMPACT_SAMPLES,
+    played,
+    replies_of,
+    workers_of,
+)
+from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
 GIB = 1 << 30
@@ -136,12 +145,12 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
     routing, parts = config.policy_by_agent(), [_part(config, name) for name in config.models]
     policies = [policy for name in config.policies for p in parts for policy in p.policies
                 if policy.name == name]  # fmt: skip
-    turns = turns_of(config)
+    turns = turns_of(config, task)
     episodes, evaluated = episodes_of(config)
     total_turns = sum(turns.values()) * episodes
     updates = {
         policy.name: num_updates(
-            episodes * sum(turns_of_agent(config, agent) for agent in policy.agents), config
+            episodes * sum(turns_of_agent(turns, agent, config) for agent in policy.agents), config
         )
         for policy in policies
     }
@@ -152,7 +161,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         trained = sum(policy.num_parameters for policy in part.policies)
         forward, learning = passes(config, part.base, trained / max(len(part.policies), 1))
         spoken, learned = (
-            sum(turns_of_agent(config, agent) for agent in agents) / sum(turns.values())
+            sum(turns_of_agent(turns, agent, config) for agent in agents) / sum(turns.values())
             for agents in (part.agents, [agent for agent in part.agents if agent in routing])
         )
         flops += tokens * (spoken * forward + learned * learning)
@@ -172,7 +181,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         rate,
         lengths,
         disk_of(config, policies, updates, {k: v for p in parts for k, v in p.tensors.items()},
-                lengths),
+                lengths, task),
     )  # fmt: skip
 
 
@@ -250,14 +259,14 @@ def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
     workflow, prompts = config.build_workflow(), prompts_for(tokenizer, config)
     prompt_B, response_B = [], []
     for problem in task.train[:MEASURED]:
-        replies = replies_of(tokenizer, problem.kind, config.workers)
+        replies = replies_of(tokenizer, problem.kind, workers_of(workflow))
         if not is_compact(tokenizer):
             longest = max(limits)
             replies = {kind: filled(tokenizer, text, longest) for kind, text in replies.items()}
         for wave in played(workflow, prompts, problem, replies):
             for ask in wave:
                 tokenizer = tokenizers[config.model_of(ask.agent)]
-                text = render(tokenizer, ask.chat)
+                text = render(tokenizer, ask.messages)
                 prompt_B.append(len(tokenizer.encode(text, add_special_tokens=False)))
                 reply = tokenizer.encode(replies[ask.kind], add_special_tokens=False)
                 limit = config.max_response_tokens_of(ask.agent.role)
@@ -304,19 +313,23 @@ def empty_model(config: TrainConfig, names: Sequence[str], name: str) -> tuple[A
         return shapes, add_adapters(model, config, names) if names else model
 
 
-def turns_of(config: TrainConfig) -> dict[str, int]:
-    """Most turns of each role in an episode."""
+def turns_of(config: TrainConfig, task: Task | None) -> dict[str, int]:
+    """Most turns of each role in an episode; one of each agent where there is nothing to play."""
     workflow = config.build_workflow()
-    turns = {role: sum(agent.role == role for agent in workflow.agents) for role in workflow.roles}
-    if config.workflow == "evaluator_optimizer":
-        return dict.fromkeys(turns, config.rounds)
-    return turns
+    if is_own(config.workflow) and task is None:
+        return {
+            role: sum(agent.role == role for agent in workflow.agents) for role in workflow.roles
+        }
+    problem = COMPACT_SAMPLES["math"] if task is None else task.train[0]
+    plan = f"[{STRATEGIES[0] * workers_of(workflow)}]"
+    replies = {**COMPACT_REPLIES.get(problem.kind, COMPACT_REPLIES["math"]), "plan": plan}
+    return most_turns(workflow, CompactPrompts(), problem, replies)
 
 
-def turns_of_agent(config: TrainConfig, agent: Agent) -> int:
-    """Most turns of an agent in an episode: those of its role are dealt equally."""
+def turns_of_agent(turns: Mapping[str, int], agent: Agent, config: TrainConfig) -> int:
+    """Most turns of an agent in an episode: the `turns` of its role are dealt equally."""
     agents = config.build_workflow().agents
-    return turns_of(config)[agent.role] // sum(other.role == agent.role for other in agents)
+    return turns[agent.role] // sum(other.role == agent.role for other in agents)
 
 
 def episodes_of(config: TrainConfig) -> tuple[int, int]:
@@ -373,6 +386,7 @@ def disk_of(
     updates: dict[str, int],
     tensors: dict[str, int],
     lengths: Lengths,
+    task: Task | None,
 ) -> Disk:
     """What a run leaves, without what alarms save; `tensors` of each policy's adapter."""
     last, every = config.steps, config.checkpoint_every
@@ -381,7 +395,7 @@ def disk_of(
     if config.keep_state_every:
         kept |= {step for step in steps if step % config.keep_state_every == 0}
     adapters = sum(4 * p.num_parameters + 128 * tensors[p.name] for p in policies)
-    turns = sum(turns_of(config).values())
+    turns = sum(turns_of(config, task).values())
     episodes, evaluated = episodes_of(config)
     played = config.steps * episodes + evaluations_of(config) * evaluated
     return Disk(

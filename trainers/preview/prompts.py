@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradlab.workflows import Ask, Reply, Workflow
 from trainers.config import TrainConfig
 from trainers.models.language import is_compact, load_tokenizer, prompts_for, render
 from trainers.prompts.chat import Prompts
 from trainers.prompts.compact import STRATEGIES
 from trainers.tasks.problem import Kind, Problem
-from trainers.workflows import Ask, Reply, Workflow
 
 SAMPLES: dict[Kind, Problem] = {
     "math": Problem("sample", "math", "A train covers 150 km in 2 hours. How fast is it?", "75"),
@@ -41,19 +41,22 @@ REPLIES: dict[Kind, Mapping[str, str]] = {
         "answer": r"150 km in 2 hours are 150/2 = 75 km in one. \boxed{75}",
         "choice": r"\boxed{1}",
         "verdict": r"The unit is missing. \boxed{Incorrect}",
+        "remark": "The unit is missing.",
     },
     "code": {
         "answer": f"I add the digits of the line.\n{_PROGRAM}",
         "choice": r"\boxed{1}",
         "verdict": r"A sign is not handled. \boxed{Incorrect}",
+        "remark": "A sign is not handled.",
     },
     "expression": {
         "answer": r"\boxed{3*x+2}",
         "choice": r"\boxed{1}",
         "verdict": r"1>5 is wrong. \boxed{Incorrect}",
+        "remark": "1>5 is wrong.",
     },
 }
-_COMPACT = {"choice": "[1]", "verdict": "[n]"}
+_COMPACT = {"choice": "[1]", "verdict": "[n]", "remark": "[n]"}
 COMPACT_REPLIES: dict[Kind, Mapping[str, str]] = {
     "math": {"answer": "[85]", **_COMPACT},
     "expression": {"answer": "[3*x+2]", **_COMPACT},
@@ -85,11 +88,11 @@ def prompts_of(tokenizer: Any, prompts: Prompts, workflow: Workflow, kind: Kind)
     """Play the workflow on a sample problem; parallel agents with the same prompt are one."""
     samples = COMPACT_SAMPLES if is_compact(tokenizer) else SAMPLES
     problem = samples[kind]
-    replies = replies_of(tokenizer, problem.kind, workflow.sizes.workers)
+    replies = replies_of(tokenizer, problem.kind, workers_of(workflow))
     for wave in played(workflow, prompts, problem, replies):
         seen: set[str] = set()
         for ask in wave:
-            text = render(tokenizer, ask.chat)
+            text = render(tokenizer, ask.messages)
             if text not in seen:
                 num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
                 yield Asked(_who(wave, ask), ask.round, text, num_tokens)
@@ -105,11 +108,16 @@ def played(
     wave = next(play)
     while True:
         yield wave
-        said = [Reply(replies[a.kind], a.read(replies[a.kind]).value, False) for a in wave]
+        said = [Reply(replies[a.kind], a.reading(replies[a.kind]).value, False) for a in wave]
         try:
             wave = play.send(said)
         except StopIteration:
             return
+
+
+def workers_of(workflow: Workflow) -> int:
+    """For how many workers a canned plan has work."""
+    return int(workflow.options.get("workers", 3))
 
 
 def replies_of(tokenizer: Any, kind: Kind, workers: int) -> dict[str, str]:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from gradlab.workflows import Chat, Message, Reading
 from trainers.grading.reading import (
-    Reading,
     boxed_answer,
     boxed_choice,
     boxed_verdict,
@@ -20,17 +20,6 @@ from trainers.grading.reading import (
 )
 from trainers.prompts.wording import WORDING
 from trainers.tasks.problem import Problem
-
-
-@dataclass(frozen=True)
-class Message:
-    """One message of a chat."""
-
-    speaker: Literal["user", "assistant"]
-    text: str
-
-
-Chat = tuple[Message, ...]
 
 
 class Prompts(Protocol):

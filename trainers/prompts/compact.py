@@ -12,8 +12,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainers.grading.reading import Reading
-from trainers.prompts.chat import Chat, ask
+from gradlab.workflows import Chat, Reading
+from trainers.prompts.chat import ask
 from trainers.tasks.problem import Problem
 
 STRATEGIES = "tod"

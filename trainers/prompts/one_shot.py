@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from trainers.grading.reading import Reading
-from trainers.prompts.chat import Chat, ChatPrompts, Message
+from gradlab.workflows import Chat, Message, Reading
+from trainers.prompts.chat import ChatPrompts
 from trainers.tasks.problem import Kind, Problem
 
 

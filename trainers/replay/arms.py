@@ -25,6 +25,8 @@ from trainers.highest import HIGHEST
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
+from trainers.rundir.directory import read_run_directory
+from trainers.rundir.own_parts import check_parts
 from trainers.training import train
 from trainers.watch.progress import Progress
 
@@ -81,6 +83,7 @@ def make_plan(
     `steps`: how many to train; 0: to the end of the run. Raises ValueError for what cannot be
     replayed, before anything is written.
     """
+    check_parts(run, read_run_directory(run))
     original = config_of(run)
     if not 1 <= num_seeds <= MOST_SEEDS:
         raise ValueError(

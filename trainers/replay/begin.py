@@ -14,6 +14,8 @@ from typing import Any
 
 from gradlab.run_directory import CONFIG, beginning, continuable
 from trainers.config import TrainConfig
+from trainers.models.language import load_tokenizer, prompts_for
+from trainers.preview.own_parts import check_own_parts
 from trainers.replay.fork import policy_origins, write_fork
 from trainers.rundir.directory import (
     check_free,
@@ -24,6 +26,7 @@ from trainers.rundir.directory import (
     stored_config,
     unwritable,
 )
+from trainers.rundir.own_parts import changed_parts, own_parts
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
@@ -101,12 +104,17 @@ def begin(run: Path, at: int, config: TrainConfig) -> str:
     task = task_of(config)
     _check_problems(run, about, original, config, task)
     origins = policy_origins(original, config, None)
+    tokenizer = load_tokenizer(config.model)
+    check_own_parts(config, task, tokenizer, prompts_for(tokenizer, config))
     begun = {
         "path": str(run),
         "run_id": about["run_id"],
         "step": start,
         "config_sha256": hashlib.sha256((run / CONFIG).read_bytes()).hexdigest(),
-        "changed": changes(original, config),
+        "changed": {
+            **changes(original, config),
+            **changed_parts(about.get("parts", {}), own_parts(config)),
+        },
     }
     if not start:
         create_run_directory(config, task, begun)

@@ -24,6 +24,7 @@ from trainers.config import TrainConfig
 from trainers.policies import rate_state
 from trainers.rundir.checkpoint import checked, seal
 from trainers.rundir.directory import read_run_directory, versions, write_description
+from trainers.rundir.own_parts import check_parts, copy_parts
 from trainers.tasks.problem import Task
 from trainers.tasks.problem_list import write_problem_list
 
@@ -37,6 +38,7 @@ def fork(
     """
     origins = policy_origins(original, config, merge_from)
     about = read_run_directory(source)
+    check_parts(source, about)
     target = config.out
     about |= {
         "run_id": f"{about['run_id']}-{target.parent.name}-{target.name}",
@@ -79,6 +81,7 @@ def write_fork(
     seal(directory, step, list(origins))
     if task is not None:
         write_problem_list(temporary / PROBLEMS, task)
+    copy_parts(temporary, about.get("parts", {}))
     write_description(temporary, about)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary.rename(target)

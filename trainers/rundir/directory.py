@@ -17,10 +17,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gradlab.run_directory import CHECKPOINTS, CONFIG, PROBLEMS, STORE, is_trained
+from gradlab.run_directory import CHECKPOINTS, CONFIG, OWN_PARTS, PROBLEMS, STORE, is_trained
 from gradlab.store.disk import PARTIAL, put
 from gradlab.store.run import open_run
 from trainers.config import EARLIER, TrainConfig
+from trainers.rundir.own_parts import copy_parts, own_parts
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
 
@@ -39,6 +40,7 @@ def create_run_directory(
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_problem_list(out / PROBLEMS, task)
+        copy_parts(out, about.get("parts", {}))
         write_description(out, about)  # last: now it is a run
     except OSError as error:
         raise unwritable(out, error) from error
@@ -59,7 +61,8 @@ def check_free(out: Path) -> None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise ValueError(f"--out {out}: {above} cannot be written to; give another")
     # A kill right at the start leaves these, which nobody can continue or miss.
-    if out.is_dir() and {path.name for path in out.iterdir()} - {CONFIG + PARTIAL, PROBLEMS}:
+    remains = {CONFIG + PARTIAL, PROBLEMS, OWN_PARTS}
+    if out.is_dir() and {path.name for path in out.iterdir()} - remains:
         what = "holds a run" if is_trained(out) else "is not empty and holds no run"
         raise ValueError(
             f"--out {out} {what}; nothing was overwritten. Continue a run with --resume, or give "
@@ -84,6 +87,8 @@ def description(
             "files": dict(task.files),
         },
     }
+    if parts := own_parts(config):
+        about["parts"] = parts
     return about | ({"from": dict(begun)} if begun else {})
 
 

@@ -43,6 +43,7 @@ def _episode_json(episode: Episode) -> dict[str, Any]:
                 "own_correct": turn.own_correct,
                 "reward": turn.reward if has_credit else None,
                 "advantage": turn.advantage if has_credit else None,
+                **({"components": dict(turn.components)} if turn.components else {}),
             }
         )
     return {
@@ -51,7 +52,8 @@ def _episode_json(episode: Episode) -> dict[str, Any]:
         "reference": episode.problem.answer,
         "sample": episode.sample,
         "answer": episode.answer,
-        "outcome": episode.outcome,
+        "outcome": episode.is_solved,
+        **({} if isinstance(episode.outcome, bool) else {"grade": episode.outcome}),
         "failure": episode.failure,
         "turns": turns,
     }

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gradlab.own_parts import is_own
 from trainers.tasks.problem import MathRule, Pool, Problem, Task, Wanted, problem_ids
 from trainers.tasks.problem_list import read_problem_list
 from trainers.tasks.sources.catalogue import GENERATED, find_source
@@ -44,10 +45,12 @@ def load_task(
     task too small for the held-out set.
     """
     wanted = Wanted(name, heldout, seed, data, difficulty, parse_options(options or {}))
-    if wanted.options and not name.startswith("rg:"):
-        raise ValueError(f"--task-options are for rg:… tasks; expected none for task '{name}'")
+    if wanted.options and not name.startswith("rg:") and not is_own(name):
+        raise ValueError(
+            f"--task-options are for rg:… tasks and your own; expected none for task '{name}'"
+        )
     source = find_source(name)
-    if data is not None and (name in GENERATED or name.startswith("rg:")):
+    if data is not None and (name in GENERATED or name.startswith("rg:") or is_own(name)):
         raise ValueError(
             f"--data {data} is given, and the problems of task '{name}' are generated; expected a "
             "task that reads files, such as --task file, or no --data"
@@ -69,6 +72,7 @@ def load_task(
         tuple(judged_by(problem, math_rule) for problem in held),
         tuple((file.name, hashlib.sha256(file.read_bytes()).hexdigest()) for file in pool.files),
         pool.files,
+        pool.judge,
     )
     check_rules(task)
     return task
@@ -151,7 +155,7 @@ def check_questions(name: str, problems: Sequence[Problem]) -> None:
 
 def judged_by(problem: Problem, rule: MathRule) -> Problem:
     """The problem under another rule, if it is mathematics with an answer to compare."""
-    if rule == "auto" or problem.kind != "math" or problem.rule == "reasoning":
+    if rule == "auto" or problem.kind != "math" or problem.rule in ("reasoning", "own"):
         return problem
     return replace(problem, rule=rule)
 

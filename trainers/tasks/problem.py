@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,9 +15,13 @@ from trainers.tasks.programs import tests
 Kind = Literal["math", "code", "expression"]
 """How an answer is read and judged: a number, a program, or an expression in x."""
 
-Rule = Literal["number", "math", "paper-math", "reasoning", "code"]
+Rule = Literal["number", "math", "paper-math", "reasoning", "code", "own"]
 """What makes an answer right: an equal number, an equal expression, the paper's strict equality,
-the full mark of the generator's own scorer, or passing every test."""
+the full mark of the generator's own scorer, passing every test, or what the task's
+own judge says."""
+
+OwnJudge = Callable[["Problem", str], float]
+"""Of a task of one's own: true, false, or a grade from 0 to 1, of any text."""
 
 MathRule = Literal["auto", "number", "math", "paper-math"]
 
@@ -73,6 +77,8 @@ class Pool:
     heldout: tuple[Problem, ...] | None = None
     files: tuple[Path, ...] = ()
     """Where they were read."""
+    judge: OwnJudge | None = None
+    """Of problems of rule 'own'."""
     paper_heldout: int | None = None
     """Problems that arXiv 2605.24202 holds out of this task; None: it does not use the task."""
 
@@ -88,6 +94,8 @@ class Task:
     """(name, SHA-256) of every file they were read from."""
     paths: tuple[Path, ...] = ()
     """Where these files are."""
+    judge: OwnJudge | None = None
+    """Of problems of rule 'own'."""
 
     @property
     def content_hash(self) -> str:

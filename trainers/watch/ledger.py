@@ -26,7 +26,7 @@ def turn_table(turns: Sequence[Turn], agents: Sequence[Agent]) -> Turns:
         row["agent"] = place[turn.agent]
         row["episode"] = episodes.setdefault((turn.problem, turn.sample), len(episodes))
         row["reward"], row["advantage"] = turn.reward, turn.advantage
-        row["own"], row["outcome"] = own, turn.outcome
+        row["own"], row["outcome"] = own, turn.is_solved
         row["group_size"], row["zero_variance"] = turn.group.size, turn.group.zero_variance
         row["all_right"], row["all_wrong"] = turn.group.all_right, turn.group.all_wrong
         row["truncated"], row["parse_failed"] = turn.truncated, not turn.parse_ok
@@ -53,7 +53,7 @@ def step_record(
     turns = trained_turns(episodes)
     table = turn_table(turns, agents)
     run = RunLedger(
-        accuracy=mean([episode.outcome for episode in episodes]),
+        accuracy=mean([episode.is_solved for episode in episodes]),
         reward_mean=mean(table["reward"]),
         episodes=len(episodes),
         failed_episodes=sum(episode.failure is not None for episode in episodes),
@@ -65,4 +65,18 @@ def step_record(
         role: signature_counts([turn for turn in turns if turn.agent.role == role])
         for role in dict.fromkeys(agent.role for agent in agents)
     }
-    return ledger.step_record(step, time.time(), run, agents, table, tallies, counts)
+    return ledger.step_record(
+        step, time.time(), run, agents, table, tallies, counts, components_of(turns)
+    )
+
+
+def components_of(turns: Sequence[Turn]) -> dict[str, dict[str, float]]:
+    """Mean of each named component of the reward over the turns of each role that have it."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for turn in turns:
+        for name, value in turn.components:
+            found.setdefault(turn.agent.role, {}).setdefault(name, []).append(value)
+    return {
+        role: {name: mean(values) for name, values in named.items()}
+        for role, named in found.items()
+    }

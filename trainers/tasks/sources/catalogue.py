@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from gradlab.own_parts import is_own
 from trainers.tasks.problem import Pool, Problem, Wanted
 from trainers.tasks.sources import code, maths, user
 from trainers.tasks.sources.embedded import arithmetic, programs
 from trainers.tasks.sources.files import Place, Row, find_files, read_rows
+from trainers.tasks.sources.own import load_own
 from trainers.tasks.sources.reasoning import load_reasoning
 
 Source = Callable[[Wanted], Pool]
@@ -47,9 +49,11 @@ def find_source(task: str) -> Source:
     """
     if task.startswith("rg:"):
         return load_reasoning
+    if is_own(task):
+        return load_own
     if task not in SOURCES:
         raise ValueError(
-            f"task '{task}' is unknown; expected one of {', '.join(SOURCES)}, or rg:NAME for a "
-            "dataset of reasoning-gym"
+            f"task '{task}' is unknown; expected one of {', '.join(SOURCES)}, rg:NAME for a "
+            "dataset of reasoning-gym, or one of your own as FILE.py:NAME or package.module:NAME"
         )
     return SOURCES[task]

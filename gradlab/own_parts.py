@@ -1,0 +1,172 @@
+"""Load a part that somebody wrote in a file of their own, and say where it fails."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
+
+
+class PartError(ValueError):
+    """A part of one's own does not do what is expected of it; names its file and line."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a name such as `my_flows.py:debate` or `package.module:name` stands for."""
+
+    name: str
+    value: Any
+    file: Path
+    sha256: str
+    """Of the file's content."""
+
+
+def is_own(name: str) -> bool:
+    """Whether it names a part in a file or module of one's own; `rg:NAME` is a task."""
+    return ":" in name and not name.startswith("rg:")
+
+
+def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) -> Part:
+    """The part that `option` names: `FILE.py:NAME` or `package.module:NAME`.
+
+    `is_fit` tells what can be meant from what else is in the file; `what` says it in words.
+    Raises PartError for a file that is not there or does not import, and for a name that is not in
+    it, with the names that are.
+    """
+    place, _, attribute = name.rpartition(":")
+    file = _file_of(option, name, place)
+    content = file.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    module = _module(option, name, place, file, digest)
+    if not hasattr(module, attribute):
+        fit = [key for key, value in vars(module).items() if key[:1] != "_" and is_fit(value)]
+        mine = [key for key in fit if _is_from(vars(module)[key], module)]
+        there = f"there is {', '.join(mine or fit)}" if mine or fit else "there is none"
+        raise PartError(f"{option} {name}: {file} has no '{attribute}'; expected {what}: {there}")
+    value = getattr(module, attribute)
+    if not is_fit(value):
+        raise PartError(
+            f"{option} {name}: '{attribute}' in {where_of(value, file)} is "
+            f"a {type(value).__name__}; expected {what}"
+        )
+    return Part(name, value, file, digest)
+
+
+def hash_of(name: str, option: str) -> str:
+    """SHA-256 of the file that a name stands for as it is now, without running it."""
+    return hashlib.sha256(_file_of(option, name, name.rpartition(":")[0]).read_bytes()).hexdigest()
+
+
+def failed_at(error: BaseException, file: Path | str) -> str:
+    """`file:line` of the last line of `file` that an error went through; its last line, if none."""
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [frame for frame in frames if Path(frame.filename) == Path(file)]
+    last = (inside or frames)[-1]
+    return f"{shown(Path(last.filename))}:{last.lineno}"
+
+
+def where_of(value: Any, file: Path | str = "") -> str:
+    """`file:line` where a function begins; the file alone for what has no line."""
+    code = _code(value)
+    if code is None:
+        return shown(Path(file))
+    return f"{shown(Path(code.co_filename))}:{code.co_firstlineno}"
+
+
+def file_of(value: Any) -> str:
+    """The file that a function stands in; '' for what has no code of its own."""
+    code = _code(value)
+    return "" if code is None else code.co_filename
+
+
+def _code(value: Any) -> CodeType | None:
+    function = getattr(value, "func", value)  # of a functools.partial
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+    return code if isinstance(code, CodeType) else None
+
+
+def shown(file: Path) -> str:
+    """A path as one would write it here."""
+    try:
+        return str(file.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(file)
+
+
+def in_words(error: BaseException) -> str:
+    """`ZeroDivisionError: division by zero`."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _file_of(option: str, name: str, place: str) -> Path:
+    if place.endswith(".py"):
+        file = Path(place)
+        if not file.is_file():
+            raise PartError(
+                f"{option} {name}: there is no file {place} in {Path.cwd()}; expected FILE.py:NAME "
+                "or package.module:NAME"
+            )
+        return file.resolve()
+    _reach(Path.cwd())
+    try:
+        found = importlib.util.find_spec(place) if place else None
+    except (ImportError, ValueError):
+        found = None
+    if found is None or found.origin is None or not Path(found.origin).is_file():
+        raise PartError(
+            f"{option} {name}: there is no module '{place}' that can be imported; expected "
+            "FILE.py:NAME or package.module:NAME"
+        )
+    return Path(found.origin)
+
+
+def _module(option: str, name: str, place: str, file: Path, digest: str) -> ModuleType:
+    try:
+        return _executed(file, digest) if place.endswith(".py") else importlib.import_module(place)
+    except SyntaxError as error:
+        at = f"{shown(Path(error.filename or file))}:{error.lineno}"
+        raise PartError(f"{option} {name}: {at}: {error.msg}; the file cannot be read") from error
+    except Exception as error:  # whatever a file of one's own does when it is imported
+        raise PartError(
+            f"{option} {name}: {failed_at(error, file)}: {in_words(error)}; the file does not "
+            "import: expected one that defines its parts and runs nothing else"
+        ) from error
+
+
+@functools.lru_cache(maxsize=64)
+def _executed(file: Path, digest: str) -> ModuleType:
+    """The module of a file; run once for each content that it has."""
+    _reach(file.parent)
+    module_name = f"{file.stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None, file
+    assert spec.loader is not None, file
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _reach(folder: Path) -> None:
+    """Let a file import those beside it; at the end, so that it shadows nothing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _is_from(value: Any, module: ModuleType) -> bool:
+    function = getattr(value, "function", value)
+    return getattr(function, "__module__", None) == module.__name__
