@@ -15,12 +15,6 @@ ROLE_COLORS: dict[str, str] = {
     "worker": SKY,
     "synthesizer": ORANGE,
     "solver": GREY,
-    "planner": PURPLE,
-    "critic": GREEN,
-    "verifier": GREEN,
-    "judge": VERMILLION,
-    "voter": BLUE,
-    "debater": BLUE,
 }
 
 FALLBACK_COLORS = (BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE, GREY)
