@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, stdtr, stdtrit
 
 from analysis.cliff.fall import Fall
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, NotJudged, Onset
 from analysis.signals import aligned, learners
 from gradlab.store.run import Run
@@ -45,10 +46,26 @@ class Spikes:
         return Spikes(self.index[kept], self.factor[kept], self.p_values[kept])
 
 
+SPIKE = Kind(
+    "gradient spike",
+    "gradient norms by role, over at least 30 steps",
+    (("clip", "single updates are far longer than their neighbours"),),
+    signals=("grad_norm", "update_norm", "share", "update", "pull"),
+    dated_by=(),
+    replay="clip",
+    raises_alarm=False,  # it is over when it is found, and every later look finds it again
+    term=(
+        r"gradient spike",
+        "A few updates whose gradient is far longer than that of their neighbours.",
+    ),
+)
+
+
 @dataclass(frozen=True)
-class SpikeRule:
+class SpikeRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (SPIKE,)
     min_factor: float = 5.0
     """Times the median of the steps around it: clipping at the usual norm removes 4/5 of it."""
     window: int = 21
@@ -72,25 +89,23 @@ class SpikeRule:
     min_steps: int = 30
     """Below, the spread of ordinary steps is not known."""
 
-    def judge(self, run: Run, drop: Fall | None) -> tuple[list[Finding], list[NotJudged]]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role with spikes that came before a fall or go on, and the others."""
-        findings, others = [], []
+        run, findings, others = context.run, [], []
         for role in learners(run):
             spikes = self.measure(aligned(run.steps, run.norm(role)))
             if spikes is None:
                 continue
-            near = self._before(spikes, run.steps, drop)
+            near = self._before(spikes, run.steps, context.fall)
             if near is not None or len(spikes.index) >= self.lasting:
                 findings.append(self._finding(run, role, near or spikes))
             else:
                 others.append(_mentioned(run, role, spikes))
-        return findings, others
+        return Judged(tuple(findings), observed=tuple(others))
 
-    def _before(
-        self, spikes: Spikes, step_T: NDArray[np.int64], drop: Fall | None
-    ) -> Spikes | None:
+    def _before(self, spikes: Spikes, step_T: NDArray[np.int64], drop: Fall) -> Spikes | None:
         """Those before a fall that the run's own tails do not explain."""
-        if drop is None or drop.onset is None:
+        if drop.onset is None:
             return None
         lead = drop.onset.step - step_T[spikes.index]
         near = (lead > 0) & (lead <= self.max_lead) & (spikes.p_values <= self.harm_alpha)

@@ -18,36 +18,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.cliff.fall import Fall
+from analysis.detectors.table import KINDS
 from analysis.explain.constant_rate import TooLarge
 from analysis.explain.graph import ancestors
 from analysis.explain.signal_words import told_later, told_order, told_outcomes
 from analysis.findings import Cause, Finding, SignalVerdict, Strength
 from analysis.replays.results import Replayed
 from analysis.signals import KIND
-
-MADE_OF: dict[str, tuple[str, ...]] = {
-    "capture": ("share", "pull", "update", "grad_norm", "conflict", "update_norm", "drift"),
-    "role breakdown": ("parse_failures", "truncated", "length_mean", "drift"),
-    "entropy collapse": ("entropy", "zero_variance_groups", "reward_std"),
-    "length blow-up": ("length_mean", "truncated"),
-    "KL drift": ("kl", "drift", "entropy"),
-    "rollout gap": ("logprob_gap", "ratio_std", "clip_fraction"),
-    "gradient spike": ("grad_norm", "update_norm", "share", "update", "pull"),
-    "detached reward": ("reward_mean", "reward_std", "zero_variance_groups"),
-}
-"""Kinds of signal that a finding stands for; `drift` of a starved role included. Starvation is not
-among them: groups without spread follow from rewards, by arithmetic."""
-HEAD: dict[str, tuple[str, ...]] = {
-    "capture": ("share", "pull", "update"),
-    "role breakdown": ("parse_failures", "truncated"),
-    "gradient spike": (),
-    "detached reward": (),
-}
-"""Kinds of signal that date a finding; the first of `MADE_OF` if it is not here."""
-
-
-NO_OPTION = frozenset({"detached reward"})
-"""Suspects in the code of a reward: a replay with another option says nothing about them."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +69,11 @@ class Storyteller:
         self, finding: Finding, drop: Fall, verdicts: tuple[SignalVerdict, ...]
     ) -> Cause | None:
         """None if it does not lead."""
-        if finding.kind not in MADE_OF or finding.onset is None or drop.onset is None:
+        kind = KINDS.get(finding.kind)
+        if kind is None or not kind.signals or finding.onset is None or drop.onset is None:
             return None
         lead = float(drop.onset.step - finding.onset.step)
-        heads = HEAD.get(finding.kind, MADE_OF[finding.kind][:1])
-        own = [v for v in verdicts if v.kind in heads and finding.subject in v.subject]
+        own = [v for v in verdicts if v.kind in kind.heads and finding.subject in v.subject]
         dated = [v for v in own if v.order != "no evidence"]
         if dated:
             leads = any(v.order == "precedes" for v in dated)
@@ -107,7 +84,7 @@ class Storyteller:
             return None
         p_value = finding.p_family if finding.p_family is not None else finding.p_value or 1.0
         return Cause(
-            f"{finding.kind} {'by' if finding.kind == 'capture' else 'of'} {finding.subject}",
+            f"{kind.name} {kind.link} {finding.subject}",
             finding.kind,
             finding.subject,
             "preceded by",
@@ -186,7 +163,7 @@ class Storyteller:
             and v.order in ("precedes", "coincides")
             and v.after < v.before
         ]
-        if fell and cause.subject not in fell and cause.kind != "capture":
+        if fell and cause.subject not in fell and not _is_of_policy(cause):
             against.append(f"own accuracy fell in {', '.join(fell)}, not in {cause.subject}")
         for finding in findings:
             if cause.kind == finding.kind == "capture" and finding.subject == cause.subject:
@@ -241,7 +218,7 @@ def separation(
             f"The run that would: repeat {before} with {name} alone taken away{how}."
         )
     to_do = f"To confirm: repeat {before} with that alone taken away{how}."
-    if first[0].kind in NO_OPTION:
+    if first[0].kind in KINDS and not KINDS[first[0].kind].has_option:
         to_do = "No option takes that away: look at what is paid there, then train on from before."
     if first[0].place == "throughout":
         return (
@@ -279,7 +256,16 @@ def _nothing_leads(
 
 def _signals_of(cause: Cause) -> tuple[frozenset[str], str]:
     """Kinds of signal, and the subject, that a suspect speaks for."""
-    return frozenset(MADE_OF.get(cause.kind, (cause.kind,))), cause.subject
+    return frozenset(_parts(cause)), cause.subject
+
+
+def _parts(cause: Cause) -> tuple[str, ...]:
+    """Kinds of signal that a suspect is made of, its head first; a signal is made of itself."""
+    return (cause.kind in KINDS and KINDS[cause.kind].signals) or (cause.kind,)
+
+
+def _is_of_policy(cause: Cause) -> bool:
+    return cause.kind in KINDS and KINDS[cause.kind].is_of_policy
 
 
 def _stands_for(verdict: SignalVerdict, found: list[Cause], policy_of: dict[str, str]) -> bool:
@@ -289,8 +275,8 @@ def _stands_for(verdict: SignalVerdict, found: list[Cause], policy_of: dict[str,
     policies = {policy_of.get(subject, subject) for subject in subjects}
     for cause in found:
         same_policy = policy_of.get(cause.subject, cause.subject) in policies
-        reach = same_policy if cause.kind == "capture" else cause.subject in subjects
-        parts = MADE_OF[cause.kind]
+        reach = same_policy if _is_of_policy(cause) else cause.subject in subjects
+        parts = _parts(cause)
         if reach and kind in parts:
             return True
         is_later = verdict.onset is not None and cause.onset.lower <= verdict.onset.upper
@@ -306,14 +292,14 @@ def _unexplained(causes: list[Cause], policy_of: dict[str, str]) -> list[Cause]:
     """
     kept = []
     for cause in causes:
-        head = MADE_OF.get(cause.kind, (cause.kind,))[0]
+        head = _parts(cause)[0]
         explained = any(
             other is not cause
             and (
                 other.subject == cause.subject
                 or (other.kind == "learning_rate" and other.subject == policy_of.get(cause.subject))
             )
-            and MADE_OF.get(other.kind, (other.kind,))[0] in ancestors(head)
+            and _parts(other)[0] in ancestors(head)
             and other.onset.lower <= cause.onset.upper
             for other in causes
         )
