@@ -73,7 +73,6 @@ def detect(run: Run, series: AccuracySeries, drop: Fall, detectors: Detectors) -
         "capture": num_sharing(run),
         "amplification": sum(len(run.agents(role)) > 1 for role in run.roles),
         "role breakdown": detectors.breakdown.num_tested(run),
-        "gradient spike": detectors.spikes.num_tested(run),
         "reward hacking": detectors.hacking.num_tested(run),
         "form change": detectors.forms.num_tested(run),
         "work moved": detectors.work.num_tested(run),

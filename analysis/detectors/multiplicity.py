@@ -1,7 +1,8 @@
 """Correct the p-values of a diagnosis for everything that it tested in the run.
 
 The drop in accuracy is one test, at its own 5 %, and so is whether the evaluation set changed,
-since it decides whether accuracies mean anything. All other tests of a run are one family: Holm's
+since it decides whether accuracies mean anything, and whether a gradient spiked before a fall,
+which is not asked of runs that did not fall. All other tests of a run are one family: Holm's
 procedure with weights keeps the chance of any false finding among them at 5 % as well. Weights say
 beforehand what the run was recorded for: half of the 5 % goes to capture, a fifth to amplification,
 the rest to everything else, each divided by the number of roles tested.
