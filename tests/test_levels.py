@@ -157,7 +157,7 @@ def test_adapter_that_does_not_move_is_found(tmp_path: Path, moved: float, is_fo
             metrics = UpdateMetrics(
                 learning_rate=1e-3, update_norm=moved, weight_norm=1.0, grad_norm=0.1
             )
-            store.append(UpdateRecord("p", step, np.eye(1)[None], metrics))
+            store.append(UpdateRecord("p", step, np.eye(1)[None], metrics=metrics))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
     found = StillRule()(open_run(tmp_path))
     assert [finding.kind for finding in found] == (["still adapter"] if is_found else [])

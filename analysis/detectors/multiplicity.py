@@ -1,8 +1,9 @@
 """Correct the p-values of a diagnosis for everything that it tested in the run.
 
 The drop in accuracy is one test, at its own 5 %, and so is whether the evaluation set changed,
-since it decides whether accuracies mean anything (`Kind.is_own_test`). All other tests of a run are
-one family: Holm's procedure with weights keeps the chance of any false finding among them at 5 % as
+since it decides whether accuracies mean anything, and whether a gradient spiked before a fall,
+which is not asked of runs that did not fall (`Kind.is_own_test`). All other tests of a run are one
+family: Holm's procedure with weights keeps the chance of any false finding among them at 5 % as
 well. Weights say beforehand what the run was recorded for (`Kind.family_share`): half of the 5 %
 goes to capture, a fifth to amplification, the rest to everything else, each divided by the number
 of roles tested.

@@ -35,6 +35,9 @@ class Storyteller:
     """Steps between an onset and the drop; further apart, anything precedes anything."""
     min_probability: float = 0.95
     """That a suspect's onset is before the fall's."""
+    min_if_exact: float = 0.9
+    """The same of one that is dated to the step, such as a spike: it is rare, and has to be no
+    chance first."""
     far: int = 50
     """Steps of lead that count against a suspect: whatever acts at once does not wait so long."""
 
@@ -79,7 +82,7 @@ class Storyteller:
             leads = any(v.order == "precedes" for v in dated)
         else:  # a trend of the signal is no event, whatever a ramp through it says
             is_trend = any(v.change == "trend" for v in own)
-            leads = not is_trend and self._chance(finding, drop) > self.min_probability
+            leads = not is_trend and self._chance(finding, drop) > self._needed(finding)
         if not leads or lead > self.max_lead or lead <= 0:
             return None
         p_value = finding.p_family if finding.p_family is not None else finding.p_value or 1.0
@@ -93,6 +96,11 @@ class Storyteller:
             p_value,
             (finding.summary,),
         )
+
+    def _needed(self, finding: Finding) -> float:
+        at = finding.onset
+        is_exact = at is not None and at.lower == at.upper
+        return self.min_if_exact if is_exact else self.min_probability
 
     def _chance(self, finding: Finding, drop: Fall) -> float:
         """That a finding began before the fall: a triangle over its interval against the fall's."""
