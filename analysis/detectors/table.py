@@ -18,6 +18,7 @@ from analysis.detectors.levels import LEVEL_RULES
 from analysis.detectors.measurement import MeasurementRule
 from analysis.detectors.role_capture import CaptureRule
 from analysis.detectors.shape import Detector, Kind
+from analysis.detectors.silent_agent import SilentAgentRule
 from analysis.detectors.spikes import SpikeRule
 from analysis.detectors.states import CutRule, NoSpreadRule, NotFiniteRule
 
@@ -25,6 +26,7 @@ DETECTORS: tuple[Detector, ...] = (
     NotFiniteRule(),
     MeasurementRule(),
     StillRule(),
+    SilentAgentRule(),
     CutRule(),
     NoSpreadRule(),
     FallRule(),
