@@ -9,12 +9,10 @@ Legend: T evaluations, E ends of the fall.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from analysis.cliff.isotonic import fit_prefixes
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 POWERS = (0.5, 1.0, 2.0, 3.0)
 """Shares u of a fall's duration have lost u**power: at once, straight, gently, more gently."""

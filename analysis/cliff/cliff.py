@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries, outcome_of
 from analysis.cliff.course import (
@@ -51,9 +50,9 @@ from analysis.cliff.ramp import (
 from analysis.cliff.scan import FEW, largest_loss
 from analysis.cliff.swings import find_swings
 from analysis.findings import DROPS
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
 
-Floats = NDArray[np.float64]
 POWER = 0.84
 """Standard errors between a threshold and what passes it in 4 of 5 runs."""
 

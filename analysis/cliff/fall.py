@@ -16,8 +16,8 @@ from analysis.cliff.accuracy import Outcome
 from analysis.cliff.ramp import Progress
 from analysis.cliff.swings import Swing
 from analysis.findings import Onset, level, points
+from gradlab.arrays import Floats
 
-Floats = NDArray[np.float64]
 Shape = Literal[
     "none",
     "small loss",

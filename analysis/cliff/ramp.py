@@ -18,8 +18,7 @@ from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.bends import onset_logs
 from analysis.cliff.isotonic import fit_prefixes
 from analysis.findings import Onset
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 Progress = Literal["still falling", "settled", "coming back", ""]
 """What a fall was doing when the run stopped; '' where the evaluations do not tell."""

@@ -13,15 +13,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from scipy.special import stdtr, stdtrit
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Confidence, Finding, NotJudged, percent
 from analysis.signals import aligned
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

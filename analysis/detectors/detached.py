@@ -14,14 +14,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset
 from analysis.signals import aligned, learners
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 PAID_FOR = ("own_accuracy", "outcome_accuracy", "parse_failures")
 

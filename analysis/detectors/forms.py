@@ -20,9 +20,8 @@ from analysis.findings import Finding, Onset, percent
 from analysis.series.bend import bins, bridged
 from analysis.series.wander import MAX_POINTS, Change, find_change
 from analysis.signals import MIN_FINITE, aligned
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 FORMS: dict[str, tuple[int, str]] = {
     "stamp_form": (-1, "bare stamps among its verdicts"),

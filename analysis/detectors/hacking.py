@@ -22,10 +22,9 @@ from analysis.cliff.cliff import FallTest
 from analysis.cliff.fall import Fall
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import HELD_OUT, Finding, Onset, percent
+from gradlab.arrays import Floats
 from gradlab.records import RunLedger, Signal, names
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 PENALIZED = "penalized_reward"
 """Of `RunLedger`: the mean reward with the KL penalty inside."""

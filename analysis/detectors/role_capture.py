@@ -27,9 +27,8 @@ from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.stretches import binned, correlation_time, hysteresis, lasting, running_median
 from analysis.series.wander import MAX_POINTS, find_change
 from analysis.signals import aligned, learners
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

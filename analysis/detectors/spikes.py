@@ -19,9 +19,8 @@ from analysis.cliff.fall import Fall
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, NotJudged, Onset
 from analysis.signals import aligned, learners
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 DEGREES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
 """Of freedom, that the tails of log norms may have."""

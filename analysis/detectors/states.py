@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset, percent
 from analysis.signals import aligned
+from gradlab.arrays import Floats
 from gradlab.records import Signal
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 UPDATE_METRICS = ("grad_norm", "loss", "update_norm")
 LEDGER_METRICS = ("kl", "entropy", "ratio_std", "reward_mean")

@@ -26,8 +26,7 @@ from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.schedule import Schedule
 from analysis.series.trend import movement
 from analysis.signals import BY_BATCH, Measured, unscaled
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 UNRECORDED = "an unrecorded cause"
 FALLS = ("own_accuracy", "reward_mean")
