@@ -18,7 +18,8 @@ from analysis.detectors.table import KINDS
 from analysis.explain.commands import checkpoint_before, run_directory
 from analysis.explain.constant_rate import too_large
 from analysis.explain.remedies import remedies
-from analysis.explain.suspects import Storyteller, separation
+from analysis.explain.separation import separation
+from analysis.explain.suspects import Storyteller
 from analysis.explain.verdict import candidates, confidence, unfinished, verdict
 from analysis.findings import DROPS, Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
 from analysis.not_judged import unjudged
