@@ -10,12 +10,16 @@ import numpy as np
 
 from analysis.cliff.accuracy import AccuracySeries, outcome_of
 from analysis.cliff.fall import Fall
+from analysis.cliff.same_problems import ChangedSetRule
 from analysis.cliff.scan import FEW
 from analysis.detect import Detectors, detect
+from analysis.detectors.shape import Context
+from analysis.detectors.table import KINDS
 from analysis.explain.commands import checkpoint_before, run_directory
 from analysis.explain.constant_rate import too_large
 from analysis.explain.remedies import remedies
-from analysis.explain.suspects import Storyteller, separation
+from analysis.explain.separation import separation
+from analysis.explain.suspects import Storyteller
 from analysis.explain.verdict import candidates, confidence, unfinished, verdict
 from analysis.findings import DROPS, Accuracy, Cause, Diagnosis, Finding, SignalVerdict, Status
 from analysis.not_judged import unjudged
@@ -37,7 +41,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     series = outcome_of(run)
     drop = detectors.cliff.measure(series)
     drop = _comparable(series, drop, detectors)
-    found = detect(run, series, drop, detectors)
+    found = detect(Context(run, given=(series, drop)), detectors.rules)
     findings = found.findings
     broken, capture = found.of_kind("role breakdown"), found.of_kind("capture")
     signals = collect(run)
@@ -78,7 +82,7 @@ def _comparable(series: AccuracySeries, drop: Fall, detectors: Detectors) -> Fal
     if drop.onset is None or series.solved_TP is None:
         return drop
     last = int(np.searchsorted(series.step_T, drop.onset.step))
-    if detectors.changed_set.around(series, last) is None:
+    if detectors.rule(ChangedSetRule).around(series, last) is None:
         return drop
     return replace(drop, shape="changed set", onset=None, changed_after=last)
 
@@ -96,17 +100,9 @@ def _explanation(
     folder = run_directory(run)
     can_replay = folder is not None and checkpoint_before(folder, drop.onset.lower) > 0
     said = separation(causes, verdicts, can_replay=can_replay)
-    first = [words for f in findings if (words := EXPLAINED.get(f.kind)) and _is_near(f, drop)]
+    beside = [(KINDS[f.kind].beside_fall, f) for f in findings if f.kind in KINDS]
+    first = [words for words, f in beside if words and _is_near(f, drop)]
     return " ".join((*dict.fromkeys(first), said))
-
-
-EXPLAINED = {
-    "not finite": "Values stopped being finite then (see the finding): no update after that means "
-    "anything.",
-    "reward hacking": "What is rewarded and what is measured came apart as it fell (see the "
-    "finding): look at the reward first.",
-}
-"""Findings that go with a fall rather than before it, and say more of it than any order in time."""
 
 
 def _is_near(finding: Finding, drop: Fall) -> bool:
@@ -122,10 +118,7 @@ def _settings(detectors: Detectors) -> dict[str, float | int | str]:
     return {
         "drop: alpha": detectors.cliff.alpha,
         "drop: smallest reported": detectors.cliff.min_drop,
-        "capture: odds ratio": detectors.capture.enter,
-        "capture: rise of the odds": detectors.capture.shift_enter,
-        "amplification: alpha": detectors.amplification.alpha,
-        "amplification: smallest DEFF": detectors.amplification.min_deff,
+        **{name: value for rule in detectors.rules for name, value in rule.thresholds().items()},
         "order: probability": detectors.order.min_probability,
         "order: longest lead (steps)": detectors.order.max_lead,
     }

@@ -7,37 +7,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-FindingKind = Literal[
-    "cliff",
-    "fall",
-    "decay",
-    "swings",
-    "last evaluation low",
-    "detached reward",
-    "capture",
-    "dominance",
-    "role breakdown",
-    "amplification",
-    "path amplification",
-    "entropy collapse",
-    "length blow-up",
-    "KL drift",
-    "advantage starvation",
-    "rollout gap",
-    "gradient spike",
-    "still adapter",
-    "no gradient",
-    "not finite",
-    "all cut",
-    "no spread",
-    "length collapse",
-    "reward hacking",
-    "form change",
-    "work moved",
-    "changed evaluation set",
-    "instrumentation",
-]
-DROPS: tuple[FindingKind, ...] = ("cliff", "fall", "decay", "swings")
+DROPS: tuple[str, ...] = ("cliff", "fall", "decay", "swings")
 """Kinds that say that accuracy ended lower than it was, since a moment that can be dated."""
 Confidence = Literal["high", "moderate", "low"]
 Order = Literal["precedes", "coincides", "follows", "no evidence"]
@@ -95,7 +65,8 @@ class Onset:
 class Finding:
     """One thing a detector is willing to stand for."""
 
-    kind: FindingKind
+    kind: str
+    """Its name, as in `analysis.detectors.table.KINDS`."""
     subject: str
     """Role, policy or 'run'."""
     summary: str
@@ -305,7 +276,7 @@ class Diagnosis:
         """What says that accuracy fell."""
         return self.of_kind(*DROPS)
 
-    def of_kind(self, *kinds: FindingKind) -> tuple[Finding, ...]:
+    def of_kind(self, *kinds: str) -> tuple[Finding, ...]:
         return tuple(finding for finding in self.findings if finding.kind in kinds)
 
 

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from analysis.cliff.fall import FALLS
+from analysis.detectors.table import KINDS
 from analysis.diagnosis import diagnose
 from analysis.findings import DROPS, Finding
 from gradlab.alarms import Alarm, read_alarms
 from gradlab.store.run import open_run
 
-SILENT = frozenset({"dominance", "path amplification", "amplification", "gradient spike"})
-"""Kinds of finding that describe a run and are no reason to step in: a spike is over when it is
-found, and every later look finds it again."""
+SILENT = frozenset(name for name, kind in KINDS.items() if not kind.raises_alarm)
+"""Kinds of finding that are no reason to step in."""
 
 
 def _key(found: Finding | Alarm) -> tuple[str, str]:

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit, xlogy
 
+from gradlab.arrays import Floats
 from gradlab.records import Signal
 from gradlab.store.run import Run
 
-Floats = NDArray[np.float64]
 Scale = Literal["linear", "log", "logit"]
 Source = Literal["ledger", "norm", "mass", "policy", "pair", "signature"]
 

@@ -67,7 +67,15 @@ def updates(number: int) -> list[UpdateRecord]:
         rows = {role: RowStatistics(total=1.0 + index, rows=48) for role in META.roles}
         total = gram.sum(axis=0)
         records.append(
-            UpdateRecord("shared", index // 2 + 1, gram, metrics, 1e-3 * total, 1e-2 * total, rows)
+            UpdateRecord(
+                "shared",
+                index // 2 + 1,
+                gram,
+                metrics=metrics,
+                update_gram_AA=1e-3 * total,
+                transfer_AA=1e-2 * total,
+                row_statistics=rows,
+            )
         )
     return records
 

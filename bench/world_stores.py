@@ -156,7 +156,7 @@ class PolicyGradients:
             self.policy.name,
             t + 1,
             gram_BAA,
-            metrics,
+            metrics=metrics,
             update_gram_AA=scale**2 * gram_AA,
             transfer_AA=-scale * gram_AA,
         )

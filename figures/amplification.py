@@ -13,8 +13,9 @@ from scipy.special import stdtrit
 from analysis.detectors.amplification import AmplificationTest, Components, path_length
 from analysis.signals import aligned, routed
 from figures.cells import COLUMNS, identity, split
-from figures.style import FAINT, INK, Floats, blank, footnote, legend, note, paper, role_style
+from figures.style import FAINT, INK, blank, footnote, legend, note, paper, role_style
 from figures.tables import Table
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
 
 if TYPE_CHECKING:

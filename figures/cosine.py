@@ -17,7 +17,6 @@ from figures.style import (
     INK,
     PALE,
     TINY,
-    Floats,
     blank,
     few_ticks,
     footnote,
@@ -28,6 +27,7 @@ from figures.style import (
     running_median,
 )
 from figures.tables import Table
+from gradlab.arrays import Floats
 from gradlab.records import Agent
 from gradlab.store.run import Run
 

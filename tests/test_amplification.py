@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from analysis.detectors.amplification import AmplificationTest, Coherence, Components, path_length
+from analysis.detectors.shape import Context
 from analysis.synthetic.runs import Rows, row_gradients, statistics_of, synthetic_run
 from gradlab.records import RowStatistics
 from gradlab.store.run import open_run
@@ -103,14 +104,15 @@ def test_findings_of_a_run(tmp_path: Path) -> None:
         amplification={"generator": 0.3},
     )
     run = open_run(path)
-    findings, unjudged = AmplificationTest().judge(run)
+    judged = AmplificationTest().judge(Context(run))
+    findings = judged.findings
     assert [(f.kind, f.subject) for f in findings] == [
         ("amplification", "generator"),
         ("path amplification", "generator"),
     ]
     assert findings[0].strength == pytest.approx(1 + 2 * 0.3 / 0.97, abs=0.15)
     assert findings[1].strength == pytest.approx(3.0)
-    assert not unjudged
+    assert not judged.not_judged
 
 
 def test_fixed_updates_have_no_path_amplification(tmp_path: Path) -> None:

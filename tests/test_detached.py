@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis.detect import Detectors
 from analysis.detectors.detached import DetachedRule
 from analysis.detectors.exchanged import with_exchange
+from analysis.detectors.role_capture import CaptureRule
 from analysis.diagnosis import diagnose
 from analysis.explain.remedies import remedies
 from analysis.findings import Finding, Onset
@@ -106,8 +106,9 @@ def test_a_capture_that_takes_its_time_is_no_exchange(tmp_path: Path) -> None:
     run = open_run(
         synthetic_run(tmp_path / "run", steps=200, evals=11, capture=Capture("generator", 100, 8.0))
     )
-    found = Detectors().capture(run)
-    assert all("audit" not in with_exchange(run, finding).summary for finding in found)
+    found = CaptureRule()(run)
+    assert found
+    assert all("audit" not in finding.summary for finding in found)
     assert with_exchange(run, replace(capture_at(100), onset=None)).onset is None
 
 

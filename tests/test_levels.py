@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
+from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.fall import Fall
 from analysis.detectors.frozen import StillRule, share_interval
 from analysis.detectors.levels import ENTROPY_COLLAPSE, KL_DRIFT, LENGTH_BLOW_UP, LEVEL_RULES
+from analysis.detectors.shape import Context
 from analysis.detectors.spikes import SpikeRule, _log_density
 from analysis.findings import Onset
 from analysis.signals import KIND
@@ -105,8 +107,9 @@ def test_spike_is_found_at_its_step_and_a_change_of_level_is_none(tmp_path: Path
     run = synthetic_run(
         tmp_path / "run", steps=80, evals=0, problems=0, spikes=(Spike("generator", 50, 40.0),)
     )
-    found, [mentioned] = SpikeRule().judge(open_run(run), None)
-    assert found == []
+    judged = SpikeRule().judge(Context(open_run(run)))
+    assert judged.findings == ()
+    [mentioned] = judged.observed
     assert mentioned.what.startswith("harm of a gradient spike of generator at step 50")
 
 
@@ -118,8 +121,10 @@ def test_spike_is_a_finding_where_accuracy_fell_after_it(
         tmp_path, steps=200, evals=0, problems=0, spikes=(Spike("generator", 50, 40.0),)
     )
     drop = Fall("cliff", 20, onset=Onset(fell, fell, fell + 10))
-    found, mentioned = SpikeRule().judge(open_run(run), drop)
-    assert (len(found), len(mentioned)) == (int(is_found), int(not is_found))
+    opened = open_run(run)
+    judged = SpikeRule().judge(Context(opened, given=(AccuracySeries.of(opened), drop)))
+    found = judged.findings
+    assert (len(found), len(judged.observed)) == (int(is_found), int(not is_found))
     if is_found:
         assert found[0].onset == Onset(50, 50, 50)
 
@@ -152,7 +157,7 @@ def test_adapter_that_does_not_move_is_found(tmp_path: Path, moved: float, is_fo
             metrics = UpdateMetrics(
                 learning_rate=1e-3, update_norm=moved, weight_norm=1.0, grad_norm=0.1
             )
-            store.append(UpdateRecord("p", step, np.eye(1)[None], metrics))
+            store.append(UpdateRecord("p", step, np.eye(1)[None], metrics=metrics))
             store.append(StepRecord(step, 0.0, RunLedger(), {}))
     found = StillRule()(open_run(tmp_path))
     assert [finding.kind for finding in found] == (["still adapter"] if is_found else [])

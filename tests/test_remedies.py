@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.detectors.table import KINDS
 from analysis.explain.remedies import (
     BAD_WHEN_LOWER,
-    BY_FINDING,
     BY_SIGNAL,
     OF_ROLES,
     TITLES,
@@ -112,7 +112,7 @@ def test_remedy_is_only_given_for_the_change_that_it_undoes(kind: str, plain: Ru
     assert remedies(plain, (), (candidate(kind, better, worse),)) == ()
 
 
-@pytest.mark.parametrize("kind", [*BY_FINDING, "something new"])
+@pytest.mark.parametrize("kind", [*KINDS, "something new"])
 def test_every_option_is_complete_whatever_was_found(kind: str, tmp_path: Path) -> None:
     run = trained(tmp_path / "run", (20, 40, 80))
     subject = "run" if kind in ("cliff", "fall", "decay") else "generator"
@@ -175,7 +175,7 @@ def test_every_command_is_one_that_train_takes(tmp_path: Path) -> None:
     from gradlab.commands.training_options import parse_training
 
     run = trained(tmp_path / "run", (20, 40), max_share={"aggregator": 0.7})
-    kinds = [found("fall"), *(found(kind, "generator") for kind in BY_FINDING)]
+    kinds = [found("fall"), *(found(kind, "generator") for kind in KINDS)]
     own = TrainConfig(**run.meta.config | {"out": tmp_path / "run"})
     found_all = remedies(run, kinds, ())
     commands = [r.option for r in found_all if r.option.startswith("gradlab train")]

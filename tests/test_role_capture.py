@@ -10,6 +10,7 @@ import pytest
 
 from analysis.detectors.consequences import changed, continued
 from analysis.detectors.role_capture import CaptureRule
+from analysis.detectors.shape import Context, Judged
 from analysis.series.stretches import correlation_time, hysteresis, lasting, running_median
 from analysis.synthetic.runs import Capture, Shift, autoregressive, synthetic_run
 from gradlab.store.run import open_run
@@ -125,7 +126,8 @@ def test_capture_in_a_run_names_role_step_and_consequences(tmp_path: Path) -> No
     path = synthetic_run(
         tmp_path / "run", steps=160, evals=9, capture=Capture("generator", 80, 8.0), seed=2
     )
-    findings, unjudged = CaptureRule().judge(open_run(path))
+    judged = CaptureRule().judge(Context(open_run(path)))
+    findings = judged.findings
     assert [(f.kind, f.subject) for f in findings] == [("capture", "generator")]
     finding = findings[0]
     assert finding.onset is not None
@@ -133,13 +135,13 @@ def test_capture_in_a_run_names_role_step_and_consequences(tmp_path: Path) -> No
     assert any("drifts towards generator" in sentence for sentence in finding.evidence)
     assert any("pull" in sentence for sentence in finding.evidence)
     assert finding.confidence == "high"
-    assert not unjudged
+    assert not judged.not_judged
 
 
 def test_isolated_roles_cannot_capture_and_short_runs_say_so(tmp_path: Path) -> None:
     isolated = synthetic_run(tmp_path / "a", steps=60, evals=0, problems=0, routing="isolated")
-    assert CaptureRule().judge(open_run(isolated)) == ([], [])
+    assert CaptureRule().judge(Context(open_run(isolated))) == Judged()
     short = synthetic_run(tmp_path / "b", steps=20, evals=0, problems=0)
-    findings, unjudged = CaptureRule().judge(open_run(short))
-    assert not findings
-    assert "needs 40" in unjudged[0].why
+    judged = CaptureRule().judge(Context(open_run(short)))
+    assert not judged.findings
+    assert "needs 40" in judged.not_judged[0].why

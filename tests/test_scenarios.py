@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import numpy as np
 import pytest
 
-from analysis.findings import FindingKind
+from analysis.detectors.table import KINDS
 from analysis.synthetic.planted import Cliff
 from analysis.synthetic.scenarios import SCENARIOS, fall
 
@@ -40,4 +38,4 @@ def test_truths_and_plants_agree() -> None:
     kinds = {
         cause.split(" by ")[0].split(" of ")[0] for s in SCENARIOS.values() for cause in s.causes
     }
-    assert kinds - {"shared learning rate up"} <= set(get_args(FindingKind))
+    assert kinds - {"shared learning rate up"} <= set(KINDS)

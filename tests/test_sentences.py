@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 from analysis.diagnosis import diagnose
+from analysis.explain.separation import separation
 from analysis.explain.signal_words import EARLY, LATE, told_later, told_order, told_outcomes
-from analysis.explain.suspects import separation
 from analysis.findings import Onset, SignalVerdict
 from analysis.report.page import write_page
 from gradlab.interop.logs.importing import import_run

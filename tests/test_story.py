@@ -9,14 +9,14 @@ import pytest
 
 from analysis.detectors.multiplicity import correct, weights
 from analysis.diagnosis import diagnose
-from analysis.findings import Finding, FindingKind
+from analysis.findings import Finding
 from analysis.replays.results import read_replays
 from analysis.synthetic.runs import synthetic_run
 from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.store.run import open_run
 
 
-def finding(kind: FindingKind, p_value: float | None) -> Finding:
+def finding(kind: str, p_value: float | None) -> Finding:
     return Finding(kind, "judge", "", 1.0, "1", "high", p_value=p_value)
 
 

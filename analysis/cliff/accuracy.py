@@ -15,10 +15,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.records import Signal
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 Outcome = Literal["held-out accuracy", "training accuracy", "training reward"]
 """What a run is judged by, in the order of preference."""

@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries, outcome_of
 from analysis.cliff.course import (
@@ -43,6 +42,7 @@ from analysis.cliff.ramp import (
     Ramp,
     both_falls,
     fit_ramp,
+    likely_onset,
     onset_interval,
     onset_weights,
     plateau_within,
@@ -51,9 +51,9 @@ from analysis.cliff.ramp import (
 from analysis.cliff.scan import FEW, largest_loss
 from analysis.cliff.swings import find_swings
 from analysis.findings import DROPS
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
 
-Floats = NDArray[np.float64]
 POWER = 0.84
 """Standard errors between a threshold and what passes it in 4 of 5 runs."""
 
@@ -185,7 +185,8 @@ class FallTest:
             at = still_rising(series, low_step, sigma, at)
             spread = math.hypot(spread, sigma * math.sqrt(1 / at.end_window - 1 / averaged))
         drop = at.top - at.bottom
-        width = (series.step_T[ramp.end] - series.step_T[ramp.onset]) / measured["run_steps"]
+        began = likely_onset(weight_T, ramp)
+        width = (series.step_T[ramp.end] - series.step_T[began]) / measured["run_steps"]
         shape: Shape = "cliff" if width <= self.cliff else "fall" if width <= self.fall else "decay"
         lower = drop - bias - CERTAIN * spread
         if drop - bias < smallest or lower < self.sure_share * smallest:
@@ -210,7 +211,7 @@ class FallTest:
             drop_upper=max(drop - bias + CERTAIN * spread, drop),
             window=at.window,
             end_window=at.end_window,
-            onset=onset_interval(series, weight_T, ramp) if shape in DROPS else None,
+            onset=onset_interval(series, weight_T, began) if shape in DROPS else None,
             end_step=int(series.step_T[ramp.end]),
             progress="coming back" if low_step >= 0 else progress(fit, num, sigma**2),
             low=low,

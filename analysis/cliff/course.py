@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.isotonic import fit_prefixes
@@ -17,8 +16,7 @@ from analysis.cliff.noise import Noise
 from analysis.cliff.ramp import Ramp
 from analysis.cliff.scan import FEW
 from analysis.cliff.swings import Swing, find_swings
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 TYPICAL_WANDER = 0.008
 """Standard deviation of the true accuracy around its trend, in healthy stretches of real runs."""

@@ -16,8 +16,8 @@ from analysis.cliff.accuracy import Outcome
 from analysis.cliff.ramp import Progress
 from analysis.cliff.swings import Swing
 from analysis.findings import Onset, level, points
+from gradlab.arrays import Floats
 
-Floats = NDArray[np.float64]
 Shape = Literal[
     "none",
     "small loss",
@@ -34,9 +34,6 @@ Shape = Literal[
 other problems were evaluated from some moment on, so nothing can be compared."""
 FALLS = ("cliff", "fall", "decay")
 Kind = Literal["", "early collapse", "two falls"]
-GENTLE = 0.2
-"""Of its width, that a straight line starts later than the gentle way down that it is fitted to:
-0.19 for half a wave of a cosine, 0.16 for a cubic S. An abrupt fall has no width to hide in."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +137,7 @@ class Fall:
     def beginnings(self, num: int, rng: np.random.Generator) -> Floats:
         """[num] plausible true beginnings of the fall; empty without a dated one.
 
-        An evaluation by its weight, then uniformly between it and the next one; and earlier by what
-        a gentle beginning hides: a line through it starts when a good part of the way is done.
+        An evaluation by its weight, then uniformly between it and the next one.
         """
         if self.onset is None:
             return np.zeros(0)
@@ -149,9 +145,7 @@ class Fall:
         pick = rng.choice(len(step_T), num, p=self.onset_weight_T)
         after = np.minimum(pick + 1, len(step_T) - 1)
         drawn: Floats = step_T[pick] + rng.random(num) * (step_T[after] - step_T[pick])
-        hidden = GENTLE * np.maximum(self.end_step - drawn, 0.0)
-        began: Floats = np.maximum(drawn - rng.random(num) * hidden, step_T[0])
-        return began
+        return drawn
 
     @property
     def width_share(self) -> float:

@@ -7,11 +7,10 @@ shown.
 from __future__ import annotations
 
 import math
-from typing import cast
 
 from analysis.cliff.fall import Fall
 from analysis.cliff.scan import FEW
-from analysis.findings import HELD_OUT, Confidence, Finding, FindingKind
+from analysis.findings import HELD_OUT, Confidence, Finding
 
 SIMILAR = 0.5
 """Share of a fall from which on a swing elsewhere is called like it."""
@@ -29,7 +28,7 @@ def findings_of(fall: Fall) -> list[Finding]:
         return []
     return [
         Finding(
-            cast(FindingKind, fall.shape),  # what has an onset is one
+            fall.shape,
             "run",
             what_fell(fall),
             fall.drop,

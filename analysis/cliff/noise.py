@@ -17,12 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import gammainc, gammaincinv
 
 from analysis.cliff.accuracy import AccuracySeries
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 TYPICAL = 0.7
 """Variance of an evaluation over the binomial one where the problems' own answers are unknown."""

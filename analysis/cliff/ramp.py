@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries
-from analysis.cliff.bends import errors_by_onset
+from analysis.cliff.bends import onset_logs
 from analysis.cliff.isotonic import fit_prefixes
 from analysis.findings import Onset
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 Progress = Literal["still falling", "settled", "coming back", ""]
 """What a fall was doing when the run stopped; '' where the evaluations do not tell."""
@@ -129,29 +128,46 @@ def progress(fit: RampFit, num_points: int, variance: float) -> Progress:
     return "settled" if difference < -2 and best_end <= num_points - SETTLED else ""
 
 
+SOFTER = 1.25
+"""Times the variance: how far rises and falls stray from the shapes that are fitted to them."""
+
+LIKELY = 0.25
+"""Of the plausibility of the likeliest beginning, from which on that of the line is told."""
+
+
 def onset_weights(correct_T: Floats, trials_T: Floats, variance: float) -> Floats:
-    """[T] exp(-error/2) of the best fall of any shape from each onset, softened by 1.5."""
-    best_T = errors_by_onset(correct_T, trials_T)
-    if not np.isfinite(best_T).any():  # nothing goes down
-        best_T = np.zeros(len(trials_T))
-    excess_T = (best_T - best_T.min()) / max(variance, 1e-12)
-    weight_T = np.exp(-excess_T / (2 * 1.5))
+    """[T] plausibility of each evaluation as the last before the fall, whatever its shape.
+
+    An event at the true beginning is said to lead it in 5 % of falls, where 5 % are asked for.
+    """
+    log_T = onset_logs(correct_T, trials_T, SOFTER * max(variance, 1e-12))
+    if not np.isfinite(log_T).any():  # nothing goes down
+        log_T = np.zeros(len(trials_T))
+    weight_T = np.exp(log_T - log_T.max())
     normalized: Floats = weight_T / weight_T.sum()
     return normalized
 
 
-def onset_interval(series: AccuracySeries, weight_T: Floats, ramp: Ramp) -> Onset:
-    """Profile interval: onsets whose error is within 1.5 chi2(2, .9) noise variances of the best.
+def likely_onset(weight_T: Floats, ramp: Ramp) -> int:
+    """Where the line down begins, unless the beginnings of other shapes are far more plausible: a
+    line through a fall that begins gently starts late. Then the middle of them."""
+    if weight_T[ramp.onset] >= LIKELY * weight_T.max():
+        return ramp.onset
+    middle = int(np.searchsorted(np.cumsum(weight_T), 0.5 * weight_T.sum()))
+    return min(middle, ramp.end - 1)
 
-    It covers 87-100 % for cliffs, 67-98 % for slow decays (nominal 90).
+
+def onset_interval(series: AccuracySeries, weight_T: Floats, began: int) -> Onset:
+    """Beginnings at least a tenth as plausible as the likeliest, around the one that is told.
+
+    It covers 90 to 95 % of falls of the second world (nominal 90).
     """
-    threshold = (1 - 0.9) * weight_T.max()  # exp(-q / 2) for the .9 quantile q of chi2(2)
-    plausible = np.nonzero(weight_T >= threshold)[0]
+    plausible = np.nonzero(weight_T >= 0.1 * weight_T.max())[0]
     last = min(int(plausible[-1]) + 1, len(series) - 1)
     return Onset(
-        int(series.step_T[ramp.onset]),
-        int(series.step_T[min(int(plausible[0]), ramp.onset)]),
-        int(series.step_T[max(last, min(ramp.onset + 1, len(series) - 1))]),
+        int(series.step_T[began]),
+        int(series.step_T[min(int(plausible[0]), began)]),
+        int(series.step_T[max(last, min(began + 1, len(series) - 1))]),
     )
 
 

@@ -13,14 +13,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import ndtr
 
 from analysis.cliff.accuracy import AccuracySeries
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,19 @@ class Agreement:
     num_problems: int
 
 
+CHANGED_SET = Kind(
+    "changed evaluation set",
+    "answers by problem of at least 30 problems, at four evaluations or more",
+    (("one set", "accuracies on different problems cannot be compared"),),
+    is_own_test=True,  # whether accuracies can be compared comes before what they say
+)
+
+
 @dataclass(frozen=True)
-class ChangedSetRule:
+class ChangedSetRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (CHANGED_SET,)
     min_problems: int = 30
     min_reliability: float = 0.2
     """Of the mean correctness per problem on either side; below, nobody could agree with it."""
@@ -59,10 +67,14 @@ class ChangedSetRule:
     near: int = 2
     """Evaluations around a drop's onset where the set may have changed."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        """A change anywhere in the run, whether or not accuracy fell; at most one."""
-        series = AccuracySeries.of(run)
-        return self._best(series, range(1, len(series)))
+    def judge(self, context: Context) -> Judged:
+        """At most one finding: where a drop seemed to begin, else a change anywhere in the run."""
+        if context.fall.shape == "changed set":
+            around = self.around(context.series, context.fall.changed_after)
+            if around:
+                return Judged((around,))
+        series = AccuracySeries.of(context.run)
+        return Judged(tuple(self._best(series, range(1, len(series)))))
 
     def num_tested(self, run: Run) -> int:
         """One, where answers are kept by problem."""

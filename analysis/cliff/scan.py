@@ -11,7 +11,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
+
 Indices = NDArray[np.int64]
 
 FEW = 8

@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 BEYOND = 5.5
 """Standard errors from a peak to a trough that noise alone does not give: the range of 50 to 100

@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Confidence, Finding, NotJudged, percent
 from analysis.signals import aligned, routed
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,42 @@ class Coherence:
     episode_share: float
 
 
+AMPLIFICATION = Kind(
+    "amplification",
+    "row statistics of a role with parallel agents, over at least 10 steps",
+    (
+        ("fewer updates", "parallel agents repeat one another: more rows are not more evidence"),
+        ("fewer agents", "agents that share prompts are worth fewer independent ones"),
+    ),
+    describes=True,
+    raises_alarm=False,
+    family_share=0.2,
+    term=(
+        r"\bamplification",
+        "Parallel agents of a role push the same way because they saw the same prompts: more rows, "
+        "not more evidence.",
+    ),
+)
+PATH = Kind(
+    "path amplification",
+    "optimizer steps of a role with parallel agents and of one without",
+    (
+        (
+            "fewer updates",
+            "{role} takes more optimizer steps than the others, which Adam turns into a longer "
+            "path",
+        ),
+    ),
+    describes=True,
+    raises_alarm=False,
+)
+
+
 @dataclass(frozen=True)
-class AmplificationTest:
+class AmplificationTest(Detector):
     """Thresholds; size and power on planted runs in bench/results/detectors.md."""
 
+    kinds: tuple[Kind, ...] = (AMPLIFICATION, PATH)
     alpha: float = 0.01
     """Largest p-value: with hundreds of steps the test is sharp, and 1 % costs no power."""
     min_deff: float = 1.1
@@ -73,11 +105,19 @@ class AmplificationTest:
     min_path_ratio: float = 1.5
     """Optimizer steps over those of a one-agent role: half as many again changes what Adam does."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        return self.judge(run)[0]
+    def num_tested(self, run: Run) -> int:
+        """Roles with parallel agents."""
+        return sum(len(run.agents(role)) > 1 for role in routed(run))
 
-    def judge(self, run: Run) -> tuple[list[Finding], list[NotJudged]]:
+    def thresholds(self) -> dict[str, float]:
+        return {
+            "amplification: alpha": self.alpha,
+            "amplification: smallest DEFF": self.min_deff,
+        }
+
+    def judge(self, context: Context) -> Judged:
         """Findings on every role with parallel agents, and what could not be judged."""
+        run = context.run
         findings: list[Finding] = []
         open_questions: list[NotJudged] = []
         parallel = [role for role in routed(run) if len(run.agents(role)) > 1]
@@ -100,7 +140,7 @@ class AmplificationTest:
             path = self._path_finding(run, role)
             if path:
                 findings.append(path)
-        return findings, open_questions
+        return Judged(tuple(findings), tuple(open_questions))
 
     def measure(self, components: Components, num_agents: int) -> Coherence | None:
         """Test one role; None with too few steps.

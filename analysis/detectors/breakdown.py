@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset, percent
 from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.wander import MAX_POINTS, find_change
@@ -28,11 +29,34 @@ BESIDE = ("length_mean", "entropy", "kl", "own_accuracy")
 CERTAIN = 1e-4
 """The smallest p-value that is told."""
 
+BREAKDOWN = Kind(
+    "role breakdown",
+    "parse failures and cut responses of each role, over at least 20 steps",
+    (
+        ("anchor", "a KL term keeps the format that was lost"),
+        (
+            "pay own work",
+            "under a broadcast outcome a fallback earns the reward that its format no longer does",
+        ),
+        ("lower rate", "formats break under long steps"),
+    ),
+    (
+        ("raise limit", "a response that is cut earns nothing, however right it was so far"),
+        ("mask cut", "else a cut response is trained away from, as if it were wrong"),
+        ("anchor", "a KL term holds the length back that grew into the limit"),
+        ("lower rate", "lengths run away under long steps"),
+    ),
+    signals=("parse_failures", "truncated", "length_mean", "drift"),
+    dated_by=("parse_failures", "truncated"),
+    replay="anchor",
+)
+
 
 @dataclass(frozen=True)
-class BreakdownRule:
+class BreakdownRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (BREAKDOWN,)
     min_share: float = 0.5
     """Of responses that fail, at the end of the change."""
     min_rise: float = 0.3
@@ -51,16 +75,17 @@ class BreakdownRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per broken role, with the signal that broke first."""
+        run = context.run
         if len(run.steps) < self.min_steps:
-            return []
+            return Judged()
         findings = []
         for role in run.roles:
             broken = [found for name in SIGNALS if (found := self._signal(run, role, name))]
             if broken:
                 findings.append(min(broken, key=_began))
-        return sorted(findings, key=_began)
+        return Judged(tuple(sorted(findings, key=_began)))
 
     def num_tested(self, run: Run) -> int:
         """Both signals of every role: either one makes a finding."""

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from analysis.series.bend import bins
 from analysis.series.wander import MAX_POINTS, find_change
 from analysis.signals import KIND, aligned, divergence, smoothed
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 CONSEQUENCES = ("own_accuracy", "reward_mean", "parse_failures", "truncated", "length_mean")
 """Signals of a starved role in which a takeover shows; not its KL, which grows in any training."""

@@ -14,13 +14,12 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset
 from analysis.signals import aligned, learners
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 PAID_FOR = ("own_accuracy", "outcome_accuracy", "parse_failures")
 
@@ -41,10 +40,24 @@ class Detached:
     """Of the reward around the relation, before."""
 
 
+DETACHED = Kind(
+    "detached reward",
+    "mean reward of each role, and its own or its episodes' accuracy, in every step",
+    (
+        ("read rewarded", "what the role is paid changed from one step to the next"),
+        ("begin again", "no option changes what is paid: it is in the code of the reward"),
+    ),
+    signals=("reward_mean", "reward_std", "zero_variance_groups"),
+    dated_by=(),
+    has_option=False,
+)
+
+
 @dataclass(frozen=True)
-class DetachedRule:
+class DetachedRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (DETACHED,)
     min_before: int = 12
     """Steps that a relation is learned from."""
     max_before: int = 40
@@ -59,16 +72,16 @@ class DetachedRule:
     max_spread: float = 0.5
     """Largest spread around the relation, over that of the reward itself: more is no relation."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role whose reward left its relation."""
-        findings = []
+        run, findings = context.run, []
         for role in learners(run):
             reward_T = aligned(run.steps, run.ledger("reward_mean", role))
             paid_KT = np.stack([aligned(run.steps, run.ledger(name, role)) for name in PAID_FOR])
             found = self.measure(reward_T, paid_KT)
             if found is not None:
                 findings.append(self._finding(run, role, found))
-        return findings
+        return Judged(tuple(findings))
 
     def measure(self, reward_T: Floats, paid_KT: Floats) -> Detached | None:
         """The first step at which the reward leaves its relation; None if it never does."""

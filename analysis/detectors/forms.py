@@ -15,13 +15,13 @@ from itertools import permutations
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset, percent
 from analysis.series.bend import bins, bridged
 from analysis.series.wander import MAX_POINTS, Change, find_change
 from analysis.signals import MIN_FINITE, aligned
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 FORMS: dict[str, tuple[int, str]] = {
     "stamp_form": (-1, "bare stamps among its verdicts"),
@@ -34,10 +34,18 @@ FORMS: dict[str, tuple[int, str]] = {
 Fewer words of doubt, or terser answers, are what healthy training does."""
 
 
+FORM_CHANGE = Kind(
+    "form change",
+    "forms of the responses (stamps, code, terseness) of each role at 8 evaluations or more",
+    (("anchor", "a KL term keeps the form of the responses"),),
+)
+
+
 @dataclass(frozen=True)
-class FormRule:
+class FormRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (FORM_CHANGE,)
     min_change: float = 0.3
     """Of a share of responses."""
     alpha: float = 0.05
@@ -46,14 +54,14 @@ class FormRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role: the form that changed most, the others as evidence."""
-        findings = []
+        run, findings = context.run, []
         for role in run.roles:
             changed = [found for form in FORMS if (found := self._form(run, role, form))]
             if changed:
                 findings.append(_told(role, sorted(changed, key=lambda one: -abs(one.size))))
-        return findings
+        return Judged(tuple(findings))
 
     def num_tested(self, run: Run) -> int:
         """Forms of all roles that are recorded at enough evaluations."""
@@ -133,10 +141,21 @@ def _told(role: str, changed: list[_Changed]) -> Finding:
     )
 
 
+WORK_MOVED = Kind(
+    "work moved",
+    "response lengths of two roles or more, over at least 30 steps",
+    (
+        ("own adapter", "one role does what another was there for"),
+        ("pay own work", "so that each role earns with what it is there for"),
+    ),
+)
+
+
 @dataclass(frozen=True)
-class WorkRule:
+class WorkRule(Detector):
     """One role's responses grow while another's shrink to a fraction."""
 
+    kinds: tuple[Kind, ...] = (WORK_MOVED,)
     min_growth: float = 2.0
     """Times, of the role that takes the work."""
     max_left: float = 0.25
@@ -147,9 +166,9 @@ class WorkRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role that lost its work: who grew most, if several grew."""
-        findings = []
+        run, findings = context.run, []
         for loser in run.roles:
             takers = [
                 (taker, found)
@@ -159,7 +178,7 @@ class WorkRule:
             if takers:
                 taker, (grown, shrunk) = max(takers, key=lambda one: one[1][0].after)
                 findings.append(_moved(run, taker, loser, grown, shrunk))
-        return findings
+        return Judged(tuple(findings))
 
     def num_tested(self, run: Run) -> int:
         return len(list(permutations([r for r in run.roles if self._length(run, r).any()], 2)))

@@ -8,15 +8,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import wilson
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, percent
 from gradlab.records import PolicyMeta
 from gradlab.store.run import Run
 
+STILL = Kind(
+    "still adapter",
+    "learning rate and length of the step of every update",
+    (("check updates", "updates change no parameter"),),
+)
+NO_GRADIENT = Kind(
+    "no gradient",
+    "gradient norms, and the reward spread of groups",
+    (("check updates", "rewards differ and the gradient is exactly zero"),),
+)
+
 
 @dataclass(frozen=True)
-class StillRule:
+class StillRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (STILL, NO_GRADIENT)
     min_share: float = 0.5
     """Of the updates that moved nothing; a few without reward spread are ordinary."""
     resolution: float = 1e-8
@@ -26,14 +39,14 @@ class StillRule:
     min_empty: float = 0.9
     """Of the updates with reward spread whose gradient is exactly zero: then it is no accident."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per policy that stands still, or that no gradient reaches."""
-        findings = []
+        run, findings = context.run, []
         for policy in run.policies:
             found = self._no_gradient(run, policy) or self._still(run, policy)
             if found:
                 findings.append(found)
-        return findings
+        return Judged(tuple(findings))
 
     def _no_gradient(self, run: Run, policy: PolicyMeta) -> Finding | None:
         """Exact zeros where advantages are not: the loss does not reach the parameters."""

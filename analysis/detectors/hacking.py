@@ -20,11 +20,11 @@ from scipy.special import stdtr
 from analysis.cliff.accuracy import AccuracySeries, series_of
 from analysis.cliff.cliff import FallTest
 from analysis.cliff.fall import Fall
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import HELD_OUT, Finding, Onset, percent
+from gradlab.arrays import Floats
 from gradlab.records import RunLedger, Signal, names
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 PENALIZED = "penalized_reward"
 """Of `RunLedger`: the mean reward with the KL penalty inside."""
@@ -75,10 +75,24 @@ class Divergence:
     """Standard error of the fall."""
 
 
+HACKING = Kind(
+    "reward hacking",
+    "held-out accuracy beside training accuracy or reward, or a reward beside its KL penalty",
+    (
+        ("read rewarded", "what is rewarded and what is measured have come apart"),
+        ("anchor", "what only the grader likes lies far from the reference"),
+        ("lower rate", "fewer steps find less to exploit"),
+    ),
+    beside_fall="What is rewarded and what is measured came apart as it fell (see the finding): "
+    "look at the reward first.",
+)
+
+
 @dataclass(frozen=True)
-class HackingRule:
+class HackingRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (HACKING,)
     min_points: float = 0.1
     """Of a share that rises, and of one that falls."""
     min_part: float = 0.1
@@ -92,22 +106,19 @@ class HackingRule:
     too little of their memory."""
     fall: FallTest = field(default_factory=FallTest)
 
-    def __call__(self, run: Run, fall: Fall | None = None) -> list[Finding]:
-        """At most one finding: the clearest pair, held-out accuracy first.
-
-        `fall`: what the test of held-out accuracy said; measured here if not given.
-        """
-        if fall is None:
-            fall = self.fall.measure_run(run)
+    def judge(self, context: Context) -> Judged:
+        """At most one finding: the clearest pair, held-out accuracy first."""
         found = [
-            (pair, d) for pair in self.pairs(run) if (d := self.measure(pair, fall)) is not None
+            (pair, d)
+            for pair in self.pairs(context.run)
+            if (d := self.measure(pair, context.fall)) is not None
         ]
         if not found:
-            return []
+            return Judged()
         held_out = [one for one in found if one[0].down.title == HELD_OUT]
         pair, divergence = min(held_out or found, key=lambda one: one[1].p_value)
         others = [one[0] for one in found if one[0] is not pair]
-        return [self._finding(pair, divergence, others)]
+        return Judged((self._finding(pair, divergence, others),))
 
     def num_tested(self, run: Run) -> int:
         return len(self.pairs(run))

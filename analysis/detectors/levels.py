@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.detectors.measurement import gap_limit, is_precise
-from analysis.findings import Confidence, Finding, FindingKind, Onset
+from analysis.detectors.shape import Context, Detector, Judged, Kind
+from analysis.findings import Confidence, Finding, Onset
 from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.trend import movement
 from analysis.series.wander import MAX_POINTS, find_change
@@ -23,19 +24,18 @@ from gradlab.store.run import Run
 
 
 @dataclass(frozen=True)
-class LevelRule:
+class LevelRule(Detector):
     """When a change of one signal is a finding: size, place and p-value are all needed."""
 
-    kind: FindingKind
-    signal: str
+    signal: str = ""
     """Field of `RoleLedger`."""
-    sign: int
+    sign: int = 1
     """1: a rise is bad; -1: a fall."""
-    min_change: float
+    min_change: float = math.inf
     """On the scale of the signal (`analysis.signals`): log 2 is a factor of 2, 0.2 is 20 points."""
-    limit: float
+    limit: float = math.inf
     """Level, in the signal's unit, that has to be reached."""
-    reason: str
+    reason: str = ""
     """Why this size and this level."""
     trend_change: float = 0.0
     """The same for a smooth way from the start on: training that works passes the limits of an
@@ -55,13 +55,18 @@ class LevelRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    @property
+    def kind(self) -> str:
+        """Of the finding, by name."""
+        return self.kinds[0].name
+
+    def judge(self, context: Context) -> Judged:
         """One finding per role whose signal left its level."""
-        rule = self
+        run, rule = context.run, self
         if self.signal == "logprob_gap" and is_precise(run):
             reason = "rounding in float32 explains 1e-5 nats per token: the sampler no longer has "
             rule = replace(self, limit=gap_limit(run), reason=f"{reason}the trained weights")
-        return [found for role in run.roles if (found := rule._role(run, role))]
+        return Judged(tuple(f for role in run.roles if (f := rule._role(run, role))))
 
     def num_tested(self, run: Run) -> int:
         """Roles with enough of the signal."""
@@ -211,7 +216,15 @@ SIDE = 20
 """Steps before a change, and half of those after it, in which accuracy is compared."""
 
 ENTROPY_COLLAPSE = LevelRule(
-    "entropy collapse",
+    (
+        Kind(
+            "entropy collapse",
+            "token entropy of each role, over at least 30 steps",
+            (("entropy", "samples that hardly differ carry no advantage"),),
+            signals=("entropy", "zero_variance_groups", "reward_std"),
+            replay="entropy",
+        ),
+    ),
     "entropy",
     -1,
     math.log(2),
@@ -222,7 +235,15 @@ ENTROPY_COLLAPSE = LevelRule(
     "it falls in any training, but not to a tenth, and to 0.03 nats: nothing is sampled any more",
 )
 LENGTH_BLOW_UP = LevelRule(
-    "length blow-up",
+    (
+        Kind(
+            "length blow-up",
+            "response lengths of each role, over at least 30 steps",
+            (("anchor", "longer text costs steps and runs into the token limit"),),
+            signals=("length_mean", "truncated"),
+            replay="anchor",
+        ),
+    ),
     "length_mean",
     1,
     math.log(1.5),
@@ -233,7 +254,15 @@ LENGTH_BLOW_UP = LevelRule(
     "answers grow while training works; two and a half times is more than usual: look at the limit",
 )
 KL_DRIFT = LevelRule(
-    "KL drift",
+    (
+        Kind(
+            "KL drift",
+            "KL to the reference of each role, over at least 30 steps",
+            (("anchor", "it has left the reference"),),
+            signals=("kl", "drift", "entropy"),
+            replay="anchor",
+        ),
+    ),
     "kl",
     1,
     math.log(3),
@@ -245,7 +274,14 @@ KL_DRIFT = LevelRule(
     "KL grows in any training, but a nat per token is another model",
 )
 ADVANTAGE_STARVATION = LevelRule(
-    "advantage starvation",
+    (
+        # No suspect: groups without spread follow from rewards, by arithmetic.
+        Kind(
+            "advantage starvation",
+            "the share of groups without reward spread, over at least 30 steps",
+            (("more samples", "groups whose rewards are all equal have no gradient"),),
+        ),
+    ),
     "zero_variance_groups",
     1,
     0.2,
@@ -257,7 +293,14 @@ ADVANTAGE_STARVATION = LevelRule(
     is_outcome=True,
 )
 ROLLOUT_GAP = LevelRule(
-    "rollout gap",
+    (
+        Kind(
+            "rollout gap",
+            "log-probs of sampler and trainer, over at least 30 steps",
+            (("check sync", "rollouts no longer come from the weights that are trained"),),
+            signals=("logprob_gap", "ratio_std", "clip_fraction"),
+        ),
+    ),
     "logprob_gap",
     1,
     math.log(3),
@@ -266,7 +309,17 @@ ROLLOUT_GAP = LevelRule(
     "weights",
 )
 LENGTH_COLLAPSE = LevelRule(
-    "length collapse",
+    (
+        Kind(
+            "length collapse",
+            "response lengths of each role, over at least 30 steps",
+            (
+                ("read rewarded", "something pays for silence"),
+                ("anchor", "a KL term holds the length of the answers of the reference"),
+                ("lower rate", "lengths collapse under long steps"),
+            ),
+        ),
+    ),
     "length_mean",
     -1,
     math.log(4),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, percent
 from gradlab.store.run import Run
 
@@ -20,6 +22,24 @@ MAX_LOGPROB_GAP = 0.05
 """Nats per token between sampler and trainer; two kernels in bfloat16 differ by 0.01 to 0.02."""
 MAX_LOGPROB_GAP_FLOAT32 = 1e-4
 """The same where the configuration says float32 or float64: ten times what rounding leaves."""
+
+
+INSTRUMENTATION = Kind(
+    "instrumentation",
+    "the probe's residual and coverage, and log-probs of sampler and trainer",
+    (("repair", "figures of updates that the measurement does not explain mislead"),),
+)
+
+
+@dataclass(frozen=True)
+class MeasurementRule(Detector):
+    """Its limits are those of rounding, above."""
+
+    kinds: tuple[Kind, ...] = (INSTRUMENTATION,)
+
+    def judge(self, context: Context) -> Judged:
+        """One finding per policy that is not explained, and per role sampled elsewhere."""
+        return Judged((*unexplained(context.run), *stale_rollouts(context.run)))
 
 
 def is_precise(run: Run) -> bool:

@@ -1,10 +1,12 @@
 """Correct the p-values of a diagnosis for everything that it tested in the run.
 
 The drop in accuracy is one test, at its own 5 %, and so is whether the evaluation set changed,
-since it decides whether accuracies mean anything. All other tests of a run are one family: Holm's
-procedure with weights keeps the chance of any false finding among them at 5 % as well. Weights say
-beforehand what the run was recorded for: half of the 5 % goes to capture, a fifth to amplification,
-the rest to everything else, each divided by the number of roles tested.
+since it decides whether accuracies mean anything, and whether a gradient spiked before a fall,
+which is not asked of runs that did not fall (`Kind.is_own_test`). All other tests of a run are one
+family: Holm's procedure with weights keeps the chance of any false finding among them at 5 % as
+well. Weights say beforehand what the run was recorded for (`Kind.family_share`): half of the 5 %
+goes to capture, a fifth to amplification, the rest to everything else, each divided by the number
+of roles tested.
 """
 
 from __future__ import annotations
@@ -12,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from analysis.detectors.table import KINDS
 from analysis.findings import Finding, NotJudged
 
-CAPTURE, AMPLIFICATION, OTHERS = 0.5, 0.2, 0.3
+SHARES = {name: kind.family_share for name, kind in KINDS.items() if kind.family_share}
+OTHERS = 0.3
 """Shares of the 5 %; what a family does not test goes to the others."""
 ALPHA = 0.05
 
@@ -55,9 +59,8 @@ def correct(
 
 def weights(tested: Mapping[str, int]) -> dict[str, float]:
     """The share of alpha of one hypothesis of each kind; over all hypotheses they sum to 1."""
-    shares = {"capture": CAPTURE, "amplification": AMPLIFICATION}
-    others = {kind: num for kind, num in tested.items() if kind not in shares and num}
-    named = {kind: shares[kind] for kind in shares if tested.get(kind)}
+    others = {kind: num for kind, num in tested.items() if kind not in SHARES and num}
+    named = {kind: share for kind, share in SHARES.items() if tested.get(kind)}
     if others:
         named["others"] = OTHERS
     total = sum(named.values())

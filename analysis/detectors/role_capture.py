@@ -20,14 +20,15 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from analysis.detectors.consequences import consequences
+from analysis.detectors.exchanged import with_exchange
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Confidence, Finding, NotJudged, Onset, percent
 from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.stretches import binned, correlation_time, hysteresis, lasting, running_median
 from analysis.series.wander import MAX_POINTS, find_change
 from analysis.signals import aligned, routed
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,43 @@ class Takeover:
         return math.exp(middle - 1.96 * error), math.exp(middle + 1.96 * error)
 
 
+CAPTURE = Kind(
+    "capture",
+    "gradient norms by role in a policy that roles share, over at least 40 steps",
+    (
+        ("cap share", "takes away the capture and as little else as possible"),
+        ("anchor", "its gradient owns the shared weights; a KL term on this role alone slows it"),
+        ("own adapter", "without a shared policy nothing can be captured"),
+    ),
+    signals=("share", "pull", "update", "grad_norm", "conflict", "update_norm", "drift"),
+    dated_by=("share", "pull", "update"),
+    link="by",
+    is_of_policy=True,
+    replay="cap share",
+    family_share=0.5,
+    term=(
+        r"\bcaptur",
+        "One role's gradient takes over a policy that several share, more than its share of the "
+        "loss.",
+    ),
+)
+DOMINANCE = Kind(
+    "dominance",
+    "the same as for capture",
+    describes=True,
+    raises_alarm=False,
+    term=(
+        r"\bdominan|\bdominates",
+        "One role has most of a shared policy's gradient from the start.",
+    ),
+)
+
+
 @dataclass(frozen=True)
-class CaptureRule:
+class CaptureRule(Detector):
     """Thresholds; measured operating characteristics in bench/results/detectors.md."""
 
+    kinds: tuple[Kind, ...] = (CAPTURE, DOMINANCE)
     enter: float = 3.0
     """Odds of the share over odds of the weight that begin dominance."""
     leave: float = 1.5
@@ -85,12 +119,17 @@ class CaptureRule:
     seed: int = 0
     """Of the draws, so that a diagnosis can be repeated."""
 
-    def __call__(self, run: Run) -> list[Finding]:
-        """One finding per role that captured, or dominates, a shared policy."""
-        return self.judge(run)[0]
+    def num_tested(self, run: Run) -> int:
+        """Roles that share a policy with another one that learns."""
+        policies = list(routed(run).values())
+        return sum(policies.count(name) > 1 for name in policies)
 
-    def judge(self, run: Run) -> tuple[list[Finding], list[NotJudged]]:
-        """Findings, and what could not be judged."""
+    def thresholds(self) -> dict[str, float]:
+        return {"capture: odds ratio": self.enter, "capture: rise of the odds": self.shift_enter}
+
+    def judge(self, context: Context) -> Judged:
+        """One finding per role that captured, or dominates, a shared policy."""
+        run = context.run
         shared = [
             (policy.name, roles)
             for policy in run.policies
@@ -98,10 +137,11 @@ class CaptureRule:
         ]
         unjudged = _apart(run)
         if not shared:
-            return [], unjudged
+            return Judged(not_judged=tuple(unjudged))
         if len(run.steps) < self.min_steps:
             why = f"{len(run.steps)} steps recorded; the rule needs {self.min_steps}"
-            return [], [*unjudged, NotJudged("role capture", why, "train longer")]
+            short = NotJudged("role capture", why, "train longer")
+            return Judged(not_judged=(*unjudged, short))
         findings: list[Finding] = []
         open_questions = unjudged
         shares, updates = run.step_mass("share"), run.step_mass("update")
@@ -142,8 +182,8 @@ class CaptureRule:
                     continue
                 finding = self._finding(run, policy, role, roles, takeover, masses)
                 if finding:
-                    findings.append(finding)
-        return findings, open_questions
+                    findings.append(with_exchange(run, finding))
+        return Judged(tuple(findings), tuple(open_questions))
 
     def measure(self, share_T: Floats, weight_T: Floats) -> Takeover:
         """Apply the rule to one role's share and loss weight, both without gaps."""

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from scipy.special import gammaln, stdtr, stdtrit
 
 from analysis.cliff.fall import Fall
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, NotJudged, Onset
 from analysis.signals import aligned, learners
+from gradlab.arrays import Floats
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 DEGREES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
 """Of freedom, that the tails of log norms may have."""
@@ -45,10 +45,27 @@ class Spikes:
         return Spikes(self.index[kept], self.factor[kept], self.p_values[kept])
 
 
+SPIKE = Kind(
+    "gradient spike",
+    "gradient norms by role, over at least 30 steps",
+    (("clip", "single updates are far longer than their neighbours"),),
+    signals=("grad_norm", "update_norm", "share", "update", "pull"),
+    dated_by=(),
+    replay="clip",
+    is_own_test=True,  # not asked of runs that did not fall
+    raises_alarm=False,  # it is over when it is found, and every later look finds it again
+    term=(
+        r"gradient spike",
+        "A few updates whose gradient is far longer than that of their neighbours.",
+    ),
+)
+
+
 @dataclass(frozen=True)
-class SpikeRule:
+class SpikeRule(Detector):
     """Thresholds of the rule."""
 
+    kinds: tuple[Kind, ...] = (SPIKE,)
     min_factor: float = 5.0
     """Times the median of the steps around it: clipping at the usual norm removes 4/5 of it."""
     window: int = 21
@@ -58,13 +75,18 @@ class SpikeRule:
     max_degrees: float = 8.0
     """Of Student's t that log norms are compared with, fitted to the run's own: norms with heavy
     tails are no spikes. Never lighter tails than this, since a run shows too little of them."""
+    slack: float = 0.5
+    """Of the log-likelihood, for lighter tails than the likeliest: 200 steps tell little about
+    them, and at 0 a clear spike among ordinary norms is missed in every seventh run."""
     max_share: float = 0.02
     """Of the steps that may be spikes, or `max_length` if that is more: the largest residuals,
     which the fit of the tails must not learn from."""
     alpha: float = 0.05
     """Largest p-value after Bonferroni over the steps of the run."""
-    harm_alpha: float = 0.01
-    """The same of a spike that a fall is held against: runs with tails are many, falls are late."""
+    harm_alpha: float = 0.025
+    """The same of a spike that a fall is held against, over the steps that it is asked in (at most
+    `max_lead` before the fall) and the roles. It is asked in runs that fell alone, so that it is a
+    test of its own and pays for no other."""
     max_lead: int = 100
     """Steps from a spike to the fall that it may have to do with."""
     lasting: int = 4
@@ -72,31 +94,41 @@ class SpikeRule:
     min_steps: int = 30
     """Below, the spread of ordinary steps is not known."""
 
-    def judge(self, run: Run, drop: Fall | None) -> tuple[list[Finding], list[NotJudged]]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role with spikes that came before a fall or go on, and the others."""
-        findings, others = [], []
+        run, findings, others = context.run, [], []
         for role in learners(run):
             spikes = self.measure(aligned(run.steps, run.norm(role)))
             if spikes is None:
                 continue
-            near = self._before(spikes, run.steps, drop)
-            if near is not None or len(spikes.index) >= self.lasting:
-                findings.append(self._finding(run, role, near or spikes))
+            near = self._before(spikes, run, context.fall)
+            if near is not None:
+                num_asked = self._num_asked(run, context.fall)
+                findings.append(self._finding(run, role, near, num_asked))
+            elif len(spikes.index) >= self.lasting:
+                findings.append(self._finding(run, role, spikes, len(run.steps)))
             else:
                 others.append(_mentioned(run, role, spikes))
-        return findings, others
+        return Judged(tuple(findings), observed=tuple(others))
 
-    def _before(
-        self, spikes: Spikes, step_T: NDArray[np.int64], drop: Fall | None
-    ) -> Spikes | None:
+    def _before(self, spikes: Spikes, run: Run, drop: Fall) -> Spikes | None:
         """Those before a fall that the run's own tails do not explain."""
-        if drop is None or drop.onset is None:
+        if drop.onset is None:
             return None
-        lead = drop.onset.step - step_T[spikes.index]
-        near = (lead > 0) & (lead <= self.max_lead) & (spikes.p_values <= self.harm_alpha)
-        return spikes.only(near) if near.any() else None
+        lead = drop.onset.step - run.steps[spikes.index]
+        share = self._num_asked(run, drop) * len(learners(run)) / len(run.steps)
+        p_values = np.minimum(spikes.p_values * share, 1.0)
+        near = (lead > 0) & (lead <= self.max_lead) & (p_values <= self.harm_alpha)
+        asked = Spikes(spikes.index, spikes.factor, p_values)
+        return asked.only(near) if near.any() else None
 
-    def _finding(self, run: Run, role: str, spikes: Spikes) -> Finding:
+    def _num_asked(self, run: Run, drop: Fall) -> int:
+        """Steps in which a spike may have to do with the fall."""
+        assert drop.onset is not None
+        lead_T = drop.onset.step - run.steps
+        return int(np.count_nonzero((lead_T > 0) & (lead_T <= self.max_lead)))
+
+    def _finding(self, run: Run, role: str, spikes: Spikes, num_steps: int) -> Finding:
         step = int(run.steps[spikes.index[0]])
         return Finding(
             "gradient spike",
@@ -107,11 +139,8 @@ class SpikeRule:
             "high" if spikes.p_value <= 0.01 else "moderate",
             Onset(step, step, step),
             spikes.p_value,
-            (f"p = {spikes.p_value:.2g}, corrected for {len(run.steps)} steps",),
+            (f"p = {spikes.p_value:.2g}, corrected for {num_steps} steps",),
         )
-
-    def num_tested(self, run: Run) -> int:
-        return len(learners(run))
 
     def measure(self, norm_T: Floats) -> Spikes | None:
         """Spikes of one series of norms; None without any."""
@@ -139,8 +168,8 @@ class SpikeRule:
     def _fit_tails(self, residual_T: Floats) -> tuple[float, float]:
         """Degrees of freedom and scale of ordinary residuals.
 
-        The scale puts the quartiles where they are; the degrees are the likeliest of `DEGREES`,
-        with the largest residuals, which may be spikes, censored.
+        The scale puts the quartiles where they are; the degrees are the most of `DEGREES` that are
+        about as likely as the likeliest, with the largest residuals, which may be spikes, censored.
         """
         ordered = np.sort(residual_T)
         censored = max(self.max_length, math.ceil(self.max_share * len(ordered)))
@@ -152,7 +181,10 @@ class SpikeRule:
             inside = _log_density(kept / scale, degrees).sum() - len(kept) * math.log(scale)
             return float(inside + censored * np.log(stdtr(degrees, -limit / scale)))
 
-        degrees = min(max(DEGREES, key=likelihood), self.max_degrees)
+        by_degrees = {degrees: likelihood(degrees) for degrees in DEGREES}
+        enough = max(by_degrees.values()) - self.slack
+        likely = max(degrees for degrees, found in by_degrees.items() if found >= enough)
+        degrees = min(likely, self.max_degrees)
         return degrees, quartile / float(stdtrit(degrees, 0.75))
 
     def _is_short(self, high_T: NDArray[np.bool_], t: int) -> bool:

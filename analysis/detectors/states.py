@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset, percent
 from analysis.signals import aligned
+from gradlab.arrays import Floats
 from gradlab.records import Signal
 from gradlab.store.run import Run
-
-Floats = NDArray[np.float64]
 
 UPDATE_METRICS = ("grad_norm", "loss", "update_norm")
 LEDGER_METRICS = ("kl", "entropy", "ratio_std", "reward_mean")
@@ -43,10 +43,20 @@ class Unfit:
     """Values that were recorded from `first` on."""
 
 
+UNFIT = Kind(
+    "not finite",
+    "loss, norms and ledger values of every step, NaN included",
+    (("lower rate", "numbers overflow after long steps"), ("clip", "as those do")),
+    beside_fall="Values stopped being finite then (see the finding): no update after that means "
+    "anything.",
+)
+
+
 @dataclass(frozen=True)
-class NotFiniteRule:
+class NotFiniteRule(Detector):
     """Values that were finite, and are so no longer."""
 
+    kinds: tuple[Kind, ...] = (UNFIT,)
     min_before: int = 3
     """Finite values before the first that is not: without them, it was never measured."""
     min_share: float = 0.9
@@ -57,16 +67,17 @@ class NotFiniteRule:
     near: int = 20
     """Steps around it in which the outcome may have changed."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """At most one finding per run."""
+        run = context.run
         if not len(run.steps):
-            return []
+            return Judged()
         found = [*self._imported(run), *self._recorded(run)]
         lasting = [one for one in found if one.count >= self.min_share * one.num_after]
         if lasting:
-            return [self._lasting(run, lasting)]
+            return Judged((self._lasting(run, lasting),))
         passing = [one for one in found if one.name.split(" of ")[0] in VITAL]
-        return [self._passing(passing)] if passing else []
+        return Judged((self._passing(passing),) if passing else ())
 
     def _lasting(self, run: Run, found: list[Unfit]) -> Finding:
         first = min(one.first for one in found)
@@ -175,18 +186,29 @@ class NotFiniteRule:
         )
 
 
+ALL_CUT = Kind(
+    "all cut",
+    "the share of responses that reach the token limit",
+    (
+        ("raise limit", "a response that is cut can hardly be right"),
+        ("mask cut", "else a cut response is trained away from, as if it were wrong"),
+    ),
+)
+
+
 @dataclass(frozen=True)
-class CutRule:
+class CutRule(Detector):
     """Roles whose responses reach the token limit, nearly all of them, from the first step on."""
 
+    kinds: tuple[Kind, ...] = (ALL_CUT,)
     min_share: float = 0.9
     """Of the responses, in the median step and in the median of the first steps."""
     min_steps: int = 5
     """Fewer show a bad start, not a state."""
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role."""
-        findings = []
+        run, findings = context.run, []
         for role in run.roles:
             share_T = aligned(run.steps, run.ledger("truncated", role))
             known = np.isfinite(share_T)
@@ -220,7 +242,7 @@ class CutRule:
                     upper=float(share.max()),
                 )
             )
-        return findings
+        return Judged(tuple(findings))
 
     def _signal(self, run: Run, role: str) -> str:
         """What that means for the reward, as far as it is recorded and true."""
@@ -234,17 +256,29 @@ class CutRule:
         return "; " + ", ".join(words) if words else ""
 
 
+NO_SPREAD = Kind(
+    "no spread",
+    "the share of groups without reward spread",
+    (
+        ("other problems", "groups that are all right or all wrong have no gradient"),
+        ("more samples", "a larger group is all alike less often"),
+    ),
+    told_by=("all cut",),  # what is all cut has no reward spread either
+)
+
+
 @dataclass(frozen=True)
-class NoSpreadRule:
+class NoSpreadRule(Detector):
     """Roles whose groups have no reward spread from the first step on: nothing to learn from."""
 
+    kinds: tuple[Kind, ...] = (NO_SPREAD,)
     min_share: float = 0.95
     """Of the groups, in the median step and in the median of the first steps."""
     min_steps: int = 5
 
-    def __call__(self, run: Run) -> list[Finding]:
+    def judge(self, context: Context) -> Judged:
         """One finding per role."""
-        findings = []
+        run, findings = context.run, []
         for role in run.roles:
             if role in run.meta.frozen:
                 continue  # nothing is to be learned
@@ -272,7 +306,7 @@ class NoSpreadRule:
                     upper=float(share.max()),
                 )
             )
-        return findings
+        return Judged(tuple(findings))
 
     def _why(self, run: Run, role: str) -> str:
         right, wrong = (

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
+from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import undominated
 from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict, verdict_of
 from analysis.explain.signal_words import TrendShape, told_event, told_trend
@@ -26,8 +27,7 @@ from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.schedule import Schedule
 from analysis.series.trend import movement
 from analysis.signals import BY_BATCH, Measured, unscaled
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 UNRECORDED = "an unrecorded cause"
 FALLS = ("own_accuracy", "reward_mean")
@@ -150,21 +150,26 @@ class OnsetOrder:
         return _Move("event", before, after, did.p_value, bend.effect, pace, onset, fine_B)
 
     def _timing(self, drop: Fall, moves: list[tuple[Measured, _Move]]) -> Timing:
-        """When the fall began: in the evaluations, or in training if that fell before them.
+        """When the fall began: in the evaluations, and in training if that fell with them.
 
         Training is looked at in every step. What began after it fell began after the fall, although
         the next evaluation was still to come.
         """
-        drawn_B = drop.beginnings(self.num_draws, np.random.default_rng(self.seed))
-        for signal, move in moves:
-            if (
-                drop.onset is not None
-                and signal.kind.name in FALLS
-                and move.onset is not None
-                and move.after < move.before
-                and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
-            ):
-                drawn_B = np.minimum(drawn_B, move.onset_B)
+        rng = np.random.default_rng(self.seed)
+        fell = [
+            move
+            for signal, move in moves
+            if drop.onset is not None
+            and signal.kind.name in FALLS
+            and move.onset is not None
+            and move.after < move.before
+            and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
+        ]
+        if fell:  # they are of the same answers: the first tells it
+            first = min(fell, key=lambda move: float(np.median(move.onset_B)))
+            drawn_B = drawn_together(drop, first.onset_B, rng)
+        else:
+            drawn_B = drop.beginnings(self.num_draws, rng)
         asked = sum(move.onset is not None and not s.kind.is_outcome for s, move in moves)
         return Timing(
             drop, drawn_B, self.max_lead, self.min_probability, self.still_moving, max(asked, 1)

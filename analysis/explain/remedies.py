@@ -1,9 +1,9 @@
 """Say what to change in a run, the change against the first suspect first, ready to be pasted.
 
-A kind of finding or signal names actions; `analysis.explain.commands` turns them into options of
-`gradlab train`, `analysis.explain.vocabulary` into the words of the trainer whose log was
-imported. The first remedy of a fall begins again before it with something changed: the same run
-again would fall again.
+A kind of finding (`analysis.detectors.shape.Kind.advice`) or of signal names actions;
+`analysis.explain.commands` turns them into options of `gradlab train`,
+`analysis.explain.vocabulary` into the words of the trainer whose log was imported. The first remedy
+of a fall begins again before it with something changed: the same run again would fall again.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from analysis.detectors.exchanged import is_exchange
+from analysis.detectors.falls import LONG_STEPS
+from analysis.detectors.table import KINDS
 from analysis.explain.commands import (
     checkpoint_before,
     command,
@@ -60,91 +62,6 @@ OF_ROLES: frozenset[Action] = frozenset(
 )
 """Without meaning where there is one role."""
 
-BY_FINDING: dict[str, tuple[tuple[Action, str], ...]] = {
-    "cliff": (("lower rate", "long steps fell a run whatever else does"),),
-    "fall": (("lower rate", "long steps fell a run whatever else does"),),
-    "decay": (("lower rate", "more training of this kind costs accuracy"),),
-    "swings": (("lower rate", "long steps make accuracy swing"),),
-    "last evaluation low": (("evaluate more", "one evaluation says little"),),
-    "capture": (
-        ("cap share", "takes away the capture and as little else as possible"),
-        ("anchor", "its gradient owns the shared weights; a KL term on this role alone slows it"),
-        ("own adapter", "without a shared policy nothing can be captured"),
-    ),
-    "role breakdown": (
-        ("anchor", "a KL term keeps the format that was lost"),
-        (
-            "pay own work",
-            "under a broadcast outcome a fallback earns the reward that its format no longer does",
-        ),
-        ("lower rate", "formats break under long steps"),
-    ),
-    "cut off": (
-        ("raise limit", "a response that is cut earns nothing, however right it was so far"),
-        ("mask cut", "else a cut response is trained away from, as if it were wrong"),
-        ("anchor", "a KL term holds the length back that grew into the limit"),
-        ("lower rate", "lengths run away under long steps"),
-    ),
-    "amplification": (
-        ("fewer updates", "parallel agents repeat one another: more rows are not more evidence"),
-        ("fewer agents", "agents that share prompts are worth fewer independent ones"),
-    ),
-    "path amplification": (
-        (
-            "fewer updates",
-            "{role} takes more optimizer steps than the others, which Adam turns into a longer "
-            "path",
-        ),
-    ),
-    "entropy collapse": (("entropy", "samples that hardly differ carry no advantage"),),
-    "length blow-up": (("anchor", "longer text costs steps and runs into the token limit"),),
-    "length collapse": (
-        ("read rewarded", "something pays for silence"),
-        ("anchor", "a KL term holds the length of the answers of the reference"),
-        ("lower rate", "lengths collapse under long steps"),
-    ),
-    "KL drift": (("anchor", "it has left the reference"),),
-    "detached reward": (
-        ("read rewarded", "what the role is paid changed from one step to the next"),
-        ("begin again", "no option changes what is paid: it is in the code of the reward"),
-    ),
-    "reward hacking": (
-        ("read rewarded", "what is rewarded and what is measured have come apart"),
-        ("anchor", "what only the grader likes lies far from the reference"),
-        ("lower rate", "fewer steps find less to exploit"),
-    ),
-    "advantage starvation": (
-        ("more samples", "groups whose rewards are all equal have no gradient"),
-    ),
-    "rollout gap": (("check sync", "rollouts no longer come from the weights that are trained"),),
-    "gradient spike": (("clip", "single updates are far longer than their neighbours"),),
-    "not finite": (("lower rate", "numbers overflow after long steps"), ("clip", "as those do")),
-    "still adapter": (("check updates", "updates change no parameter"),),
-    "instrumentation": (
-        (
-            "repair",
-            "figures of updates that the measurement does not explain mislead",
-        ),
-    ),
-    "no gradient": (("check updates", "rewards differ and the gradient is exactly zero"),),
-    "all cut": (
-        ("raise limit", "a response that is cut can hardly be right"),
-        ("mask cut", "else a cut response is trained away from, as if it were wrong"),
-    ),
-    "no spread": (
-        ("other problems", "groups that are all right or all wrong have no gradient"),
-        ("more samples", "a larger group is all alike less often"),
-    ),
-    "form change": (("anchor", "a KL term keeps the form of the responses"),),
-    "work moved": (
-        ("own adapter", "one role does what another was there for"),
-        ("pay own work", "so that each role earns with what it is there for"),
-    ),
-    "changed evaluation set": (("one set", "accuracies on different problems cannot be compared"),),
-}
-"""Kind of finding -> what to do, the first thing first. 'cut off' is a role breakdown of
-responses that are cut at the token limit."""
-
 BY_SIGNAL: dict[str, tuple[Action, str]] = {
     "learning_rate": ("lower rate", "it rose before the drop"),
     "logprob_gap": ("check sync", "rollouts no longer come from the weights that are trained"),
@@ -164,8 +81,6 @@ BY_SIGNAL: dict[str, tuple[Action, str]] = {
 }
 """For a signal that rose before the drop, or fell if it is one of `BAD_WHEN_LOWER`."""
 
-DESCRIBES = ("amplification", "path amplification", "dominance")
-"""Findings that describe a run, not what went wrong in it: their remedies come last."""
 BAD_WHEN_LOWER = frozenset({"entropy"})
 FOLLOWS_FROM_FAILING: frozenset[Action] = frozenset({"more samples", "check sync"})
 """No first remedy of a fall: groups without spread are what a fall looks like, and more answers per
@@ -200,11 +115,11 @@ def remedies(
     ]
     if fell:
         wanted += _by_cause(causes, signals)
-        wanted.append(Wanted("lower rate", BY_FINDING["cliff"][0][1], "run"))
+        wanted.append(Wanted("lower rate", LONG_STEPS, "run"))
         # Nothing else may come first: what cannot be pasted, or repeats the fall.
         wanted.sort(key=lambda w: w.action in FOLLOWS_FROM_FAILING)
     suspects = [(cause.kind, cause.subject) for cause in causes]
-    ranks = {id(f): (_rank((f.kind, f.subject), suspects), f.kind in DESCRIBES) for f in findings}
+    ranks = {id(f): (_rank((f.kind, f.subject), suspects), _describes(f)) for f in findings}
     for finding in sorted(findings, key=lambda f: ranks[id(f)]):
         # More steps for a parallel role are the usual set-up while nothing fails.
         if failed or finding.kind != "path amplification":
@@ -283,18 +198,24 @@ def _by_cause(causes: Sequence[Cause], signals: Sequence[SignalVerdict]) -> Iter
             yield Wanted("cap share", "its share of the step grew before the drop", cause.subject)
         elif cause.kind in BY_SIGNAL and all(map(is_worse, verdicts)):
             yield Wanted(*BY_SIGNAL[cause.kind], cause.subject)
-        elif cause.kind in BY_FINDING:
-            number = 2 if cause.kind == "detached reward" else 1
-            for action, reason in BY_FINDING[cause.kind][:number]:
+        elif cause.kind in KINDS:
+            kind = KINDS[cause.kind]
+            number = 1 if kind.has_option else 2  # to look does not take it away: begin again, too
+            for action, reason in kind.advice[:number]:
                 yield Wanted(action, reason, cause.subject, cause.onset.step)
 
 
 def _by_finding(run: Run, finding: Finding) -> Iterator[Wanted]:
-    kind: str = finding.kind
-    if kind == "role breakdown" and is_cut(run, finding.subject):
-        kind = "cut off"
-    for action, reason in BY_FINDING.get(kind, ()):
+    if finding.kind not in KINDS:
+        return
+    kind = KINDS[finding.kind]
+    is_of_cut = bool(kind.advice_if_cut) and is_cut(run, finding.subject)
+    for action, reason in kind.advice_if_cut if is_of_cut else kind.advice:
         yield Wanted(action, reason, finding.subject, finding.onset.step if finding.onset else None)
+
+
+def _describes(finding: Finding) -> bool:
+    return finding.kind in KINDS and KINDS[finding.kind].describes
 
 
 def _by_signal(signals: Sequence[SignalVerdict]) -> Iterator[Wanted]:

@@ -18,8 +18,8 @@ from analysis.cliff.fall import Fall
 from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.schedule import TOLERANCE, Rise, Schedule
 from analysis.signals import Measured
+from gradlab.arrays import Floats
 
-Floats = NDArray[np.float64]
 BATCH_TOLERANCE = 0.1
 """Share by which the size of a batch varies without having been changed: episodes that failed."""
 SUSPECTS = ("learning_rate",)

@@ -18,36 +18,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.cliff.fall import Fall
+from analysis.detectors.table import KINDS
 from analysis.explain.constant_rate import TooLarge
 from analysis.explain.graph import ancestors
-from analysis.explain.signal_words import told_later, told_order, told_outcomes
 from analysis.findings import Cause, Finding, SignalVerdict, Strength
 from analysis.replays.results import Replayed
 from analysis.signals import KIND
-
-MADE_OF: dict[str, tuple[str, ...]] = {
-    "capture": ("share", "pull", "update", "grad_norm", "conflict", "update_norm", "drift"),
-    "role breakdown": ("parse_failures", "truncated", "length_mean", "drift"),
-    "entropy collapse": ("entropy", "zero_variance_groups", "reward_std"),
-    "length blow-up": ("length_mean", "truncated"),
-    "KL drift": ("kl", "drift", "entropy"),
-    "rollout gap": ("logprob_gap", "ratio_std", "clip_fraction"),
-    "gradient spike": ("grad_norm", "update_norm", "share", "update", "pull"),
-    "detached reward": ("reward_mean", "reward_std", "zero_variance_groups"),
-}
-"""Kinds of signal that a finding stands for; `drift` of a starved role included. Starvation is not
-among them: groups without spread follow from rewards, by arithmetic."""
-HEAD: dict[str, tuple[str, ...]] = {
-    "capture": ("share", "pull", "update"),
-    "role breakdown": ("parse_failures", "truncated"),
-    "gradient spike": (),
-    "detached reward": (),
-}
-"""Kinds of signal that date a finding; the first of `MADE_OF` if it is not here."""
-
-
-NO_OPTION = frozenset({"detached reward"})
-"""Suspects in the code of a reward: a replay with another option says nothing about them."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +34,9 @@ class Storyteller:
     """Steps between an onset and the drop; further apart, anything precedes anything."""
     min_probability: float = 0.95
     """That a suspect's onset is before the fall's."""
+    min_if_exact: float = 0.9
+    """The same of one that is dated to the step, such as a spike: it is rare, and has to be no
+    chance first."""
     far: int = 50
     """Steps of lead that count against a suspect: whatever acts at once does not wait so long."""
 
@@ -92,22 +71,22 @@ class Storyteller:
         self, finding: Finding, drop: Fall, verdicts: tuple[SignalVerdict, ...]
     ) -> Cause | None:
         """None if it does not lead."""
-        if finding.kind not in MADE_OF or finding.onset is None or drop.onset is None:
+        kind = KINDS.get(finding.kind)
+        if kind is None or not kind.signals or finding.onset is None or drop.onset is None:
             return None
         lead = float(drop.onset.step - finding.onset.step)
-        heads = HEAD.get(finding.kind, MADE_OF[finding.kind][:1])
-        own = [v for v in verdicts if v.kind in heads and finding.subject in v.subject]
+        own = [v for v in verdicts if v.kind in kind.heads and finding.subject in v.subject]
         dated = [v for v in own if v.order != "no evidence"]
         if dated:
             leads = any(v.order == "precedes" for v in dated)
         else:  # a trend of the signal is no event, whatever a ramp through it says
             is_trend = any(v.change == "trend" for v in own)
-            leads = not is_trend and self._chance(finding, drop) > self.min_probability
+            leads = not is_trend and self._chance(finding, drop) > self._needed(finding)
         if not leads or lead > self.max_lead or lead <= 0:
             return None
         p_value = finding.p_family if finding.p_family is not None else finding.p_value or 1.0
         return Cause(
-            f"{finding.kind} {'by' if finding.kind == 'capture' else 'of'} {finding.subject}",
+            f"{kind.name} {kind.link} {finding.subject}",
             finding.kind,
             finding.subject,
             "preceded by",
@@ -116,6 +95,11 @@ class Storyteller:
             p_value,
             (finding.summary,),
         )
+
+    def _needed(self, finding: Finding) -> float:
+        at = finding.onset
+        is_exact = at is not None and at.lower == at.upper
+        return self.min_if_exact if is_exact else self.min_probability
 
     def _chance(self, finding: Finding, drop: Fall) -> float:
         """That a finding began before the fall: a triangle over its interval against the fall's."""
@@ -186,7 +170,7 @@ class Storyteller:
             and v.order in ("precedes", "coincides")
             and v.after < v.before
         ]
-        if fell and cause.subject not in fell and cause.kind != "capture":
+        if fell and cause.subject not in fell and not _is_of_policy(cause):
             against.append(f"own accuracy fell in {', '.join(fell)}, not in {cause.subject}")
         for finding in findings:
             if cause.kind == finding.kind == "capture" and finding.subject == cause.subject:
@@ -205,81 +189,13 @@ def _raised_with_the_fall(verdict: SignalVerdict) -> bool:
     )
 
 
-def separation(
-    causes: tuple[Cause, ...],
-    signals: tuple[SignalVerdict, ...] = (),
-    *,
-    can_replay: bool = True,
-) -> str:
-    """A few sentences on how far the evidence goes, what else moved before or with the fall, and
-    the run that would take it further.
-
-    `can_replay`: whether the run has a checkpoint to repeat it from.
-    """
-    confirmed = [cause.name for cause in causes if cause.words == "confirmed by replay"]
-    refuted = [cause.name for cause in causes if cause.words == "contradicted by replay"]
-    first = [cause for cause in causes if cause.words in ("preceded by", "consistent with")]
-    spoken_for = tuple(_signals_of(cause) for cause in causes)
-    also, outcomes = told_order(signals, spoken_for), told_outcomes(signals, spoken_for)
-    if confirmed:
-        return f"Confirmed by replay: {', '.join(confirmed)}."
-    if refuted and not first:
-        nothing = _nothing_leads(also, outcomes, signals, is_else=True)
-        return f"Refuted by replay: {', '.join(refuted)}. {nothing}"
-    if not first:
-        return _nothing_leads(also, outcomes, signals, is_else=False)
-    name, how = first[0].name, " (gradlab diagnose RUN --confirm)" if can_replay else ""
-    before = f"from before step {min(cause.onset.lower for cause in first)}"
-    if len(first) > 1:
-        more = f" (nor from {len(first) - 2} more)" if len(first) > 2 else ""
-        moved = "moved before the drop" if first[1].place == "before" else "are told by it alike"
-        if first[1].place == "with":
-            moved = "changed with the drop"
-        return (
-            f"Cannot separate {name} from {first[1].name}{more}: both {moved}. "
-            f"{also + ' ' if also else ''}"
-            f"The run that would: repeat {before} with {name} alone taken away{how}."
-        )
-    to_do = f"To confirm: repeat {before} with that alone taken away{how}."
-    if first[0].kind in NO_OPTION:
-        to_do = "No option takes that away: look at what is paid there, then train on from before."
-    if first[0].place == "throughout":
-        return (
-            "Nothing that was recorded leads it as a cause would. The drop is consistent with "
-            f"{name}: {'; '.join(first[0].evidence)}. {also + ' ' if also else ''}"
-            f"To confirm: repeat {before} with half of it{how}."
-        )
-    if first[0].place == "with":
-        return (
-            f"The drop is consistent with {name}, which changed with the fall: nothing that was "
-            f"recorded leads it as a cause would. {also + ' ' if also else ''}{to_do}"
-        )
-    if also or outcomes:
-        beside = " ".join(part for part in (also, outcomes) if part)
-        return f"The drop is preceded by {name} ({first[0].when}). {beside} {to_do}"
-    return (
-        f"The drop is preceded by {name} ({first[0].when}) and nothing else that was recorded. "
-        f"{to_do}"
-    )
+def parts_of(cause: Cause) -> tuple[str, ...]:
+    """Kinds of signal that a suspect is made of, its head first; a signal is made of itself."""
+    return (cause.kind in KINDS and KINDS[cause.kind].signals) or (cause.kind,)
 
 
-def _nothing_leads(
-    also: str, outcomes: str, signals: tuple[SignalVerdict, ...], *, is_else: bool
-) -> str:
-    if not signals:
-        return "Nothing was recorded beside it for long enough to say what moved first."
-    what = "Nothing else that was recorded" if is_else else "Nothing that was recorded"
-    later = told_later(signals)
-    if also or outcomes:
-        said = f"{what} was seen to move before the drop as a cause would."
-        return " ".join(part for part in (said, outcomes, also, later) if part)
-    said = f"{what} moved before or with the drop: an unrecorded cause, or chance."
-    return f"{said} {later}" if later else said
-
-
-def _signals_of(cause: Cause) -> tuple[frozenset[str], str]:
-    """Kinds of signal, and the subject, that a suspect speaks for."""
-    return frozenset(MADE_OF.get(cause.kind, (cause.kind,))), cause.subject
+def _is_of_policy(cause: Cause) -> bool:
+    return cause.kind in KINDS and KINDS[cause.kind].is_of_policy
 
 
 def _stands_for(verdict: SignalVerdict, found: list[Cause], policy_of: dict[str, str]) -> bool:
@@ -289,8 +205,8 @@ def _stands_for(verdict: SignalVerdict, found: list[Cause], policy_of: dict[str,
     policies = {policy_of.get(subject, subject) for subject in subjects}
     for cause in found:
         same_policy = policy_of.get(cause.subject, cause.subject) in policies
-        reach = same_policy if cause.kind == "capture" else cause.subject in subjects
-        parts = MADE_OF[cause.kind]
+        reach = same_policy if _is_of_policy(cause) else cause.subject in subjects
+        parts = parts_of(cause)
         if reach and kind in parts:
             return True
         is_later = verdict.onset is not None and cause.onset.lower <= verdict.onset.upper
@@ -306,14 +222,14 @@ def _unexplained(causes: list[Cause], policy_of: dict[str, str]) -> list[Cause]:
     """
     kept = []
     for cause in causes:
-        head = MADE_OF.get(cause.kind, (cause.kind,))[0]
+        head = parts_of(cause)[0]
         explained = any(
             other is not cause
             and (
                 other.subject == cause.subject
                 or (other.kind == "learning_rate" and other.subject == policy_of.get(cause.subject))
             )
-            and MADE_OF.get(other.kind, (other.kind,))[0] in ancestors(head)
+            and parts_of(other)[0] in ancestors(head)
             and other.onset.lower <= cause.onset.upper
             for other in causes
         )

@@ -23,15 +23,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.cliff.accuracy import mean_over_samples
 from analysis.findings import percent
+from gradlab.arrays import Floats
 from gradlab.store.disk import put
 from gradlab.store.run import Evaluations, Run
 
-Floats = NDArray[np.float64]
 ReplayVerdict = Literal["confirmed", "not confirmed", "not reproduced", "undecided"]
 
 WINDOW = 3

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.detectors.shape import Replay
+from analysis.detectors.table import KINDS
 from analysis.explain.commands import checkpoint_before, run_directory
 from analysis.findings import Cause, Diagnosis
 from analysis.report.shared import fall_of
@@ -176,24 +178,27 @@ def change_for(cause: Cause, run: Run) -> str | None:
     config, role = run.meta.config, cause.subject
     if cause.kind in ("learning_rate", "update_norm"):
         return "lr:0.5"
-    if cause.kind in ("entropy", "entropy collapse"):
+    replay = KINDS[cause.kind].replay if cause.kind in KINDS else BY_SIGNAL.get(cause.kind, "")
+    if replay == "entropy":
         return f"entropy:{max(0.001, 2 * float(config.get('entropy_coefficient', 0.0))):g}"
-    if cause.kind in ("grad_norm", "gradient spike"):
+    if replay == "clip":
         limit = float(config.get("clip_norm", 0.0)) or np.inf
         return f"clip:{min(0.5, limit / 2):g}"
     if role not in run.roles:
         return None
-    if cause.kind in ("capture", "share", "pull", "update"):
+    if replay == "cap share":
         num_roles = len({a.role for policy in run.policies_of(role) for a in policy.agents})
         return f"max-share:{role}={1 / num_roles:.2g}" if num_roles > 1 else None
-    if cause.kind in ANCHORED:
+    if replay == "anchor":
         given = dict(config.get("kl_coefficient") or {})
         return f"kl-anchor:{role}={max(0.05, 2 * float(given.get(role, 0.0))):g}"
     return None
 
 
-ANCHORED = (
-    "role breakdown", "KL drift", "length blow-up", "kl", "drift", "length_mean", "truncated",
-    "parse_failures",
-)  # fmt: skip
-"""Kinds of suspect that an anchor to the base model holds back."""
+BY_SIGNAL: dict[str, Replay] = {
+    "entropy": "entropy",
+    "grad_norm": "clip",
+    **dict.fromkeys(("share", "pull", "update"), "cap share"),
+    **dict.fromkeys(("kl", "drift", "length_mean", "truncated", "parse_failures"), "anchor"),
+}
+"""Kind of signal -> the change that takes it away; of a finding, its `Kind` says so."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from html import escape, unescape
 
+from analysis.detectors.table import KINDS
+
 TERMS: tuple[tuple[str, str, str], ...] = (
     (
         "best level",
@@ -54,23 +56,7 @@ TERMS: tuple[tuple[str, str, str], ...] = (
         "A role's weight among the tokens that are trained: what its step mass would be if all "
         "gradients were alike.",
     ),
-    (
-        "capture",
-        r"\bcaptur",
-        "One role's gradient takes over a policy that several share, more than its share of the "
-        "loss.",
-    ),
-    (
-        "dominance",
-        r"\bdominan|\bdominates",
-        "One role has most of a shared policy's gradient from the start.",
-    ),
-    (
-        "amplification",
-        r"\bamplification",
-        "Parallel agents of a role push the same way because they saw the same prompts: more rows, "
-        "not more evidence.",
-    ),
+    *((name, *kind.term) for name, kind in KINDS.items() if kind.term),
     (
         "DEFF",
         r"\bDEFF\b",
@@ -125,11 +111,6 @@ TERMS: tuple[tuple[str, str, str], ...] = (
         "groups without signal",
         r"groups? without (signal|reward spread)|starvation",
         "Answers to one problem that all got the same reward: nothing to learn from.",
-    ),
-    (
-        "gradient spike",
-        r"gradient spike",
-        "A few updates whose gradient is far longer than that of their neighbours.",
     ),
 )
 """Term, pattern of its uses, and what it means."""

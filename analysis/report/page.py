@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.detect import num_sharing
+from analysis.detectors.role_capture import CaptureRule
 from analysis.findings import HELD_OUT, Diagnosis, Finding, SignalVerdict
 from analysis.replays.propose import announced, propose
 from analysis.report.glossary import glossary
@@ -48,7 +48,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
     roles_plot = ""
     if len(run.steps) > 1:
         captions = []
-        if num_sharing(run) and _knows_loss(run):
+        if CaptureRule().num_tested(run) and _knows_loss(run):
             captions.append("Dashed horizontals: shares of the loss, the null of capture.")
         if diagnosis.of_kind("capture"):
             captions.append("Dashed vertical: when the capture began.")

@@ -19,6 +19,7 @@ from analysis.cliff.accuracy import AccuracySeries, rates_alone, wilson
 from analysis.findings import HELD_OUT, Diagnosis, Onset, SignalVerdict
 from analysis.report.shared import fall_of
 from analysis.signals import Measured, aligned, learners, routed
+from gradlab.arrays import Floats
 from gradlab.palette import role_color
 from gradlab.store.run import Run
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Floats = NDArray[np.float64]
 
 MAX_POINTS = 800
 """Points of a line; longer series are averaged, a page has to stay small."""

@@ -17,7 +17,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
+
 Shape = Literal["constant", "linear", "exponential", "cosine", "smooth"]
 
 TOLERANCE = 0.01

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 
 def correlation_time(odds_T: Floats) -> float:

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from analysis.findings import ChangeKind
 from analysis.series.bend import bins, memory_of
 from analysis.series.wander import MAX_POINTS, find_change, smooth_means, unit_ramps
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 MISFIT = 0.03
 """Share of a trend's size by which every formula misses it: no event is made of that."""

@@ -19,7 +19,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 GRID: tuple[tuple[float, float], ...] = (
     (0.0, 0.0),

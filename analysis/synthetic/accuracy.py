@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from analysis.synthetic.planted import Cliff
-
-Floats = NDArray[np.float64]
+from gradlab.arrays import Floats
 
 
 def accuracy_curve(step_E: NDArray[np.int64], steps: int, cliff: Cliff | None) -> Floats:

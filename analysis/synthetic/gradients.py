@@ -9,14 +9,12 @@ import math
 from collections.abc import Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from analysis.synthetic.accuracy import autoregressive
 from analysis.synthetic.planted import Capture, Rows, Shift, Spike
+from gradlab.arrays import Floats
 from gradlab.probe.measures.row_statistics import row_statistics
 from gradlab.records import PolicyMeta, RowStatistics, RunMeta, UpdateMetrics, UpdateRecord
-
-Floats = NDArray[np.float64]
 
 DIMENSIONS, PROMPTS, SAMPLES = 32, 12, 2
 BLOCKS = ("layers.0.attention", "layers.0.mlp")

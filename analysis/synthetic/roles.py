@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from analysis.synthetic.accuracy import accuracy_curve, autoregressive
 from analysis.synthetic.gradients import World
 from analysis.synthetic.planted import Capture, Cliff, Shift
+from gradlab.arrays import Floats
 from gradlab.records import (
     SIGNATURE_BUCKETS,
     EvalRecord,
@@ -23,8 +24,6 @@ from gradlab.records import (
     StepRecord,
     names,
 )
-
-Floats = NDArray[np.float64]
 
 LEVELS: Mapping[str, float] = {
     "entropy": 0.6,

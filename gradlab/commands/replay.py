@@ -76,7 +76,7 @@ def replay(arguments: Sequence[str]) -> int:
 
 def _first_step(diagnosis: Diagnosis, start: str) -> int:
     """The step that --from names."""
-    from analysis.findings import DROPS, FindingKind
+    from analysis.findings import DROPS
 
     if start != "before-onset":
         if not start.isdecimal():
@@ -87,8 +87,7 @@ def _first_step(diagnosis: Diagnosis, start: str) -> int:
         for finding in reversed(diagnosis.findings)
         if finding.onset
     }
-    breakdowns: tuple[FindingKind, ...] = ("role breakdown", "capture")
-    for kinds in (DROPS, breakdowns):
+    for kinds in (DROPS, ("role breakdown", "capture")):
         found = [onsets[kind] for kind in kinds if kind in onsets]
         if found:
             return min(found)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.interop.logs.history import History, join
 from gradlab.interop.logs.lacking import Lack, granularity, lacks
 from gradlab.interop.logs.naming.heldout import held_out
@@ -28,8 +29,6 @@ from gradlab.interop.logs.recorded import records_of, trained_in
 from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
 from gradlab.run_directory import STORE
 from gradlab.store.writer import RunStore
-
-Floats = NDArray[np.float64]
 
 SIZE = re.compile(r"^\s*(\d+)\s*(?:[x*]\s*(\d+))?\s*$")
 

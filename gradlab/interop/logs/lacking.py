@@ -10,14 +10,12 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.interop.logs.history import History
 from gradlab.interop.logs.naming.heldout import is_held_out
 from gradlab.interop.logs.naming.targets import Target
 from gradlab.records import RunMeta
-
-Floats = NDArray[np.float64]
 
 ENOUGH = 0.5
 """Share of steps that a signal has to be known in, as in the diagnosis."""

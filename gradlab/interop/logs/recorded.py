@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.interop.logs.history import History
 from gradlab.interop.logs.naming.heldout import is_held_out
 from gradlab.interop.logs.naming.targets import Target
@@ -28,8 +29,6 @@ from gradlab.records import (
     names,
 )
 from gradlab.store.writer import Record
-
-Floats = NDArray[np.float64]
 
 
 def records_of(

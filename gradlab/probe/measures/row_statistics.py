@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.records import RowStatistics
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 

@@ -11,15 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.interop.logs.history import History
 from gradlab.interop.logs.naming.known_names import KL_IN_REWARD, SCORE, WITH_PENALTY
 from gradlab.interop.logs.naming.names import Named, named, plain
 from gradlab.interop.logs.naming.targets import SHARES, ColumnMap, Target, scale_hint
 from gradlab.interop.logs.reading.evaluated import Counted, with_counts
-
-Floats = NDArray[np.float64]
 
 NO_FIELD = "no field for it"
 
