@@ -15,6 +15,7 @@ from analysis.cliff.scan import FEW
 from analysis.detect import Detectors, detect
 from analysis.detectors.shape import Context
 from analysis.detectors.table import KINDS
+from analysis.explain.agreement import agreed
 from analysis.explain.commands import checkpoint_before, run_directory
 from analysis.explain.constant_rate import too_large
 from analysis.explain.remedies import remedies
@@ -45,7 +46,7 @@ def diagnose(run: Run, detectors: Detectors | None = None) -> Diagnosis:
     findings = found.findings
     broken, capture = found.of_kind("role breakdown"), found.of_kind("capture")
     signals = collect(run)
-    verdicts = tuple(detectors.order(signals, run.steps, drop))
+    verdicts = agreed(tuple(detectors.order(signals, run.steps, drop)), findings)
     # Replays are of the whole run, and say nothing about a part of it.
     replays = read_replays(run.path.resolve().parent) if run.until is None else ()
     causes = Storyteller(max_lead=detectors.order.max_lead)(

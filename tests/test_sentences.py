@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from analysis.diagnosis import diagnose
+from analysis.explain.agreement import agreed
 from analysis.explain.separation import separation
 from analysis.explain.signal_words import EARLY, LATE, told_later, told_order, told_outcomes
-from analysis.findings import Onset, SignalVerdict
+from analysis.findings import Finding, Onset, SignalVerdict
 from analysis.report.page import write_page
 from gradlab.interop.logs.importing import import_run
 from gradlab.store.run import open_run
@@ -73,3 +75,17 @@ def test_a_log_without_evaluations_that_fell_gets_its_page(tmp_path: Path) -> No
     assert found.status in ("cliff", "fall")
     write_page(found, run, tmp_path / "report.html")
     assert "training accuracy" in (tmp_path / "report.html").read_text().lower()
+
+
+def test_a_trend_that_a_finding_dates_is_not_called_undated() -> None:
+    """KL is flat until step 55 and then rises: the finding says 56, and so does the signal."""
+    kl = trend("kl", f"rose steadily, {LATE}, no date")
+    found = Finding("KL drift", "judge", "", 2.0, "nats", "high", Onset(56, 52, 60), p_value=0.001)
+    [said] = agreed((kl,), (found,))
+    assert said.told.startswith("rose from between steps 52 and 60 on, 1 to 2")
+    assert "no date" not in said.told
+    words = told_order((said,), ())
+    assert "without a date" not in words
+    assert "between steps 52 and 60" in words
+    of_another = replace(found, subject="solver")
+    assert agreed((kl,), (of_another,)) == (kl,)

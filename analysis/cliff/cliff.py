@@ -213,7 +213,7 @@ class FallTest:
             end_window=at.end_window,
             onset=onset_interval(series, weight_T, began) if shape in DROPS else None,
             end_step=int(series.step_T[ramp.end]),
-            progress="coming back" if low_step >= 0 else progress(fit, num, sigma**2),
+            progress="coming back" if low_step >= 0 else progress(fit, series, ramp, sigma**2),
             low=low,
             low_step=low_step,
             kind=kind,

@@ -110,22 +110,38 @@ class Ramp:
         return cls(onset, end, curve_T)
 
 
-def progress(fit: RampFit, num_points: int, variance: float) -> Progress:
+def progress(fit: RampFit, series: AccuracySeries, ramp: Ramp, variance: float) -> Progress:
     """Does a fall that reaches the last point explain the series better than one that ended?
 
     By two noise variances of a point, either way; a fall that ended at most `SETTLED` - 1 points
-    ago is left open.
+    ago is left open, unless its last part says more (`_late`).
     """
+    last = len(series) - 1
     error_C = fit.drop_sse_BC[0]
-    ongoing = error_C[fit.end_C == num_points - 1]
-    settled = error_C[fit.end_C <= num_points - SETTLED]
+    ongoing = error_C[fit.end_C == last]
+    settled = error_C[fit.end_C <= last + 1 - SETTLED]
     if not len(settled) or not np.isfinite(settled).any():
         return ""
     difference = float(settled.min() - ongoing.min()) / max(variance, 1e-12)
     best_end = int(fit.end_C[np.argmin(error_C)])
-    if difference > 2 and best_end == num_points - 1:
+    if difference > 2 and best_end == last:
         return "still falling"
-    return "settled" if difference < -2 and best_end <= num_points - SETTLED else ""
+    if difference < -2 and best_end <= last + 1 - SETTLED:
+        return "settled" if _late(series, ramp, variance) <= 6 else ""
+    return "still falling" if _late(series, ramp, variance) > 2 else ""
+
+
+def _late(series: AccuracySeries, ramp: Ramp, variance: float) -> float:
+    """How much better than a level the last third of all that followed the onset is explained by
+    the pace of a fall that takes it all, in noise variances: slow decays stray from their line."""
+    after = len(series) - 1 - ramp.onset
+    half = after // 6
+    if half < 2:
+        return 0.0
+    num = len(series)
+    seen = series.rate(num - 2 * half, num - half) - series.rate(num - half, num)
+    paced = float(ramp.curve_T[ramp.onset] - ramp.curve_T[-1]) * half / after
+    return (seen**2 - (seen - paced) ** 2) / (2 * variance / half)
 
 
 SOFTER = 1.25

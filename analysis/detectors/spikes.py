@@ -83,7 +83,7 @@ class SpikeRule(Detector):
     which the fit of the tails must not learn from."""
     alpha: float = 0.05
     """Largest p-value after Bonferroni over the steps of the run."""
-    harm_alpha: float = 0.025
+    harm_alpha: float = 0.01
     """The same of a spike that a fall is held against, over the steps that it is asked in (at most
     `max_lead` before the fall) and the roles. It is asked in runs that fell alone, so that it is a
     test of its own and pays for no other."""

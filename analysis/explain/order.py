@@ -170,7 +170,12 @@ class OnsetOrder:
             drawn_B = drawn_together(drop, first.onset_B, rng)
         else:
             drawn_B = drop.beginnings(self.num_draws, rng)
-        asked = sum(move.onset is not None and not s.kind.is_outcome for s, move in moves)
+        # What began after the fall cannot be taken for its cause, and is not asked.
+        middle = float(np.median(drawn_B)) if len(drawn_B) else math.inf
+        asked = sum(
+            move.onset is not None and move.onset.step < middle and not s.kind.is_outcome
+            for s, move in moves
+        )
         return Timing(
             drop, drawn_B, self.max_lead, self.min_probability, self.still_moving, max(asked, 1)
         )

@@ -13,6 +13,7 @@ ACCURACY = ("own_accuracy", "reward_mean")
 MAX_NAMED = 4
 """Signals in a sentence."""
 EARLY, LATE = "in the first half and settled", "mostly in the second half"
+DATED = "dated by its finding"
 
 
 def quantity(value: float, unit: str) -> str:
@@ -34,6 +35,15 @@ def told_trend(before: float, after: float, unit: str, shape: TrendShape) -> str
         "start": "from the first steps on",
     }[shape]
     return f"{way} {when}, {before:.3g} to {quantity(after, unit)}, no date"
+
+
+def told_from(before: float, after: float, unit: str, onset: Onset) -> str:
+    """A way that bends slowly, whose beginning a finding dates."""
+    way = "rose" if after > before else "fell"
+    return (
+        f"{way} from between steps {onset.lower} and {onset.upper} on, {before:.3g} to "
+        f"{quantity(after, unit)}, {DATED}"
+    )
 
 
 def listed(names: list[str]) -> str:
@@ -73,7 +83,8 @@ def told_order(
     trends = [v for v in others if v.change == "trend"]
     early = [v for v in trends if EARLY in v.told]
     late = [v for v in trends if LATE in v.told]
-    steady = [v for v in trends if v not in early and v not in late]
+    bent = [v for v in trends if DATED in v.told]
+    steady = [v for v in trends if v not in early and v not in late and v not in bent]
     parts = []
     if before:
         parts.append(f"Moved before it as well: {listed([named(v) for v in before])}.")
@@ -84,6 +95,9 @@ def told_order(
         parts.append(f"Follows from the rewards: {names}.")
     if steady:
         parts.append(f"Went its way all along: {listed([_told_way(v) for v in steady])}.")
+    if bent:
+        names = listed([f"{v.title} {v.told.removesuffix(f', {DATED}')}" for v in bent])
+        parts.append(f"Bent by degrees, and is {DATED}: {names}.")
     for when, some in ((EARLY, early), (LATE, late)):
         if some:
             names = listed([_told_way(v) for v in some])

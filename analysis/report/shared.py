@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from analysis.explain.signal_words import EARLY, LATE
+from analysis.explain.signal_words import DATED, EARLY, LATE
 from analysis.findings import DROPS, Diagnosis, Finding, SignalVerdict
 from gradlab.palette import GREY, role_color
 
@@ -27,6 +27,8 @@ def at_step(verdict: SignalVerdict) -> str:
         return f"{verdict.onset.step}"
     if verdict.change == "trend" and (LATE in verdict.told or EARLY in verdict.told):
         return "late" if LATE in verdict.told else "early"
+    if DATED in verdict.told:
+        return "see finding"
     return "schedule" if verdict.change == "schedule" else "steadily"
 
 
