@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from analysis.detectors.table import KINDS
 from analysis.explain.signal_words import DATED, told_from
-from analysis.explain.suspects import HEAD, MADE_OF
 from analysis.findings import Finding, SignalVerdict
 
 
@@ -20,8 +20,7 @@ def _agreed(verdict: SignalVerdict, findings: tuple[Finding, ...]) -> SignalVerd
     if verdict.change != "trend" or verdict.onset is not None:
         return verdict
     for finding in findings:
-        heads = HEAD.get(finding.kind, MADE_OF.get(finding.kind, ())[:1])
-        is_own = verdict.kind in heads and finding.subject in verdict.subject
+        is_own = verdict.kind in KINDS[finding.kind].heads and finding.subject in verdict.subject
         if is_own and finding.onset is not None:
             told = told_from(verdict.before, verdict.after, verdict.unit, finding.onset)
             return replace(verdict, told=told, note=DATED)
