@@ -187,3 +187,24 @@ def test_a_file_of_alarms_is_json_lines(tmp_path: Path) -> None:
 def test_alarms_need_neither_torch_nor_detectors() -> None:
     code = "import sys, gradlab.alarms; sys.exit(bool({'torch', 'analysis'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_collapse_of_a_short_run_is_told_at_its_first_low_evaluation(tmp_path: Path) -> None:
+    """44 steps, evaluated every 4: what fell at step 8 was once told at 28, too late."""
+    for seed in range(3):
+        path = synthetic_run(
+            tmp_path / f"{seed}.zarr",
+            steps=44,
+            evals=12,
+            problems=200,
+            seed=seed,
+            cliff=Cliff(8, 0.35),
+            row_statistics=False,
+        )
+        online = Online()
+        told = [
+            alarm
+            for step in open_run(path).evaluations().step_E[1:5]
+            for alarm in online(path, int(step), until=int(step))
+        ]
+        assert [alarm.step for alarm in told][:1] in ([8], [12])
