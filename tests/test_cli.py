@@ -153,7 +153,7 @@ def test_train_tells_what_is_wrong(
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--workflow", "debate"], "--workflow"),
+        (["--dtype", "float8"], "--dtype"),
         (["--stepz", "3"], "--stepz"),
         (["--steps", "many"], "--steps"),
     ],

@@ -141,7 +141,12 @@ def run_of(path: Path, **options: Any) -> TrainConfig:
     """The directory of a run, as far as --like reads it."""
     config = TrainConfig(out=path, **options)
     path.mkdir()
-    about = {"config": config.to_json(), "versions": {"gradlab": "0"}, "data": {}}
+    about = {
+        "config": config.to_json(),
+        "versions": {"gradlab": "0"},
+        "data": {"sha256": ""},
+        "run_id": "r",
+    }
     (path / "config.json").write_text(json.dumps(about))
     return config
 

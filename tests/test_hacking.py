@@ -96,8 +96,8 @@ def test_a_reward_of_length_against_the_training_accuracy(tmp_path: Path) -> Non
         tmp_path, roles={"agent": {}}, run={"accuracy": accuracy_T, "reward_mean": reward_T}
     )
     [found] = HackingRule()(run)
-    # Dated by the noisier of the two: 1.21, and not 1.2.
-    assert "mean training reward rose from 1.21 to 2.69 while training acc" in found.summary
+    # Planted: from 1.2 to 2.7.
+    assert "mean training reward rose from 1.2 to 2.69 while training acc" in found.summary
     assert HackingRule()(open_run(tmp_path, until=55)) == []
 
 
