@@ -14,11 +14,11 @@ from conftest import SmallConfig, make_turn
 from rich.console import Console
 
 from gradlab.store.run import open_run
-from trainers.advice import advice
 from trainers.config import TrainConfig
 from trainers.credit import rewarded, with_advantages
 from trainers.episodes import Turn
 from trainers.presets import PRESETS, preset, usual_preset
+from trainers.preview.advice import advice
 from trainers.preview.dryrun import described
 from trainers.preview.estimates import plan
 from trainers.training import train

@@ -13,7 +13,7 @@ import pytest
 
 from gradlab.commands import main as cli
 from gradlab.interop.logs.importing import Imported, import_run
-from gradlab.interop.logs.told import told
+from gradlab.interop.logs.summary import told
 from gradlab.store.run import Run, open_run
 
 CASES = Path(__file__).parent / "logs/cases"

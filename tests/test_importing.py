@@ -17,7 +17,7 @@ from analysis.report.page import write_page
 from figures.make import make_figures
 from gradlab.commands import main as cli
 from gradlab.interop.logs.importing import Imported, import_run
-from gradlab.interop.logs.told import told
+from gradlab.interop.logs.summary import told
 from gradlab.store.run import Run, open_run
 
 LOGS = Path(__file__).parent / "logs"

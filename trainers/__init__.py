@@ -7,14 +7,14 @@ from gradlab.lazily import lazily
 __all__ = ["Callback", "TrainConfig", "train"]
 
 if TYPE_CHECKING:
-    from trainers.callbacks import Callback
     from trainers.config import TrainConfig
     from trainers.training import train
+    from trainers.watch.callbacks import Callback
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
-            "Callback": "trainers.callbacks",
+            "Callback": "trainers.watch.callbacks",
             "train": "trainers.training",
             "TrainConfig": "trainers.config",
         },

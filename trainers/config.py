@@ -14,9 +14,9 @@ from gradlab.own_parts import is_own
 from gradlab.records import Agent
 from gradlab.workflows import Workflow, parse_options
 from trainers.advantages import find_estimator
-from trainers.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
 from trainers.models.routing import parse_routing
 from trainers.models.sampler import Speaker
+from trainers.preview.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
 from trainers.rewards import load_reward
 from trainers.sandbox.pool import package_path
 from trainers.workflows import find_workflow

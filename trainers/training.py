@@ -27,8 +27,6 @@ from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_tabl
 from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
-from trainers.advice import advice
-from trainers.callbacks import Callback, Callbacks
 from trainers.config import TrainConfig
 from trainers.credit import credit
 from trainers.episodes import trained_turns
@@ -39,6 +37,7 @@ from trainers.models.language import LanguageModel, load_language_models
 from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
+from trainers.preview.advice import advice
 from trainers.preview.own_parts import check_own_parts
 from trainers.rewards import check_components
 from trainers.rollout import rollout
@@ -55,6 +54,7 @@ from trainers.rundir.own_parts import check_parts
 from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem, Task, problem_ids
+from trainers.watch.callbacks import Callback, Callbacks
 from trainers.watch.ledger import step_record
 from trainers.watch.lookout import Lookout, check_watch
 from trainers.watch.progress import Progress

@@ -57,7 +57,7 @@ def import_log(arguments: Sequence[str]) -> int:
     """Turn another trainer's log into a run."""
     options = parse(ImportOptions, "import", arguments)
     from gradlab.interop.logs.importing import import_run
-    from gradlab.interop.logs.told import told
+    from gradlab.interop.logs.summary import told
 
     for source in options.sources:
         if (count := options.sources.count(source)) > 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from trainers.advice import advice
 from trainers.config import TrainConfig
+from trainers.preview.advice import advice
 from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
 from trainers.tasks.problem import Task
 from trainers.training import task_of

@@ -21,7 +21,7 @@ from typing import Any
 from gradlab.run_directory import PLAN, STORE, continuable, is_whole, replay_path
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
-from trainers.highest import HIGHEST
+from trainers.preview.highest import HIGHEST
 from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins

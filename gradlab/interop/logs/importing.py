@@ -25,7 +25,7 @@ from gradlab.interop.logs.naming.targets import ColumnMap, Target, read_map
 from gradlab.interop.logs.naming.trainers import trainer_of
 from gradlab.interop.logs.notfinite import not_finite, told_not_finite
 from gradlab.interop.logs.reading.sources import Kind, read
-from gradlab.interop.logs.recorded import records_of, trained_in
+from gradlab.interop.logs.to_records import records_of, trained_in
 from gradlab.records import Agent, PolicyMeta, RunMeta, StepRecord
 from gradlab.run_directory import STORE
 from gradlab.store.writer import RunStore
