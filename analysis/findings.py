@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -122,6 +123,10 @@ class SignalVerdict:
     change: ChangeKind = "none"
     told: str = ""
     """What it did, in a few words that need no column beside them; '' for nothing."""
+
+    def is_of(self, subject: str) -> bool:
+        """Whether it is about this role, agent or policy, alone or among others."""
+        return subject == self.subject or subject in re.split(r"[^\w\[\]-]+", self.subject)
 
     @property
     def kind(self) -> str:

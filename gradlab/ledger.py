@@ -78,12 +78,15 @@ def step_record(
     `token_counts` are by role, then signature bucket; `components` of the reward by role.
     """
     role_n = np.array([agents[int(index)].role for index in turns["agent"]], dtype=object)
+    trained = {role for by_role in tallies.values() for role in by_role}
+    # Frozen roles learn nothing, whatever the normalization.
+    compared = turns[np.isin(role_n, [*trained])] if trained else turns
     roles: dict[str, RoleLedger] = {}
     for role in dict.fromkeys(agent.role for agent in agents):
         mine = [by_role for by_role in tallies.values() if role in by_role]
         weight = sum(tally.weight for by_role in mine for tally in by_role.values())
         tally = joined([by_role[role] for by_role in mine])
-        roles[role] = role_ledger(turns[role_n == role], turns, tally, weight)
+        roles[role] = role_ledger(turns[role_n == role], compared, tally, weight)
     signatures = {role: count / count.sum() for role, count in token_counts.items() if count.sum()}
     return StepRecord(step, wall_time, run, roles, signatures, components or {})
 

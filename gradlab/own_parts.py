@@ -9,7 +9,8 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import CodeType, ModuleType
@@ -36,6 +37,23 @@ def is_own(name: str) -> bool:
     return ":" in name and not name.startswith("rg:")
 
 
+_held: dict[tuple[str, str], Part] = {}
+"""Parts of the run that is being trained, as they were when it began."""
+
+
+@contextmanager
+def holding(parts: Mapping[tuple[str, str], Part]) -> Iterator[None]:
+    """Within it these parts stay what they are, by option and name, whatever becomes of their
+    files: a run that is edited while it trains is still the run that its record describes."""
+    before = dict(_held)
+    _held.update(parts)
+    try:
+        yield
+    finally:
+        _held.clear()
+        _held.update(before)
+
+
 def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) -> Part:
     """The part that `option` names: `FILE.py:NAME` or `package.module:NAME`.
 
@@ -43,6 +61,8 @@ def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) 
     Raises PartError for a file that is not there or does not import, and for a name that is not in
     it, with the names that are.
     """
+    if (option, name) in _held:
+        return _held[option, name]
     place, _, attribute = name.rpartition(":")
     file = _file_of(option, name, place)
     content = file.read_bytes()

@@ -12,7 +12,7 @@ from conftest import SmallConfig, make_row, make_turn
 from gradlab.own_parts import PartError
 from gradlab.records import Agent
 from trainers.advantages import estimators, find_estimator
-from trainers.credit import with_advantages
+from trainers.credit import batch_by_agent, with_advantages
 
 REWARD_N = np.array([1.0, 0, 0, 0, 1, 0.5])
 GROUP_N = np.array([0, 0, 1, 0, 1, 0])
@@ -101,7 +101,7 @@ def test_one_of_ones_own_sees_a_group_or_the_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        ("def mine(r):\n    return r / 0\n", r"mine\.py:1: .* gave shape \(6,\), \d not finite"),
+        ("def mine(r):\n    return r / 0\n", r"mine\.py:1: .* gave shape \(\d,\), \d not finite"),
         ("def mine(r):\n    raise KeyError('x')\n", r"mine\.py:2: .* raised KeyError"),
         ("def mine(r, g):\n    return r[:2]\n", r"mine\.py:1: .* gave shape \(2,\) for 6 rewards"),
         ("def mine(r, g, x):\n    return r\n", "mine.py:1 is a function; expected a function of"),
@@ -118,3 +118,29 @@ def test_unknown_and_contradictory_ones_are_refused(small_config: SmallConfig) -
         small_config(advantage="gae")
     with pytest.raises(ValueError, match="--advantage rloo has none to leave out"):
         small_config(advantage="rloo", normalize_std=False)
+
+
+def test_a_function_of_a_group_that_gives_one_number_is_refused(tmp_path: Path) -> None:
+    """numpy would deal the one number to the whole group."""
+    (tmp_path / "flat.py").write_text("def flat(reward_K):\n    return reward_K.mean()\n")
+    estimate = find_estimator(f"{tmp_path / 'flat.py'}:flat", singleton="zero")
+    with pytest.raises(PartError, match=r"flat\.py.*gave shape \(\) for 2 rewards"):
+        estimate(np.array([0.0, 1, 1, 0]), np.array([0, 0, 1, 1]))
+
+
+def test_policies_that_a_group_joins_are_one_batch(small_config: SmallConfig) -> None:
+    """worker[0] trains with the roles of 'lead' and is in one group with the workers of 'solver'."""
+    options = {
+        "workflow": "orchestrator_workers",
+        "routing": "orchestrator=lead,worker=solver,worker[0]=lead,synthesizer=lead",
+    }
+    whole = batch_by_agent(small_config(**options, group_by="role"))
+    assert set(whole.values()) == {"lead solver"}
+    apart = batch_by_agent(small_config(**options, group_by="role_number"))
+    assert set(apart.values()) == {"lead", "solver"}
+
+
+def test_singleton_reward_is_refused_where_nobody_asks_for_it() -> None:
+    for name in ("reinforce", "reinforce++", "reinforce++-baseline"):
+        with pytest.raises(ValueError, match="does not ask what a group of one gets"):
+            find_estimator(name, singleton="reward")

@@ -17,7 +17,7 @@ from conftest import SmallConfig
 
 import gradlab
 from gradlab.commands.main import main
-from gradlab.own_parts import PartError
+from gradlab.own_parts import PartError, holding, load_part
 from gradlab.store.run import open_run
 from gradlab.workflows import Message, Workflow
 from trainers.config import TrainConfig
@@ -395,3 +395,20 @@ def test_own_and_built_in_credit_agree_where_they_say_the_same(
         np.testing.assert_array_equal(one, other)
     assert open_run(own).meta.reward_components == ()
     assert credit([], small_config()) == trained_turns([]) == []
+
+
+def test_a_file_that_is_edited_while_a_run_trains_changes_nothing(tmp_path: Path) -> None:
+    """A run's record holds the hash of what it began with."""
+    file = tmp_path / "mine.py"
+    name = f"{file}:pay"
+
+    def paid_now() -> float:
+        value: float = load_part("--reward", name, callable, "a function").value()
+        return value
+
+    file.write_text("def pay():\n    return 1.0\n")
+    first = load_part("--reward", name, callable, "a function")
+    with holding({("--reward", name): first}):
+        file.write_text("def pay():\n    return -1.0\n")
+        assert paid_now() == 1.0
+    assert paid_now() == -1.0

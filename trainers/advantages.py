@@ -93,6 +93,10 @@ def by_group(of_group: OfGroup, singleton: str) -> Estimator:
     return estimate
 
 
+BY_GROUP = ("grpo", "dr-grpo", "rloo")
+"""Estimators that look at one group at a time."""
+
+
 def estimators(singleton: str) -> dict[str, Estimator]:
     """Every estimator by its name in --advantage."""
     return {
@@ -119,6 +123,11 @@ def find_estimator(name: str, *, singleton: str, normalize_std: bool = True) -> 
             f"--advantage {name} is unknown; expected one of {', '.join(known)}, or "
             "one of your own as FILE.py:NAME or package.module:NAME"
         )
+    if singleton == "reward" and name not in BY_GROUP:
+        raise ValueError(
+            f"--singleton reward is for estimators by group ({', '.join(BY_GROUP)}); --advantage "
+            f"{name} does not ask what a group of one gets; expected --singleton zero"
+        )
     if normalize_std:
         return known[name]
     if name not in ("grpo", "dr-grpo"):
@@ -140,26 +149,37 @@ def is_estimator(value: Any) -> bool:
 def own_estimator(part: Part, singleton: str) -> Estimator:
     """An estimator of one's own, its result checked."""
     function = part.value
-    inner = by_group(function, singleton) if _num_required(function) == 1 else function
+
+    def of_group(reward_K: Floats) -> Floats:
+        return _shaped(np.asarray(function(reward_K), dtype=np.float64), reward_K, part)
+
+    inner = by_group(of_group, singleton) if _num_required(function) == 1 else function
 
     def estimate(reward_n: Floats, group_n: NDArray[np.int64]) -> Floats:
         try:
             advantage_n = np.asarray(inner(reward_n.copy(), group_n.copy()), dtype=np.float64)
+        except PartError:
+            raise
         except Exception as error:  # whatever a function of one's own raises
             raise PartError(
                 f"{failed_at(error, file_of(function))}: --advantage {part.name} raised "
                 f"{in_words(error)}; expected an array as long as its rewards"
             ) from error
-        if advantage_n.shape != reward_n.shape or not np.isfinite(advantage_n).all():
-            bad = int((~np.isfinite(advantage_n)).sum())
-            got = f"shape {advantage_n.shape}" + (f", {bad} not finite" if bad else "")
-            raise PartError(
-                f"{where_of(function)}: --advantage {part.name} gave {got} for {len(reward_n)} "
-                "rewards; expected one finite number for each"
-            )
-        return advantage_n
+        return _shaped(advantage_n, reward_n, part)
 
     return estimate
+
+
+def _shaped(advantage_n: Floats, reward_n: Floats, part: Part) -> Floats:
+    """The advantages; raises PartError unless there is a finite one for every reward."""
+    if advantage_n.shape != reward_n.shape or not np.isfinite(advantage_n).all():
+        bad = int((~np.isfinite(advantage_n)).sum())
+        got = f"shape {advantage_n.shape}" + (f", {bad} not finite" if bad else "")
+        raise PartError(
+            f"{where_of(part.value)}: --advantage {part.name} gave {got} for {len(reward_n)} "
+            "rewards; expected one finite number for each"
+        )
+    return advantage_n
 
 
 def _num_required(function: Callable[..., Any]) -> int:

@@ -126,7 +126,7 @@ def advantages(
     """[n] the advantages, batch by batch: a batch is what a policy trains on in a step.
 
     Where the agents of a role have policies of their own and are one group, what these policies
-    train on together: a group stays whole. Frozen roles are a batch of their own.
+    train on together: a group stays whole. What frozen roles said is not trained: 0.
     """
     batches = batch_by_agent(config)
     estimate = find_estimator(
@@ -134,9 +134,10 @@ def advantages(
     )
     advantage_n = np.zeros(len(turns))
     of_n = np.array([batches.get(turn.agent, "") for turn in turns], dtype=object)
-    for batch in dict.fromkeys(of_n):
+    for batch in dict.fromkeys(batches.values()):
         mine = np.flatnonzero(of_n == batch)
-        advantage_n[mine] = estimate(reward_n[mine], group_n[mine])
+        if len(mine):
+            advantage_n[mine] = estimate(reward_n[mine], group_n[mine])
     return advantage_n
 
 
@@ -145,11 +146,14 @@ def batch_by_agent(config: TrainConfig) -> dict[Agent, str]:
     policies = config.policy_by_agent()
     if config.group_by != "role":
         return policies
-    together = {
-        role: " ".join(dict.fromkeys(p for agent, p in policies.items() if agent.role == role))
-        for role in {agent.role for agent in policies}
-    }
-    return {agent: together[agent.role] for agent in policies}
+    together: list[set[str]] = []  # policies that some group needs in one batch
+    for role in {agent.role for agent in policies}:
+        mine = {policy for agent, policy in policies.items() if agent.role == role}
+        touching = [batch for batch in together if batch & mine]
+        together = [batch for batch in together if not batch & mine]
+        together.append(mine.union(*touching))
+    names = {policy: " ".join(sorted(batch)) for batch in together for policy in batch}
+    return {agent: names[policy] for agent, policy in policies.items()}
 
 
 def group_of(outcomes: Sequence[bool], reward_K: NDArray[np.float64]) -> Group:

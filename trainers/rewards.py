@@ -62,9 +62,16 @@ def _checked(given: Any, reward: Part, who: str) -> tuple[tuple[str, float], ...
                 f"{where} {part}, a {type(value).__name__}, for {who}; expected a number, or "
                 "{name: number}"
             )
-        if not math.isfinite(value):
+        try:
+            is_finite = math.isfinite(float(value))
+        except OverflowError:
+            is_finite = False
+        if not is_finite:
             raise PartError(f"{where} {part} for {who}; expected a finite number")
-    return tuple((name, float(value)) for name, value in named.items())
+    components = tuple((name, float(value)) for name, value in named.items())
+    if not math.isfinite(sum(value for _, value in components)):
+        raise PartError(f"{where} {given!r} for {who}; expected a finite sum")
+    return components
 
 
 def check_components(episodes: Iterable[Episode], known: Sequence[str], name: str) -> None:

@@ -23,6 +23,7 @@ import torch
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
+from gradlab.own_parts import holding
 from gradlab.records import Agent, EvalRecord, RunMeta, StepRecord, routing_table
 from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
@@ -50,7 +51,7 @@ from trainers.rundir.directory import (
     read_run_directory,
     stored_config,
 )
-from trainers.rundir.own_parts import check_parts
+from trainers.rundir.own_parts import check_parts, parts_in_use
 from trainers.rundir.transcripts import save_episodes
 from trainers.tasks.load import load_task
 from trainers.tasks.problem import Problem, Task, problem_ids
@@ -121,6 +122,7 @@ def train(
     lookout = Lookout(run.config, run.policies, progress, watch)
     with (
         explaining_refusals(config.out),
+        holding(parts_in_use(config)),
         run.store,
         closing(run.judge),
         closing(run.sampler),

@@ -142,6 +142,8 @@ def _assumed(rates: Signal, outcome: Outcome = "held-out accuracy") -> AccuracyS
     low, high = 0.0, 1.0
     if len(value_T) and not (value_T.min() >= 0.0 and value_T.max() <= 1.0):
         low, high = float(value_T.min()), float(value_T.max())
+        if low == high:  # it never moved: half of a range of its own
+            low, high = low - 0.5, high + 0.5
     rate_T = (value_T - low) / (high - low)
     step_T = np.asarray(rates.step_T, dtype=np.int64)
     return AccuracySeries(

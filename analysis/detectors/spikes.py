@@ -208,7 +208,7 @@ def _told(run: Run, role: str, spikes: Spikes) -> str:
 def _mentioned(run: Run, role: str, spikes: Spikes) -> NotJudged:
     return NotJudged(
         f"harm of a gradient spike of {_told(run, role, spikes)}",
-        "nothing that was recorded fell after it; norms with heavy tails have such updates",
+        "no fall of accuracy is known to have come of it; norms with heavy tails have such updates",
         "nothing, if gradients are clipped",
     )
 

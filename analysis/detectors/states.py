@@ -267,6 +267,10 @@ NO_SPREAD = Kind(
 )
 
 
+CENTRED = ("grpo", "dr-grpo", "rloo", "reinforce++-baseline")
+"""Advantage estimators that give equal rewards of a group no gradient."""
+
+
 @dataclass(frozen=True)
 class NoSpreadRule(Detector):
     """Roles whose groups have no reward spread from the first step on: nothing to learn from."""
@@ -279,6 +283,8 @@ class NoSpreadRule(Detector):
     def judge(self, context: Context) -> Judged:
         """One finding per role."""
         run, findings = context.run, []
+        if run.meta.config.get("advantage", "grpo") not in CENTRED:
+            return Judged()  # equal rewards are something to learn from
         for role in run.roles:
             if role in run.meta.frozen:
                 continue  # nothing is to be learned

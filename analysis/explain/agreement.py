@@ -20,7 +20,8 @@ def _agreed(verdict: SignalVerdict, findings: tuple[Finding, ...]) -> SignalVerd
     if verdict.change != "trend" or verdict.onset is not None:
         return verdict
     for finding in findings:
-        is_own = verdict.kind in KINDS[finding.kind].heads and finding.subject in verdict.subject
+        heads = KINDS[finding.kind].heads if finding.kind in KINDS else ()
+        is_own = verdict.kind in heads and verdict.is_of(finding.subject)
         if is_own and finding.onset is not None:
             told = told_from(verdict.before, verdict.after, verdict.unit, finding.onset)
             return replace(verdict, told=told, note=DATED)

@@ -85,7 +85,7 @@ def _of_roles(run: Run, action: Action, role: str) -> Options:
         name = {"voting": "votes", "orchestrator_workers": "workers"}.get(run.meta.workflow)
         least = name is None or _number(config, name, 3) <= 2
         return {} if least else {f"--{name}": "2"}
-    if role not in run.roles or len(run.roles) == 1:
+    if role not in run.roles or role in run.meta.frozen or len(run.roles) == 1:
         return {}
     together = {agent.role for policy in run.policies_of(role) for agent in policy.agents}
     if action == "pay own work":

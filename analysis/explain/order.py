@@ -22,7 +22,7 @@ from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import undominated
 from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict, verdict_of
 from analysis.explain.signal_words import TrendShape, told_event, told_trend
-from analysis.findings import ChangeKind, Onset, Order, SignalVerdict
+from analysis.findings import HELD_OUT, ChangeKind, Onset, Order, SignalVerdict
 from analysis.series.bend import bins, bridged, find_bends
 from analysis.series.schedule import Schedule
 from analysis.series.trend import movement
@@ -162,16 +162,13 @@ class OnsetOrder:
             move
             for signal, move in moves
             if drop.onset is not None
+            and drop.outcome == HELD_OUT  # else training is what was dated already
             and signal.kind.name in FALLS
             and move.onset is not None
             and move.after < move.before
             and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
         ]
-        if fell:  # they are of the same answers: the first tells it
-            first = min(fell, key=lambda move: float(np.median(move.onset_B)))
-            drawn_B = drawn_together(drop, first.onset_B, rng)
-        else:
-            drawn_B = drop.beginnings(self.num_draws, rng)
+        drawn_B = drawn_together(drop, [move.onset_B for move in fell], self.num_draws, rng)
         # What began after the fall cannot be taken for its cause, and is not asked.
         middle = float(np.median(drawn_B)) if len(drawn_B) else math.inf
         asked = sum(

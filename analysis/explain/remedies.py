@@ -196,6 +196,12 @@ def _by_cause(causes: Sequence[Cause], signals: Sequence[SignalVerdict]) -> Iter
         verdicts = [v for v in signals if v.kind == cause.kind and v.subject == cause.subject]
         if cause.kind in ("share", "pull", "update"):
             yield Wanted("cap share", "its share of the step grew before the drop", cause.subject)
+        elif cause.kind == "learning_rate" and cause.place != "before":
+            throughout = cause.place == "throughout"
+            why = (
+                "it was too large from the first step on" if throughout else "it rose with the drop"
+            )
+            yield Wanted("lower rate", why, cause.subject)
         elif cause.kind in BY_SIGNAL and all(map(is_worse, verdicts)):
             yield Wanted(*BY_SIGNAL[cause.kind], cause.subject)
         elif cause.kind in KINDS:

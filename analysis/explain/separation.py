@@ -32,7 +32,8 @@ def separation(
     if not first:
         return _nothing_leads(also, outcomes, signals, is_else=False)
     name, how = first[0].name, " (gradlab diagnose RUN --confirm)" if can_replay else ""
-    before = f"from before step {min(cause.onset.lower for cause in first)}"
+    since = min(cause.onset.lower for cause in first)
+    before = f"from before step {since}" if since > 0 else "from the beginning"
     if len(first) > 1:
         more = f" (nor from {len(first) - 2} more)" if len(first) > 2 else ""
         moved = "moved before the drop" if first[1].place == "before" else "are told by it alike"

@@ -143,6 +143,4 @@ def _told_way(verdict: SignalVerdict) -> str:
 def _is_spoken_for(
     verdict: SignalVerdict, spoken_for: tuple[tuple[frozenset[str], str], ...]
 ) -> bool:
-    return any(
-        verdict.kind in kinds and subject in verdict.subject for kinds, subject in spoken_for
-    )
+    return any(verdict.kind in kinds and verdict.is_of(subject) for kinds, subject in spoken_for)

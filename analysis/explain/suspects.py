@@ -75,7 +75,7 @@ class Storyteller:
         if kind is None or not kind.signals or finding.onset is None or drop.onset is None:
             return None
         lead = float(drop.onset.step - finding.onset.step)
-        own = [v for v in verdicts if v.kind in kind.heads and finding.subject in v.subject]
+        own = [v for v in verdicts if v.kind in kind.heads and v.is_of(finding.subject)]
         dated = [v for v in own if v.order != "no evidence"]
         if dated:
             leads = any(v.order == "precedes" for v in dated)

@@ -22,7 +22,13 @@ def parse_routing(
         return {agent: agent.role for agent in agents}
     num = {agent.role: sum(other.role == agent.role for other in agents) for agent in agents}
     if routing == "agents":
-        return {a: a.role if num[a.role] == 1 else f"{a.role}-{a.number}" for a in agents}
+        alone = {a: a.role if num[a.role] == 1 else f"{a.role}-{a.number}" for a in agents}
+        if len(set(alone.values())) < len(agents):
+            raise ValueError(
+                "--routing agents would give two agents one policy of "
+                f"{', '.join(alone.values())}; rename a role of the workflow, or give a map"
+            )
+        return alone
     given = _read_map(routing, agents)
     found, missing = {}, []
     for agent in agents:
@@ -57,8 +63,11 @@ def _read_map(routing: str, agents: Sequence[Agent]) -> dict[str, str]:
             raise ValueError(f"--routing names role '{who}'; the workflow has {', '.join(roles)}")
         if who in given:
             raise ValueError(f"--routing names role '{who}' twice; {_expected(roles)}")
-        if not re.fullmatch(r"[\w-]+", policy) or not policy.strip("_-"):
-            raise ValueError(f"--routing: policy name '{policy}' must be letters, digits, _ or -")
+        if not re.fullmatch(r"\w[\w-]*", policy) or not policy.strip("_-"):
+            raise ValueError(
+                f"--routing: policy name '{policy}' must be letters, digits, _ or -, and not begin "
+                "with -"
+            )
         given[who] = policy
     return given
 

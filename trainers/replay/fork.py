@@ -123,6 +123,14 @@ def policy_origins(
                 "with that routing from the start"
             )
         origin = found[0] if len(found) == 1 else by_name[str(merge_from)]
+        was = original.lora_rank_of(origin), original.lora_alpha_of(origin)
+        becomes = config.lora_rank_of(policy), config.lora_alpha_of(policy)
+        if was != becomes:
+            raise ValueError(
+                f"policy '{policy}' would begin as '{origin}', an adapter of rank and alpha {was}, "
+                f"with {becomes}: it would not answer as before; give it the same with "
+                "--policy-lora-rank and --policy-lora-alpha, or train from the start"
+            )
         models = original.model_of_policy(origin), config.model_of_policy(policy)
         if models[0] != models[1]:
             raise ValueError(

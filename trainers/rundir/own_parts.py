@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gradlab.own_parts import PartError, hash_of, is_own, load_part, shown
+from gradlab.own_parts import Part, PartError, hash_of, is_own, load_part, shown
 from gradlab.run_directory import OWN_PARTS
 from trainers.config import TrainConfig
 
@@ -24,6 +24,16 @@ def own_parts(config: TrainConfig) -> dict[str, dict[str, str]]:
             part = load_part(f"--{option}", name, lambda value: True, "a part")
             found[option] = {"name": name, "file": shown(part.file), "sha256": part.sha256}
     return found
+
+
+def parts_in_use(config: TrainConfig) -> dict[tuple[str, str], Part]:
+    """(option, name) -> each part that is one's own, as it is now."""
+    names = {f"--{option}": getattr(config, option) for option in OPTIONS}
+    return {
+        (option, name): load_part(option, name, lambda value: True, "a part")
+        for option, name in names.items()
+        if is_own(name)
+    }
 
 
 def copy_parts(out: Path, parts: Mapping[str, Mapping[str, str]]) -> None:
