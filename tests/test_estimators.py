@@ -54,7 +54,7 @@ def test_every_estimator_of_the_table_is_worked_out_here() -> None:
 @pytest.mark.parametrize("name", BY_HAND)
 @pytest.mark.parametrize("singleton", ["zero", "reward"])
 def test_equal_rewards_and_groups_of_one_give_finite_numbers(name: str, singleton: str) -> None:
-    estimate = find_estimator(name, singleton=singleton)
+    estimate = estimators(singleton)[name]
     assert np.isfinite(estimate(np.ones(4), np.zeros(4, dtype=np.int64))).all()
     alone = estimate(np.array([1.0]), np.array([0]))
     if name in ("grpo", "dr-grpo", "rloo"):
@@ -129,7 +129,7 @@ def test_a_function_of_a_group_that_gives_one_number_is_refused(tmp_path: Path) 
 
 
 def test_policies_that_a_group_joins_are_one_batch(small_config: SmallConfig) -> None:
-    """worker[0] trains with the roles of 'lead' and is in one group with the workers of 'solver'."""
+    """worker[0] trains with the roles of 'lead', in one group with the workers of 'solver'."""
     options = {
         "workflow": "orchestrator_workers",
         "routing": "orchestrator=lead,worker=solver,worker[0]=lead,synthesizer=lead",
