@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.own_parts import (
     Part,
     PartError,
@@ -26,7 +27,6 @@ from gradlab.own_parts import (
     where_of,
 )
 
-Floats = NDArray[np.float64]
 OfGroup = Callable[[Floats], Floats]
 Estimator = Callable[[Floats, NDArray[np.int64]], Floats]
 

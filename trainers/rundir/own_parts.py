@@ -17,13 +17,10 @@ OPTIONS = ("workflow", "reward", "task", "advantage")
 
 def own_parts(config: TrainConfig) -> dict[str, dict[str, str]]:
     """Option -> name, file and SHA-256 of each part that is one's own."""
-    found = {}
-    for option in OPTIONS:
-        name = getattr(config, option)
-        if is_own(name):
-            part = load_part(f"--{option}", name, lambda value: True, "a part")
-            found[option] = {"name": name, "file": shown(part.file), "sha256": part.sha256}
-    return found
+    return {
+        option.removeprefix("--"): {"name": name, "file": shown(part.file), "sha256": part.sha256}
+        for (option, name), part in parts_in_use(config).items()
+    }
 
 
 def parts_in_use(config: TrainConfig) -> dict[tuple[str, str], Part]:
