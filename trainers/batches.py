@@ -17,7 +17,6 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
-from trainers.models.sampling import left_padded
 
 
 def num_updates(num_rows: int, config: TrainConfig) -> int:
@@ -95,25 +94,25 @@ class Batch:
 
 def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
     pad, device = language.sampling.pad_id, language.device
-    prompt_BP, prompt_mask_BP = left_padded([row.prompt_ids for row in rows], pad, device)
+    start = max(len(row.prompt_ids) for row in rows)
     longest = max(len(row.response_ids) for row in rows)
-    target = torch.full((len(rows), longest), pad)
-    is_token = torch.zeros((len(rows), longest), dtype=torch.bool)
-    old_BT = torch.zeros((len(rows), longest))
+    ids = np.full((len(rows), start + longest), pad)
+    mask = np.zeros_like(ids)
+    old = np.zeros((len(rows), longest), dtype=np.float32)
     for i, row in enumerate(rows):
-        length = len(row.response_ids)
-        target[i, :length] = torch.tensor(row.response_ids)
-        is_token[i, :length] = True
-        old = row.logprobs if row.old_logprobs is None else row.old_logprobs
-        old_BT[i, :length] = torch.as_tensor(np.asarray(old, dtype=np.float32))
-    target, is_token = target.to(device), is_token.to(device)
+        here = slice(start - len(row.prompt_ids), start + len(row.response_ids))
+        ids[i, here] = row.prompt_ids + row.response_ids
+        mask[i, here] = 1
+        known = row.logprobs if row.old_logprobs is None else row.old_logprobs
+        old[i, : len(known)] = known
+    ids_BS, mask_BS = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
     return Batch(
         rows,
-        torch.cat([prompt_BP, target], dim=1),
-        torch.cat([prompt_mask_BP, is_token.long()], dim=1),
-        target,
-        is_token,
-        old_BT.to(device),
+        ids_BS,
+        mask_BS,
+        ids_BS[:, start:],
+        mask_BS[:, start:].bool(),
+        torch.tensor(old, device=device),
         torch.tensor([row.advantage for row in rows], device=device),
         torch.tensor([row.weight for row in rows], device=device),
         temperature_of(rows, device),
@@ -159,6 +158,12 @@ def reference_logprobs(language: LanguageModel, batch: Batch) -> Tensor:
         logprob_BT, _ = response_logprobs(language, batch)
     language.model.train(was_training)
     return logprob_BT
+
+
+def kl_k3(logprob_BT: Tensor, reference_BT: Tensor) -> Tensor:
+    """[B, T] Schulman's k3 estimate of KL(policy to reference): exp(d) - d - 1, d = ref - pol."""
+    difference = (reference_BT - logprob_BT).clamp(-20, 20)
+    return torch.exp(difference) - difference - 1
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
-from trainers.credit import credit
+from trainers.credit import check_components, credit
 from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
@@ -40,7 +40,6 @@ from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.preview.advice import advice
 from trainers.preview.own_parts import check_own_parts
-from trainers.rewards import check_components
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -192,7 +191,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
-    check_components(episodes, run.components, config.reward)
+    check_components(episodes, run.components, config)
     played = time.perf_counter()
     save_episodes(episodes_path(config.out, "step", step), episodes)
 
