@@ -8,9 +8,9 @@ a call of a protocol's method is a call of the protocol's, not of everything cal
 
 The lines are told apart by what they are. The step is what leads from `train_step` to the loss and
 back. Recording is what a step does to be read later. Behind an interface stand the parts that a
-step is given and that have others in their place: who judges, what a workflow may yield, the
-options, what measures gradients; there the closure ends at what the step itself calls. Graders, the
-sandbox, tasks and the store are left out.
+step is given and that have others in their place: who samples, who judges, what a workflow may
+yield, the options, what measures gradients; there the closure ends at what the step itself calls.
+Graders, the sandbox, tasks and the store are left out.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ from mypy import build, nodes, types
 from mypy.fscache import FileSystemCache
 from mypy.main import process_options
 
-LEFT_OUT = ("trainers/grading/", "trainers/sandbox/", "trainers/tasks/", "trainers/code_grading",
-            "trainers/expressions", "trainers/programs", "gradlab/store/")  # fmt: skip
+LEFT_OUT = ("trainers/grading/", "trainers/sandbox/", "trainers/tasks/", "gradlab/store/")
 RECORDING = ("gradlab/ledger", "gradlab/signature", "gradlab/records", "gradlab/run_directory",
-             "trainers/watch/", "trainers/ledger", "trainers/rundir/", "trainers/episodes.save",
-             "gradlab/signatures")  # fmt: skip
-INTERFACES = ("trainers/judge", "trainers/judging", "trainers/config", "trainers/models/routing",
-              "trainers/prompts/", "gradlab/workflows", "gradlab/own_parts", "trainers/workflows",
-              "gradlab/probe/", "gradlab/readout/", "gradlab/gram")  # fmt: skip
+             "trainers/watch/", "trainers/rundir/")  # fmt: skip
+INTERFACES = ("trainers/judge", "trainers/config", "trainers/models/sampler", "gradlab/workflows",
+              "gradlab/own_parts", "gradlab/probe/", "gradlab/readout/")  # fmt: skip
 NOT_WRITTEN = ("node", "info", "type", "analyzed", "expanded", "original_def")
 """What mypy keeps with a node beside what is written in it."""
 KINDS = ("the step", "recording", "behind an interface")
@@ -111,8 +108,9 @@ class Checkout:
         self.file: dict[str, str] = {}
         self.classes: set[str] = set()
         for module, tree in result.files.items():
-            if module.partition(".")[0] in ("gradlab", "trainers"):
-                self._add(str(Path(tree.path).resolve().relative_to(root)), module, tree.defs)
+            file = Path(tree.path).resolve()
+            if module.partition(".")[0] in ("gradlab", "trainers") and file.is_relative_to(root):
+                self._add(str(file.relative_to(root)), module, tree.defs)
 
     def _add(self, file: str, prefix: str, found: list[nodes.Statement]) -> None:
         for node in found:
