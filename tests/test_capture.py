@@ -369,6 +369,31 @@ def test_any_leaf_module_is_covered_by_running_it_again(has_prompts: bool) -> No
         assert probe.last.row_statistics["generator"].total == pytest.approx(float(total))
 
 
+class Shifts(nn.Module):
+    """Autograd gives both parameters the same tensor as their gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+        self.second = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.first + self.second)
+
+
+def test_sketched_rows_leave_a_gradient_alone_that_parameters_share() -> None:
+    model, x = Shifts(), torch.randn(4, 3, 4).double()
+    probe, optimizer = watch(model)
+    probe.tag(torch.tensor([0, 1, 2, 0]), prompts=range(4))
+    (model(x) * x).sum().backward()
+    # d/d(first) of row r is x_r, and so is d/d(second): twice the inner products of the x.
+    own_AP = torch.stack([x[0] + x[3], x[1], x[2]]).flatten(1)
+    expected = 2 * own_AP @ own_AP.T
+    optimizer.step()
+    assert probe.last is not None
+    np.testing.assert_allclose(probe.last.gram_BAA.sum(0), expected.numpy(), 1e-10)
+
+
 @pytest.mark.parametrize(
     "name", ["qwen3 full, tied", "llama full, biases", "qwen3 lora", "one layer used twice"]
 )

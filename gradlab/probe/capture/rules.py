@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gradlab.probe.capture.projections import Projection
 from gradlab.probe.capture.tags import RowSketches, Tags
 from gradlab.probe.layout import Layout
-from gradlab.probe.measures.exact_sums import adds_up_in_float32, total_of
+from gradlab.probe.measures.exact_sums import adds_up_in_float32, squared_norms_of, total_of
 
 
 class Target(Protocol):
@@ -244,14 +244,14 @@ def linear_rows(
             weight = torch.bmm(left.transpose(1, 2), tokens, out_dtype=target.dtype)
         else:
             weight = torch.bmm(left.transpose(1, 2), tokens)
-        add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
         if totals is not None:
             totals["weight"] = weight.sum(0)
+        add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
     if "bias" in call.learning:
         bias = accumulating(target, out).sum(1)
-        add_rows(target, site.slots["bias"], rows, bias)
         if totals is not None:
             totals["bias"] = bias.sum(0)
+        add_rows(target, site.slots["bias"], rows, bias)
 
 
 def embedding(
@@ -307,7 +307,8 @@ def rerun(
                     views[agent].add_(share.view_as(views[agent]))
                 if tags.rows is not None:
                     one = slice(row, row + 1)
-                    sketch(target, site.slots[local], share.reshape(1, -1), tags.rows, one)
+                    own = share.reshape(1, -1).clone()  # parameters may share their gradient
+                    sketch(target, site.slots[local], own, tags.rows, one)
 
 
 def rerun_groups(
@@ -414,13 +415,16 @@ def factors(
 
 
 def add_rows(target: Target, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
-    """Add row gradients of one parameter to their agents, norms and sketches."""
+    """Add row gradients of one parameter to their agents, norms and sketches; uses them up."""
     target.part(slot).addmm_(rows.one_hot_An, gradient_nM)
     sketch(target, slot, gradient_nM, rows, slice(None))
 
 
 def sketch(target: Target, slot: int, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
-    """Add row gradients to the norms and strided sign-sum sketches of the rows `which`."""
+    """Add row gradients to the norms and strided sign-sum sketches of the rows `which`.
+
+    The gradients are used up: fresh memory for their products with the signs costs twice the time.
+    """
     assert target.sign_P is not None
     rows.is_filled = True
     span = target.layout.slots[slot]
@@ -430,10 +434,10 @@ def sketch(target: Target, slot: int, gradient_nM: Tensor, rows: RowSketches, wh
             rows.held[slot] = gradient_nM.new_zeros(len(rows.norm2_n), gradient_nM.shape[1])
         rows.held[slot][which].add_(gradient_nM)
     else:
-        rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        rows.norm2_n[which].add_(squared_norms_of(gradient_nM))
     sketch_nK = rows.sketch_nK[which]
     num_buckets = sketch_nK.shape[1]
-    signed = gradient_nM * target.sign_P[span.start : span.stop]
+    signed = gradient_nM.mul_(target.sign_P[span.start : span.stop])
     full = signed.shape[1] // num_buckets * num_buckets
     sketch_nK.add_(signed[:, :full].reshape(len(signed), -1, num_buckets).sum(1))
     sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])

@@ -12,6 +12,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from gradlab.probe.measures.exact_sums import squared_norms_of
+
 SKETCH_BUCKETS = 257
 """Prime, so that a strided sketch of a matrix does not put whole columns into one bucket."""
 
@@ -41,7 +43,7 @@ class RowSketches:
     def settle(self, slot: int) -> None:
         """Add the norms of a parameter that all its uses have contributed to."""
         gradient_nM = self.held.pop(slot)
-        self.norm2_n.add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        self.norm2_n.add_(squared_norms_of(gradient_nM))
 
 
 @dataclass(frozen=True)
