@@ -244,14 +244,10 @@ def linear_rows(
             weight = torch.bmm(left.transpose(1, 2), tokens, out_dtype=target.dtype)
         else:
             weight = torch.bmm(left.transpose(1, 2), tokens)
-        if totals is not None:
-            totals["weight"] = weight.sum(0)
-        add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
+        add_rows(target, site, "weight", rows, weight, totals)
     if "bias" in call.learning:
         bias = accumulating(target, out).sum(1)
-        if totals is not None:
-            totals["bias"] = bias.sum(0)
-        add_rows(target, site.slots["bias"], rows, bias)
+        add_rows(target, site, "bias", rows, bias, totals)
 
 
 def embedding(
@@ -414,9 +410,24 @@ def factors(
     return projection.of_output(out), projection.of_input(into)
 
 
-def add_rows(target: Target, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
-    """Add row gradients of one parameter to their agents, norms and sketches; uses them up."""
-    target.part(slot).addmm_(rows.one_hot_An, gradient_nM)
+def add_rows(
+    target: Target,
+    site: Site,
+    local: str,
+    rows: RowSketches,
+    gradient: Tensor,
+    totals: Totals | None,
+) -> None:
+    """Add row gradients [n, ...] of one parameter to agents, norms and sketches; uses them up."""
+    slot, gradient_nM = site.slots[local], gradient.flatten(1)
+    if totals is None:
+        target.part(slot).addmm_(rows.one_hot_An, gradient_nM)
+    else:
+        # The total from the agents' sums: a pass over agents, not a second one over rows.
+        own_AM = rows.one_hot_An @ gradient_nM
+        target.part(slot).add_(own_AM)
+        others = [gradient_nM[rows.agent_n < 0].sum(0)] if rows.has_others else []
+        totals[local] = total_of([*own_AM, *others]).view(gradient.shape[1:])
     sketch(target, slot, gradient_nM, rows, slice(None))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -36,6 +37,11 @@ class RowSketches:
     """Slot -> calls of its modules whose gradient has not come yet."""
     held: dict[int, Tensor] = field(default_factory=dict)
     """Slot -> [n, size] row gradients so far, where a parameter is used more than once."""
+
+    @cached_property
+    def has_others(self) -> bool:
+        """Whether some rows are nobody's."""
+        return bool((self.agent_n < 0).any())
 
     def expect(self, slot: int) -> None:
         self.awaited[slot] = self.awaited.get(slot, 0) + 1
