@@ -29,7 +29,7 @@ PARTS: dict[str, Functions] = {
     "before the optimizer's step": (Probe._before_step,),
     "... Grams per block": (Instrument._gram,),
     "... self-check": (Instrument._check,),
-    "... norms of the weights": (Moments.before_step, Instrument._weight_norm),
+    "... norms of the weights": (Moments.before_step, Instrument._weight_norms),
     "after it": (Probe._after_step,),
     "... parts of Adam's step": (Moments.after_step,),
     "... clearing the buffers": (Probe._forget,),
