@@ -3,42 +3,51 @@
 from __future__ import annotations
 
 import cProfile
+import inspect
 import pstats
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 from models import Case, copy_of, make_model
 from techniques import TECHNIQUES, Job, Step
 
-PARTS: dict[str, tuple[tuple[str, str], ...]] = {
-    "forward: hooks": (("capture.py", "_on_plain_forward"), ("capture.py", "_fused_forward")),
-    "backward: hooks, products included": (
-        ("capture.py", "_on_gradient"),
-        ("fused.py", "backward"),
-    ),
-    "... the rule of linear layers": (("rules.py", "linear"),),
-    "before the optimizer's step": (("probe.py", "_before_step"),),
-    "... Grams per block": (("probe.py", "_gram"),),
-    "... self-check": (("probe.py", "_check"),),
-    "... norms of the weights": (("moments.py", "before_step"), ("probe.py", "_weight_norm")),
-    "after it": (("probe.py", "_after_step"),),
-    "... parts of Adam's step": (("moments.py", "after_step"),),
-    "... clearing the buffers": (("probe.py", "_forget"),),
+from gradlab.probe.capture.capture import Capture
+from gradlab.probe.capture.fused import FusedLinear
+from gradlab.probe.capture.rules import linear
+from gradlab.probe.instrument import Instrument
+from gradlab.probe.measures.step_split import Moments
+from gradlab.probe.probe import Probe
+
+Functions = tuple[Callable[..., Any], ...]
+
+PARTS: dict[str, Functions] = {
+    "forward: hooks": (Capture._on_plain_forward, Capture._fused_forward),
+    "backward: hooks, products included": (Capture._on_gradient, FusedLinear.backward),
+    "... the rule of linear layers": (linear,),
+    "before the optimizer's step": (Probe._before_step,),
+    "... Grams per block": (Instrument._gram,),
+    "... self-check": (Instrument._check,),
+    "... norms of the weights": (Moments.before_step, Instrument._weight_norms),
+    "after it": (Probe._after_step,),
+    "... parts of Adam's step": (Moments.after_step,),
+    "... clearing the buffers": (Probe._forget,),
 }
-"""Part -> (file, function) whose inclusive times it adds up."""
+"""Part -> functions whose inclusive times it adds up."""
 
 SHARED = (*PARTS,)[:3]
 """Parts in which `fused` also does what a plain step does."""
 
 
-def seconds_in(profile: cProfile.Profile, wanted: tuple[tuple[str, str], ...]) -> float:
+def seconds_in(profile: cProfile.Profile, wanted: Functions) -> float:
     stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    return sum(
-        float(found[3])
-        for (path, _, name), found in stats.items()
-        if any(path.endswith(f"gradlab/{file}") and name == function for file, function in wanted)
-    )
+    codes = [inspect.unwrap(function).__code__ for function in wanted]
+    keys = [(code.co_filename, code.co_firstlineno, code.co_name) for code in codes]
+    if not any(key in stats for key in keys):
+        names = " nor ".join(code.co_qualname for code in codes)
+        raise ValueError(f"the profiled steps called neither {names}; mend PARTS of {__file__}")
+    return sum(float(stats[key][3]) for key in keys if key in stats)
 
 
 def profiled(case: Case, modes: tuple[str, ...], num_steps: int) -> list[str]:

@@ -369,6 +369,70 @@ def test_any_leaf_module_is_covered_by_running_it_again(has_prompts: bool) -> No
         assert probe.last.row_statistics["generator"].total == pytest.approx(float(total))
 
 
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16)])
+@pytest.mark.parametrize("agents", [[0, 0, 1, 1, 2, 2], [0, 1, 1, 2, 2, 2], [0, 0, 2, 2, 2, 2]])
+def test_products_are_those_of_each_agent_to_the_bit_in_every_update(
+    agents: list[int], shape: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(*shape, bias=False)
+    probe, optimizer = watch(layer)
+    for scale in (1.0, -3.0):  # the second update writes where the first one's gradients are
+        x, out = scale * torch.randn(6, 5, shape[0]), torch.randn(6, 5, shape[1])
+        probe.tag(torch.tensor(agents))
+        (layer(x) * out).sum().backward()
+        expected = torch.zeros(3, shape[1] * shape[0])
+        for agent in set(agents):
+            own = [row for row, a in enumerate(agents) if a == agent]
+            product = out[own].flatten(0, 1).T @ x[own].flatten(0, 1)
+            expected[agent] = product.flatten()
+        assert torch.equal(probe._instrument.capture.gradient_AP, expected)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def test_parameters_without_a_gradient_in_an_update_have_none_of_the_last_one() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
+    probe, optimizer = watch(model)
+    x = torch.randn(3, 3).double()
+    probe.tag(torch.tensor([0, 1, 2]))
+    model(x).square().sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    probe.tag(torch.tensor([0, 1, 1]))
+    model[0](x).square().sum().backward()
+    gradient_AP = probe._instrument.capture.gradient_AP
+    assert not gradient_AP[:, 16:].any(), "nothing went through the second layer"
+    assert not gradient_AP[2].any(), "the third agent has no rows"
+    assert gradient_AP[:2, :16].any(1).all()
+
+
+class Shifts(nn.Module):
+    """Autograd gives both parameters the same tensor as their gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+        self.second = nn.Parameter(torch.zeros(3, 4, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (self.first + self.second)
+
+
+def test_sketched_rows_leave_a_gradient_alone_that_parameters_share() -> None:
+    model, x = Shifts(), torch.randn(4, 3, 4).double()
+    probe, optimizer = watch(model)
+    probe.tag(torch.tensor([0, 1, 2, 0]), prompts=range(4))
+    (model(x) * x).sum().backward()
+    # d/d(first) of row r is x_r, and so is d/d(second): twice the inner products of the x.
+    own_AP = torch.stack([x[0] + x[3], x[1], x[2]]).flatten(1)
+    expected = 2 * own_AP @ own_AP.T
+    optimizer.step()
+    assert probe.last is not None
+    np.testing.assert_allclose(probe.last.gram_BAA.sum(0), expected.numpy(), 1e-10)
+
+
 @pytest.mark.parametrize(
     "name", ["qwen3 full, tied", "llama full, biases", "qwen3 lora", "one layer used twice"]
 )

@@ -63,8 +63,9 @@ def test_any_tags_and_any_split_into_micro_batches(data: st.DataObject) -> None:
     np.testing.assert_allclose(probe.last.gram_BAA, expected, atol=1e-10 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("has_prompts", [False, True])
 @pytest.mark.parametrize("index", [[0, -1, 2, -1], [-1, -1, -1, -1], [2, 0, -1, 0], [-1, 1, 0, 1]])
-def test_rows_of_nobody_still_train(index: list[int]) -> None:
+def test_rows_of_nobody_still_train(index: list[int], has_prompts: bool) -> None:
     model, x = two_layers(), torch.randn(4, 3, 4, dtype=DOUBLE)
     expected = gradients(model, x)
     own = [
@@ -72,7 +73,7 @@ def test_rows_of_nobody_still_train(index: list[int]) -> None:
         for row, agent in enumerate(index)
     ]
     probe, optimizer = fused(model)
-    probe.tag(torch.tensor(index))
+    probe.tag(torch.tensor(index), prompts=range(4) if has_prompts else None)
     (model(x) ** 2).sum().backward()
     assert_whole_gradient(model, expected)
     with pytest.warns(UserWarning, match="unexplained"):

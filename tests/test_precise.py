@@ -7,7 +7,12 @@ import torch
 from test_capture import AGENTS
 from torch import nn
 
-from gradlab.probe.measures.exact_sums import adds_up_in_float32, norm_of, total_of
+from gradlab.probe.measures.exact_sums import (
+    adds_up_in_float32,
+    norm_of,
+    squared_norms_of,
+    total_of,
+)
 from gradlab.probe.probe import attach
 from gradlab.records import Mode
 
@@ -22,6 +27,15 @@ def test_norms_and_totals_keep_their_digits(size: int) -> None:
     rounded = x[0].bfloat16()
     assert norm_of(rounded) == pytest.approx(float(rounded.double().norm()), rel=3e-7)
     assert torch.equal(total_of(x), x[0] + x[1] + x[2])
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 100_001])
+def test_squared_norms_of_rows_keep_their_digits(size: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(3, size, generator=generator) * torch.rand(size, generator=generator).exp()
+    exact_n = x.double().square().sum(1)
+    torch.testing.assert_close(squared_norms_of(x).double(), exact_n, rtol=3e-7, atol=0)
+    torch.testing.assert_close(squared_norms_of(x.double()), exact_n, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("size", [3, 5000])

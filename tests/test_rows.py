@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from gradlab.probe.measures.row_statistics import UNTAGGED, Rows, deff, icc, row_statistics
+from gradlab.probe.measures.row_statistics import (
+    UNTAGGED,
+    Rows,
+    RowSums,
+    deff,
+    icc,
+    row_statistics,
+)
 from gradlab.records import RowStatistics
 
 Array = NDArray[np.float64]
@@ -215,7 +223,37 @@ def test_unknown_samples_leave_the_episode_component_unmeasured() -> None:
 
 
 def test_a_role_without_rows_has_no_statistics() -> None:
-    rows = Rows.empty(8)
-    s = row_statistics(*rows.of([0]))
+    s = RowSums().statistics()
     assert s.rows == 0
     assert math.isnan(s.total)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_fed_in_batches_have_the_statistics_of_all_of_them(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    agent_R, prompt_R, sample_R = design(3, 4, 3)
+    order = rng.permutation(len(agent_R))[:30]
+    agent_R, prompt_R, sample_R = agent_R[order], prompt_R[order], sample_R[order]
+    g_RD = rng.normal(size=(30, 6)) + rng.normal(size=(4, 6))[prompt_R]
+    g_RD[rng.random(30) < 0.2] = 0
+    norm2_R, sign_R = (g_RD**2).sum(1), rng.choice([-1, 0, 1], 30)
+    whole = Rows(g_RD, norm2_R, agent_R, prompt_R, sample_R, sign_R)
+    sums = RowSums()
+    for batch in np.split(np.arange(30), [0, 1, 11, 24]):
+        sums.add(
+            Rows(
+                whole.sketch_RK[batch], norm2_R[batch], agent_R[batch], prompt_R[batch],
+                sample_R[batch], sign_R[batch],
+            )
+        )  # fmt: skip
+        sums.statistics()  # what is asked on the way leaves no trace
+    found = sums.statistics()
+    for name, expected in brute_force(g_RD, agent_R, prompt_R, sample_R).items():
+        assert getattr(found, name) == pytest.approx(expected, abs=1e-12), name
+    at_once = row_statistics(g_RD, norm2_R, agent_R, prompt_R, sample_R, sign_R)
+    for field in fields(RowStatistics):
+        expected = getattr(at_once, field.name)
+        assert getattr(found, field.name) == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert found.dead_rows == pytest.approx(float((norm2_R == 0).mean()))
+    up, down = g_RD[sign_R > 0].sum(0), g_RD[sign_R < 0].sum(0)
+    assert (found.positive, found.opposition) == pytest.approx((up @ up, up @ down))

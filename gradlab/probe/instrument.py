@@ -2,7 +2,8 @@
 
 `gradlab.probe.probe.Probe` is what a trainer talks to; here is what happens between its calls.
 
-Legend: A agents of the policy, B parameter blocks, P measured parameters (elements), n rows.
+Legend: A agents of the policy, B parameter blocks, P measured parameters (elements), S slots
+(parameters), n rows.
 """
 
 from __future__ import annotations
@@ -282,11 +283,13 @@ class Instrument:
                 norm2_A = norm2_A * self.factor_A.clamp(min=1).square().cpu().numpy()
                 largest = max(1.0, float(self.factor_A.max()) ** 2)
             check = self._check(max(float(norm2_A.sum()), largest * self.rowbook.norm2))
+            theta_norm_S = self._weight_norms()
             if self.unsplit_reason is None:
                 if self.moments is None:
                     self.moments = self._new_moments()
                     self.is_late = self.moments.is_attached_late
-                self.moments.before_step()
+                assert theta_norm_S is not None, "updates of sketches are not split"
+                self.moments.before_step(theta_norm_S)
         sizes = zip(self._shapes, self.layout.parameters, strict=True)
         present = sum(shape.numel() for shape, p in sizes if p.grad is not None)
         check = with_unmeasured(check, self.attached.unmeasured(), present)
@@ -294,7 +297,7 @@ class Instrument:
             replace(check, scale=check.scale / divisor_of(self._optimizer)),
             gram_BAA,
             float(self._optimizer.param_groups[0]["lr"]),
-            self._weight_norm(),
+            math.nan if theta_norm_S is None else float(torch.linalg.vector_norm(theta_norm_S)),
             shared.loss,
             time.perf_counter() - start,
         )
@@ -423,13 +426,13 @@ class Instrument:
             parts.append(part.reshape(-1))
         return torch.cat(parts)
 
-    def _weight_norm(self) -> float:
-        """||theta||; NaN where it would take gathering a model that is sharded for its size."""
+    def _weight_norms(self) -> Tensor | None:
+        """[S] norms of the parameters; None where it takes gathering a model sharded for size."""
         if self._is_sharded and self.theta0_P is None:
-            return math.nan
+            return None
         thetas = in_full([p.detach() for p in self.layout.parameters])
         norms = [torch.linalg.vector_norm(theta, dtype=torch.float64) for theta in thetas]
-        return float(torch.linalg.vector_norm(torch.stack(norms)))
+        return torch.stack(norms)
 
     def _new_moments(self) -> Moments:
         return Moments(self._optimizer, self.layout, len(self.agents), self.capture.dtype)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradlab.probe.capture.buffer import Buffer
 from gradlab.probe.capture.fused import FusedLinear, as_autocast, can_fuse, fits, is_fused
 from gradlab.probe.capture.hooks import Forward, Hook
 from gradlab.probe.capture.projections import Projection
@@ -77,10 +78,7 @@ class Capture:
         self._num_extras = num_extras
         is_double = any(p.dtype == torch.float64 for p in layout.parameters)
         self.dtype = torch.float64 if is_double else torch.float32
-        self.buffer = torch.zeros(0)
-        """The gradients [A * P], then room for what ranks share with them in one message."""
-        self.gradient_AP = torch.zeros(0)
-        """Empty in mode 'streaming'."""
+        self._kept: Buffer | None = None
         self.stream: Stream | None = None
         """In mode 'streaming', where gradients go instead of the buffer."""
         self._is_streaming = mode == "streaming"
@@ -181,44 +179,43 @@ class Capture:
             if self.stream is None or self.stream.device != device:
                 self.stream = Stream(self.layout, self.num_agents, self.dtype)
             return
-        if len(self.gradient_AP) and self.gradient_AP.device == device:
-            return
-        size = self.num_agents * self.layout.num_parameters
-        self.buffer = torch.zeros(size + self._num_extras, dtype=self.dtype, device=device)
-        self.gradient_AP = self.buffer[:size].view(self.num_agents, -1)
-        for site, _ in self.sites:
-            for local, i in site.slots.items():
-                slot = self.layout.slots[i]
-                part = self.gradient_AP[:, slot.start : slot.stop]
-                site.views[local] = [row.view(slot.shape) for row in part]
+        if self._kept is None or self._kept.device != device:
+            self._kept = Buffer(self.layout, self.num_agents, self._num_extras, self.dtype)
+
+    @property
+    def buffer(self) -> Tensor:
+        """The gradients [A * P], then room for what ranks share with them in one message."""
+        if self._kept is None:
+            return torch.zeros(0)
+        self._kept.settle()
+        return self._kept.flat
+
+    @property
+    def gradient_AP(self) -> Tensor:
+        """[A, P] the agents' gradients so far; empty in mode 'streaming'."""
+        return torch.zeros(0) if self._kept is None else self._kept.gradient_AP
 
     def part(self, slot: int) -> Tensor:
         """[A, M] the agents' gradients of one parameter so far, to add to."""
-        if self.stream is not None:
-            return self.stream.part(slot)
-        span = self.layout.slots[slot]
-        return self.gradient_AP[:, span.start : span.stop]
+        return self._store.part(slot)
 
-    def views(self, site: Site, local: str) -> Sequence[Tensor]:
-        """The same of one parameter of a site, per agent and of the parameter's shape."""
-        if self.stream is None:
-            return site.views[local]
-        i = site.slots[local]
-        return self.stream.part(i).view(-1, *self.layout.slots[i].shape).unbind()
+    def views(self, slot: int) -> Sequence[Tensor]:
+        """The same per agent and of the parameter's shape."""
+        return self._store.views(slot)
 
-    def fresh(self, site: Site, local: str) -> Sequence[Tensor] | None:
-        """As `views`, but room that the caller has to write first; None if something is there."""
-        if self.stream is None:
-            return None
-        i = site.slots[local]
-        part = self.stream.fresh_part(i)
-        return None if part is None else part.view(-1, *self.layout.slots[i].shape).unbind()
+    def fresh(self, slot: int) -> Tensor | None:
+        """As `part`, but room that the caller has to write first; None if something is there."""
+        return self._store.fresh_part(slot)
+
+    @property
+    def _store(self) -> Buffer | Stream:
+        store = self._kept if self.stream is None else self.stream
+        assert store is not None, "allocated by listen"
+        return store
 
     def multiply(self, factor: float) -> None:
         """Multiply what was captured so far."""
-        self.gradient_AP.mul_(factor)
-        if self.stream is not None:
-            self.stream.multiply(factor)
+        self._store.multiply(factor)
 
     def is_zero(self) -> bool:
         """Whether what was captured so far is zero everywhere."""
@@ -228,9 +225,9 @@ class Capture:
 
     def drop(self) -> None:
         """Forget the gradients, not the tags: the trainer dropped its own."""
-        self.gradient_AP.zero_()
-        if self.stream is not None:
-            self.stream.clear()
+        for store in (self._kept, self.stream):
+            if store is not None:
+                store.clear()
         self.attributed.clear()
 
     def clear(self) -> None:
@@ -373,6 +370,8 @@ class Capture:
         except Exception as error:  # a measuring instrument must never stop a training run
             self._fail(site, f"{type(error).__name__}: {error}")
             return False
+        if self._kept is not None:
+            self._kept.keep([site.slots[local] for local in call.learning])
         for local in call.learning:
             i = site.slots[local]
             self.attributed.add(i)

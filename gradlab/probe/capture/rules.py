@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, Protocol
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from gradlab.probe.capture.projections import Projection
 from gradlab.probe.capture.tags import RowSketches, Tags
 from gradlab.probe.layout import Layout
-from gradlab.probe.measures.exact_sums import adds_up_in_float32, total_of
+from gradlab.probe.measures.exact_sums import adds_up_in_float32, squared_norms_of, total_of
 
 
 class Target(Protocol):
@@ -39,11 +39,11 @@ class Target(Protocol):
     def part(self, slot: int) -> Tensor:
         """[A, M] the agents' gradients of one parameter so far, to add to."""
 
-    def views(self, site: Site, local: str) -> Sequence[Tensor]:
-        """The same of one parameter of a site, per agent and of the parameter's shape."""
+    def views(self, slot: int) -> Sequence[Tensor]:
+        """The same per agent and of the parameter's shape."""
 
-    def fresh(self, site: Site, local: str) -> Sequence[Tensor] | None:
-        """As `views`, but room that the caller has to write first; None if something is there."""
+    def fresh(self, slot: int) -> Tensor | None:
+        """As `part`, but room that the caller has to write first; None if something is there."""
 
     def paused(self) -> AbstractContextManager[None]:
         """Captures nothing inside."""
@@ -59,8 +59,6 @@ class Site:
     """Local parameter name -> index of its slot."""
     kind: str
     """Class of the module."""
-    views: dict[str, list[Tensor]] = field(default_factory=dict)
-    """Local parameter name -> its gradient per agent, where one buffer holds all of them."""
     is_fused: bool = False
     """Its forward is ours, and its weight gradient is computed once, by agent."""
 
@@ -144,11 +142,13 @@ def linear(
     if "weight" in call.learning:
         into = units(tensors[0], call.tags)
         into = into.reshape(-1, into.shape[-1])
-        left, into = factors(target, out, into, target.projections.get(site.slots["weight"]))
-        if totals is not None and left.dtype == target.dtype:
-            totals.update(first_products(target, site, left, into, runs, tokens))
-        if not totals:
-            weight = target.views(site, "weight")
+        slot = site.slots["weight"]
+        left, into = factors(target, out, into, target.projections.get(slot))
+        is_written = left.dtype == target.dtype and first_products(
+            target, slot, left, into, runs, tokens, totals
+        )
+        if not is_written:
+            weight = target.views(slot)
             is_tall = left.shape[1] > into.shape[1]  # the wide orientation is a quarter faster
             for agent, lo, hi in runs:
                 part = slice(lo * tokens, hi * tokens)
@@ -165,39 +165,61 @@ def linear(
     if "bias" in call.learning:
         for agent, lo, hi in runs:
             product = accumulating(target, out[lo * tokens : hi * tokens]).sum(0)
-            add(product, target.views(site, "bias"), agent, "bias", totals)
+            add(product, target.views(site.slots["bias"]), agent, "bias", totals)
 
 
 def first_products(
     target: Target,
-    site: Site,
+    slot: int,
     left: Tensor,
     into: Tensor,
     runs: Sequence[tuple[int, int, int]],
     tokens: int,
-) -> Totals:
-    """The weight's gradients written where they are kept, and their sum; nothing if some are there.
+    totals: Totals | None,
+) -> bool:
+    """A weight's gradients written where they are kept, and their sum; False if some are there.
 
     Saves a pass to clear the room and one to add to it.
     """
-    weight = target.fresh(site, "weight")
-    if weight is None:
-        return {}
-    written, others = set(), []
-    for agent, lo, hi in runs:
-        part = slice(lo * tokens, hi * tokens)
-        if agent < 0:
-            others.append(left[part].T @ into[part])
-        elif agent in written:
-            weight[agent].addmm_(left[part].T, into[part])
-        else:
-            torch.mm(left[part].T, into[part], out=weight[agent])
-            written.add(agent)
-    for agent, own in enumerate(weight):
-        if agent not in written:
-            own.zero_()
-    total = total_of([*weight, *others])
-    return {"weight": total}
+    room_AM = target.fresh(slot)
+    if room_AM is None:
+        return False
+    num_agents, others = len(room_AM), []
+    room = room_AM.view(num_agents, left.shape[1], into.shape[1])
+    if is_even(runs, num_agents, len(left) // tokens):
+        left, into = (
+            left.view(num_agents, -1, left.shape[1]),
+            into.view(num_agents, -1, into.shape[1]),
+        )
+        torch.bmm(left.transpose(1, 2), into, out=room)
+    else:
+        written = set()
+        for agent, lo, hi in runs:
+            part = slice(lo * tokens, hi * tokens)
+            if agent < 0:
+                if totals is not None:
+                    others.append(left[part].T @ into[part])
+            elif agent in written:
+                room[agent].addmm_(left[part].T, into[part])
+            else:
+                torch.mm(left[part].T, into[part], out=room[agent])
+                written.add(agent)
+        for agent in range(num_agents):
+            if agent not in written:
+                room[agent].zero_()
+    if totals is not None:
+        totals["weight"] = total_of([*room, *others])
+    return True
+
+
+def is_even(runs: Sequence[tuple[int, int, int]], num_agents: int, num_units: int) -> bool:
+    """Whether all units are the agents', in their order and in equal numbers."""
+    size, rest = divmod(num_units, num_agents)
+    return (
+        rest == 0
+        and len(runs) == num_agents
+        and all(run == (a, a * size, (a + 1) * size) for a, run in enumerate(runs))
+    )
 
 
 def add(
@@ -244,14 +266,10 @@ def linear_rows(
             weight = torch.bmm(left.transpose(1, 2), tokens, out_dtype=target.dtype)
         else:
             weight = torch.bmm(left.transpose(1, 2), tokens)
-        add_rows(target, site.slots["weight"], rows, weight.view(n, -1))
-        if totals is not None:
-            totals["weight"] = weight.sum(0)
+        add_rows(target, site, "weight", rows, weight, totals)
     if "bias" in call.learning:
         bias = accumulating(target, out).sum(1)
-        add_rows(target, site.slots["bias"], rows, bias)
-        if totals is not None:
-            totals["bias"] = bias.sum(0)
+        add_rows(target, site, "bias", rows, bias, totals)
 
 
 def embedding(
@@ -261,7 +279,8 @@ def embedding(
     token, out = units(tensors[0], tags), accumulating(target, units(gradient, tags))
     if padding is not None:
         out = out * (token != padding).unsqueeze(-1)
-    views, slot = target.views(site, "weight"), site.slots["weight"]
+    slot = site.slots["weight"]
+    views = target.views(slot)
     projection = target.projections.get(slot)
     if projection is not None:
         out = projection.of_input(
@@ -303,11 +322,12 @@ def rerun(
                 if projection is not None:
                     share = projection.of_gradient(share)
                 if agent >= 0:
-                    views = target.views(site, local)
+                    views = target.views(site.slots[local])
                     views[agent].add_(share.view_as(views[agent]))
                 if tags.rows is not None:
                     one = slice(row, row + 1)
-                    sketch(target, site.slots[local], share.reshape(1, -1), tags.rows, one)
+                    own = share.reshape(1, -1).clone()  # parameters may share their gradient
+                    sketch(target, site.slots[local], own, tags.rows, one)
 
 
 def rerun_groups(
@@ -413,14 +433,37 @@ def factors(
     return projection.of_output(out), projection.of_input(into)
 
 
-def add_rows(target: Target, slot: int, rows: RowSketches, gradient_nM: Tensor) -> None:
-    """Add row gradients of one parameter to their agents, norms and sketches."""
-    target.part(slot).addmm_(rows.one_hot_An, gradient_nM)
+def add_rows(
+    target: Target,
+    site: Site,
+    local: str,
+    rows: RowSketches,
+    gradient: Tensor,
+    totals: Totals | None,
+) -> None:
+    """Add row gradients [n, ...] of one parameter to agents, norms and sketches; uses them up."""
+    slot, gradient_nM = site.slots[local], gradient.flatten(1)
+    own_AM = target.fresh(slot)
+    if own_AM is not None:
+        torch.mm(rows.one_hot_An, gradient_nM, out=own_AM)
+    elif totals is None:
+        target.part(slot).addmm_(rows.one_hot_An, gradient_nM)
+    else:
+        own_AM = rows.one_hot_An @ gradient_nM
+        target.part(slot).add_(own_AM)
+    if totals is not None:
+        assert own_AM is not None
+        # From the agents' sums: a pass over agents, not a second one over rows.
+        others = [gradient_nM[rows.agent_n < 0].sum(0)] if rows.has_others else []
+        totals[local] = total_of([*own_AM, *others]).view(gradient.shape[1:])
     sketch(target, slot, gradient_nM, rows, slice(None))
 
 
 def sketch(target: Target, slot: int, gradient_nM: Tensor, rows: RowSketches, which: slice) -> None:
-    """Add row gradients to the norms and strided sign-sum sketches of the rows `which`."""
+    """Add row gradients to the norms and strided sign-sum sketches of the rows `which`.
+
+    The gradients are used up: fresh memory for their products with the signs costs twice the time.
+    """
     assert target.sign_P is not None
     rows.is_filled = True
     span = target.layout.slots[slot]
@@ -430,10 +473,10 @@ def sketch(target: Target, slot: int, gradient_nM: Tensor, rows: RowSketches, wh
             rows.held[slot] = gradient_nM.new_zeros(len(rows.norm2_n), gradient_nM.shape[1])
         rows.held[slot][which].add_(gradient_nM)
     else:
-        rows.norm2_n[which].add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        rows.norm2_n[which].add_(squared_norms_of(gradient_nM))
     sketch_nK = rows.sketch_nK[which]
     num_buckets = sketch_nK.shape[1]
-    signed = gradient_nM * target.sign_P[span.start : span.stop]
+    signed = gradient_nM.mul_(target.sign_P[span.start : span.stop])
     full = signed.shape[1] // num_buckets * num_buckets
     sketch_nK.add_(signed[:, :full].reshape(len(signed), -1, num_buckets).sum(1))
     sketch_nK[:, : signed.shape[1] - full].add_(signed[:, full:])

@@ -86,6 +86,10 @@ class Stream:
         fresh = self.fresh_part(slot)
         return self._part(slot) if fresh is None else fresh.zero_()
 
+    def views(self, slot: int) -> Sequence[Tensor]:
+        """The same per agent and of the parameter's shape."""
+        return self.part(slot).view(-1, *self._layout.slots[slot].shape).unbind()
+
     def fresh_part(self, slot: int) -> Tensor | None:
         """[A, M] room for the first gradients, which has to be written; None if some are there."""
         if slot in self._open:

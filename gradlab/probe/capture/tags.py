@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import groupby
 
 import torch
 from torch import Tensor
+
+from gradlab.probe.measures.exact_sums import squared_norms_of
 
 SKETCH_BUCKETS = 257
 """Prime, so that a strided sketch of a matrix does not put whole columns into one bucket."""
@@ -35,13 +38,18 @@ class RowSketches:
     held: dict[int, Tensor] = field(default_factory=dict)
     """Slot -> [n, size] row gradients so far, where a parameter is used more than once."""
 
+    @cached_property
+    def has_others(self) -> bool:
+        """Whether some rows are nobody's."""
+        return bool((self.agent_n < 0).any())
+
     def expect(self, slot: int) -> None:
         self.awaited[slot] = self.awaited.get(slot, 0) + 1
 
     def settle(self, slot: int) -> None:
         """Add the norms of a parameter that all its uses have contributed to."""
         gradient_nM = self.held.pop(slot)
-        self.norm2_n.add_(torch.linalg.vecdot(gradient_nM, gradient_nM))
+        self.norm2_n.add_(squared_norms_of(gradient_nM))
 
 
 @dataclass(frozen=True)

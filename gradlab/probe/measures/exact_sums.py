@@ -42,6 +42,17 @@ def squared_norm_of(flat_N: Tensor) -> Tensor:
     return _norms_of_chunks(flat_N).double().square_().sum()
 
 
+def squared_norms_of(rows_nM: Tensor) -> Tensor:
+    """[n] of every row; `vecdot` would make a product of the size of all rows first."""
+    count = rows_nM.shape[1] // NORM_CHUNK
+    whole = count * NORM_CHUNK
+    chunks_nCM = rows_nM[:, :whole].view(len(rows_nM), count, NORM_CHUNK)
+    norm2_n: Tensor = torch.linalg.vector_norm(chunks_nCM, dim=2).square_().sum(1)
+    if whole < rows_nM.shape[1]:
+        norm2_n.add_(torch.linalg.vector_norm(rows_nM[:, whole:], dim=1).square_())
+    return norm2_n
+
+
 def _norms_of_chunks(flat_N: Tensor) -> Tensor:
     whole = len(flat_N) // NORM_CHUNK * NORM_CHUNK
     norms = torch.linalg.vector_norm(flat_N[:whole].view(-1, NORM_CHUNK), dim=1)

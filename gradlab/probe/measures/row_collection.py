@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradlab.probe.capture.tags import SKETCH_BUCKETS, RowSketches, whole_numbers
-from gradlab.probe.measures.row_statistics import UNTAGGED, Rows, row_statistics
+from gradlab.probe.measures.row_statistics import UNTAGGED, Rows, RowSums
 from gradlab.probe.ranks.distributed import Ranks
 from gradlab.records import Agent, RowStatistics
 
@@ -32,7 +32,12 @@ class RowBook:
         self._ranks = ranks
         self.batches: list[RowSketches] = []
         """Tagged batches of the update in hand."""
-        self._rows = Rows.empty(SKETCH_BUCKETS)
+        self._agents_of_role = {
+            role: [i for i, agent in enumerate(agents) if agent.role == role]
+            for role in dict.fromkeys(agent.role for agent in agents)
+        }
+        self._sums: dict[str, RowSums] = {}
+        """Role -> its rows of the step so far."""
         self._rows_step: int | None = None
         self._sign_step: int | None = None
 
@@ -118,17 +123,12 @@ class RowBook:
     def statistics(self, step: int, device: torch.device) -> dict[str, RowStatistics]:
         """Statistics of every role over the rows of the step so far."""
         if step != self._rows_step:
-            self._rows_step, self._rows = step, Rows.empty(SKETCH_BUCKETS)
+            self._rows_step, self._sums = step, {}
         if sum(self.sketched_rows_W):
-            self._rows = self._rows.with_batch(self._gather(device))
-        if not len(self._rows):
-            return {}
-        return {
-            role: row_statistics(
-                *self._rows.of([i for i, a in enumerate(self.agents) if a.role == role])
-            )
-            for role in dict.fromkeys(agent.role for agent in self.agents)
-        }
+            rows = self._gather(device)
+            for role, agents in self._agents_of_role.items():
+                self._sums.setdefault(role, RowSums()).add(rows.of(agents))
+        return {role: sums.statistics() for role, sums in self._sums.items()}
 
     def _gather(self, device: torch.device) -> Rows:
         """The update's rows, of all ranks."""

@@ -5,7 +5,7 @@ where c is the scalar the probe fitted (clipping, averaging, loss scale) and v t
 second moment. Then sum_a d_a + decay = theta_after - theta_before. SGD with momentum likewise. The
 shares are exact given the realised v, which all agents shape together; they are no counterfactual.
 
-Legend: A agents, P measured parameters (elements).
+Legend: A agents, P measured parameters (elements), S slots (parameters).
 """
 
 from __future__ import annotations
@@ -101,8 +101,11 @@ class Moments:
         """Whether the optimizer already has moments that no agent's gradient explains."""
         return any(has_state(self.optimizer, p) for p in self.layout.parameters)
 
-    def before_step(self) -> None:
-        """Keep what of theta_before the step will need for its weight decay."""
+    def before_step(self, theta_norm_S: Tensor) -> None:
+        """Keep what of theta_before the step will need for its weight decay.
+
+        `theta_norm_S`: [S] norms of the parameters, float64.
+        """
         self._coupled_P, self._decay_norm2 = None, 0.0
         parameters = self.layout.parameters
         if not self.is_adam:
@@ -110,24 +113,21 @@ class Moments:
         for group in {id(group): group for group in self._groups}.values():
             decay = group["weight_decay"]
             moved = [
-                (slot, p)
-                for slot, p, own in zip(self.layout.slots, parameters, self._groups, strict=True)
+                i
+                for i, (p, own) in enumerate(zip(parameters, self._groups, strict=True))
                 if own is group and p.grad is not None
             ]
             if decay == 0 or not moved:
                 continue
             if self._is_decoupled(group):
-                norms = [
-                    torch.linalg.vector_norm(theta, dtype=torch.float64)
-                    for theta in in_full([p.detach() for _, p in moved])
-                ]
-                norm2 = float(torch.stack(norms).square().sum())
+                norm2 = float(theta_norm_S[moved].square().sum())
                 self._decay_norm2 += (float(group["lr"]) * decay) ** 2 * norm2
                 continue
             if self._coupled_P is None:
                 self._coupled_P = torch.zeros_like(self.moment_AP[0])
-            thetas = in_full([p.detach() for _, p in moved])
-            for (slot, _), theta in zip(moved, thetas, strict=True):
+            thetas = in_full([parameters[i].detach() for i in moved])
+            for i, theta in zip(moved, thetas, strict=True):
+                slot = self.layout.slots[i]
                 self._coupled_P[slot.start : slot.stop] = theta.reshape(-1) * decay
         if self._coupled_P is not None and self.decay_P is None:
             self.decay_P = torch.zeros_like(self._coupled_P)
