@@ -477,7 +477,8 @@ class RunMeta:
     frozen: tuple[str, ...] = ()
     """Roles that speak with the base model and are not trained; they have no policy."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Policy, or frozen role -> its base model, where that is not `model`."""
+    """Policy, or frozen role -> its base model, where that is not `model`. By agent, and all of
+    them, for a frozen role whose agents have several or that is called as a policy is."""
 
     @classmethod
     def of_policies(cls, run_id: str, policies: Sequence[PolicyMeta], **settings: Any) -> RunMeta:
@@ -516,8 +517,11 @@ class RunMeta:
     @property
     def all_models(self) -> tuple[str, ...]:
         """Names of the base models, each once."""
-        owners = [*(policy.name for policy in self.policies), *self.frozen]
-        return tuple(dict.fromkeys(self.models.get(name, self.model) for name in owners))
+        found = [self.models.get(policy.name, self.model) for policy in self.policies]
+        for role in self.frozen:
+            by_agent = [m for name, m in self.models.items() if name.startswith(f"{role}[")]
+            found += by_agent or [self.models.get(role, self.model)]
+        return tuple(dict.fromkeys(found))
 
     def policies_of(self, role: str) -> tuple[str, ...]:
         """Names of the policies that the role's agents train: one but where each has its own."""
