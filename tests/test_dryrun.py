@@ -20,8 +20,7 @@ from trainers.models.architectures import KNOWN, qwen3
 from trainers.models.language import load_language_model, load_tokenizer
 from trainers.policies import build_policies
 from trainers.presets import cell
-from trainers.preview.dryrun import described
-from trainers.preview.dryrun import dry_run
+from trainers.preview.dryrun import described, dry_run
 from trainers.preview.estimates import (
     Lengths,
     evaluations_of,
