@@ -262,7 +262,6 @@ class RoleLedger:
     prompt_tokens: float = measured("tokens", "prompt tokens, summed over turns")
     response_tokens: float = measured("tokens", "response tokens, summed over turns")
     optimizer_steps: float = measured("count", "updates of the step that held rows of the role")
-    learning_rate: float = measured("1", "learning rate of the role's policy, last update")
     loss_weight: float = measured(
         "1", "the role's share of its policy's loss weight: capture's null"
     )

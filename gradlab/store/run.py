@@ -38,7 +38,6 @@ from gradlab.records import (
     Agent,
     PolicyMeta,
     RoleEvaluation,
-    RoleLedger,
     RowStatistics,
     RunLedger,
     Signal,
@@ -52,7 +51,7 @@ from gradlab.store.group import StoredGroup
 from gradlab.store.identity import read_root
 from gradlab.store.journal import read as read_journal
 from gradlab.store.journal import replay
-from gradlab.store.schema import describe, groups
+from gradlab.store.schema import describe, groups, unit_of
 
 if TYPE_CHECKING:
     import xarray
@@ -505,7 +504,7 @@ class Run:
         """A field of `RoleLedger`, per step."""
         group = self._groups["train"]
         value_T = group.metric("roles", "role_metric", name, _index(self.roles, role, "role"))
-        return Signal(name, describe(RoleLedger)[name]["unit"], role, self.steps, value_T)
+        return Signal(name, unit_of("role_metric", name), role, self.steps, value_T)
 
     def run_metric(self, name: str) -> Signal:
         """A field of `RunLedger`, per step; NaN where the store is older than the field."""
