@@ -334,8 +334,8 @@ def test_no_runs_is_an_error(tmp_path: Path) -> None:
 
 def test_roles_differ_in_colour_and_without_it() -> None:
     assert set(ROLE_MARKS) == set(ROLE_COLORS)
-    assert len({role_style(role).color for role in ROLE_COLORS}) == len(ROLE_COLORS)
-    assert len({role_style(role).marker for role in ROLE_COLORS}) == len(ROLE_COLORS)
+    assert len({role_style(role, ROLE_COLORS).color for role in ROLE_COLORS}) == len(ROLE_COLORS)
+    assert len({role_style(role, ROLE_COLORS).marker for role in ROLE_COLORS}) == len(ROLE_COLORS)
     assert not {INK, PALE, YELLOW} & set(ROLE_COLORS.values())
 
 
