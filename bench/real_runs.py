@@ -172,7 +172,7 @@ def _share(value_T: np.ndarray) -> float | None:
 
 
 LEDGER = (
-    "learning_rate", "optimizer_steps", "reward_mean", "own_accuracy", "zero_variance_groups",
+    "optimizer_steps", "reward_mean", "own_accuracy", "zero_variance_groups",
     "entropy", "kl", "length_mean", "parse_failures", "truncated",
 )  # fmt: skip
 """Of every role and step; the whole store is not committed."""

@@ -12,7 +12,7 @@ from scipy.special import stdtrit
 
 from analysis.detectors.amplification import AmplificationTest, Components, path_length
 from analysis.signals import aligned, routed
-from figures.cells import COLUMNS, identity, split
+from figures.cells import COLUMNS, all_roles, identity, split
 from figures.style import FAINT, INK, blank, footnote, legend, note, paper, role_style
 from figures.tables import Table
 from gradlab.arrays import Floats
@@ -84,6 +84,7 @@ class AmplificationFigure:
         """All runs in the same panels."""
         shown, absent = split(self.name, runs, self.missing)
         with paper():
+            everybody = all_roles(among or runs)
             points = [point for run in shown for point in self.points(run)]
             figure = blank(3.0)
             grid = figure.subplots(2, 3)
@@ -92,12 +93,12 @@ class AmplificationFigure:
                 axes.tick_params(labelleft=False)
             for axes, (quantity, head) in zip(grid.ravel(), PANELS, strict=True):
                 axes.set_title(head)
-                self._panel(axes, points, quantity)
+                self._panel(axes, points, quantity, everybody)
             grid[0, 0].set_ylabel("% of row energy")
             grid[1, 0].set_ylabel("DEFF")
             grid[1, 1].set_ylabel("× one-agent role")
             grid[1, 1].set_xlabel("agents N of the role")
-            legend(figure, _handles(points), columns=3)
+            legend(figure, _handles(points, everybody), columns=3)
             footnote(figure, absent)
             return figure
 
@@ -182,7 +183,9 @@ class AmplificationFigure:
         half = float(stdtrit(num_blocks - 1, 0.975)) * math.sqrt(variance)
         return Estimate(value, value - half, value + half)
 
-    def _panel(self, axes: Axes, points: list[Point], quantity: str) -> None:
+    def _panel(
+        self, axes: Axes, points: list[Point], quantity: str, everybody: Sequence[str]
+    ) -> None:
         shown = [point for point in points if quantity in point.estimates]
         scale = 100.0 if quantity in ("signal", "prompt", "episode") else 1.0
         sizes = sorted({point.num_agents for point in points})
@@ -202,7 +205,7 @@ class AmplificationFigure:
             peers.sort(key=lambda peer: (peer.role, _is_alone(peer)))
             spread = min(0.6, 0.08 * (len(peers) - 1)) * gap
             shift = spread * (peers.index(point) / max(len(peers) - 1, 1) - 0.5)
-            estimate, style = point.estimates[quantity], role_style(point.role)
+            estimate, style = point.estimates[quantity], role_style(point.role, everybody)
             x, y = point.num_agents + shift, scale * estimate.value
             if math.isfinite(estimate.lower):
                 bar = (scale * estimate.lower, scale * estimate.upper)
@@ -226,13 +229,13 @@ def _steps(run: Run, role: str, quantity: str) -> Floats:
     return aligned(run.steps, run.ledger("optimizer_steps", role))
 
 
-def _handles(points: list[Point]) -> list[Any]:
+def _handles(points: list[Point], everybody: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     roles = list(dict.fromkeys(point.role for point in points if point.estimates))
     handles = [
-        Line2D([], [], ls="none", marker=role_style(role).marker, color=role_style(role).color)
-        for role in roles
+        Line2D([], [], ls="none", marker=style.marker, color=style.color)
+        for style in (role_style(role, everybody) for role in roles)
     ]
     for handle, role in zip(handles, roles, strict=True):
         handle.set_label(role)

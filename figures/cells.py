@@ -117,6 +117,11 @@ def _gathered(reasons: dict[Run, str | None]) -> str:
     )
 
 
+def all_roles(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Roles of all these runs: what a figure's colours are told apart among."""
+    return tuple(dict.fromkeys(role for run in runs for role in run.roles))
+
+
 def has_gradients(run: Run) -> bool:
     """At least one update was probed, or the norm of a role was imported."""
     return any(np.isfinite(run.norm(role).value_T).any() for role in run.roles if run.agents(role))

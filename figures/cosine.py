@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.signals import aligned, routed
-from figures.cells import COLUMNS, has_gradients, identity, split, titles
+from figures.cells import COLUMNS, all_roles, has_gradients, identity, split, titles
 from figures.style import (
     FAINT,
     INK,
@@ -82,11 +82,11 @@ class CosineFigure:
             )
             tables = [matrix(run) for run in shown]
             top = _strongest(tables)
-            names = titles(shown, among=among or runs)
+            names, everybody = titles(shown, among=among or runs), all_roles(among or runs)
             for (left, right), run, name, table in zip(grid, shown, names, tables, strict=True):
                 row_title(right, name, has_column_heads=False)
-                image = self._matrix(left, run, table, top)
-                self._over_time(right, run)
+                image = self._matrix(left, run, table, top, everybody)
+                self._over_time(right, run, everybody)
             self._limits(list(grid[:, 1]), shown)
             grid[-1][1].set_xlabel("training step")
             digit = 10.0 ** math.floor(math.log10(top))
@@ -103,7 +103,7 @@ class CosineFigure:
             )
             bar.set_label("cosine, mean over the run", size=TINY)
             bar.outline.set_visible(False)
-            handles = [_handle(pair) for pair in pairs]
+            handles = [_handle(pair, everybody) for pair in pairs]
             if any(len(run.policies) > 1 for run in shown):
                 handles.append(_apart())
             legend(figure, handles, columns=2)
@@ -131,7 +131,9 @@ class CosineFigure:
                 ]
         return Table((*COLUMNS, "kind", "first", "second", "step", "cosine"), rows)
 
-    def _matrix(self, axes: Axes, run: Run, value_AA: Floats, top: float) -> Any:
+    def _matrix(
+        self, axes: Axes, run: Run, value_AA: Floats, top: float, everybody: Sequence[str]
+    ) -> Any:
         agents = agents_of(run)
         shown = value_AA.copy()
         np.fill_diagonal(shown, np.nan)
@@ -144,7 +146,7 @@ class CosineFigure:
         axes.set_yticks(range(len(agents)), [_label(run, agent) for agent in agents])
         axes.tick_params(left=False)
         for tick, agent in zip(axes.get_yticklabels(), agents, strict=True):
-            tick.set_color(role_style(agent.role).color)
+            tick.set_color(role_style(agent.role, everybody).color)
         for edge in range(1, len(agents)):
             is_border = agents[edge].role != agents[edge - 1].role
             width = 1.6 if is_border else 0.4
@@ -160,12 +162,13 @@ class CosineFigure:
                 )
         return image
 
-    def _over_time(self, axes: Axes, run: Run) -> None:
+    def _over_time(self, axes: Axes, run: Run, everybody: Sequence[str]) -> None:
         axes.axhline(0, color=FAINT, linewidth=0.5)
         for pair in pairs_of(run):
             step_T, value_T = series(run, pair)
-            axes.plot(step_T, value_T, color=role_style(pair.first).color, lw=0.4, alpha=0.2)
-            axes.plot(step_T, _middle(value_T), **_line(pair, len(step_T)))
+            color = role_style(pair.first, everybody).color
+            axes.plot(step_T, value_T, color=color, lw=0.4, alpha=0.2)
+            axes.plot(step_T, _middle(value_T), **_line(pair, len(step_T), everybody))
         axes.set_ylabel("cosine")
         few_ticks(axes, run.steps)
 
@@ -258,9 +261,9 @@ def _label(run: Run, agent: Agent) -> str:
     return f"{agent.role} 0" if agent.number == 0 else str(agent.number)
 
 
-def _line(pair: Pair, num_steps: int) -> dict[str, Any]:
+def _line(pair: Pair, num_steps: int, everybody: Sequence[str]) -> dict[str, Any]:
     """Siblings in the role's own line; two roles in dashes of both colours."""
-    first = role_style(pair.first)
+    first = role_style(pair.first, everybody)
     every = (0, max(1, num_steps // 6))
     if pair.second is None:
         return {
@@ -269,7 +272,7 @@ def _line(pair: Pair, num_steps: int) -> dict[str, Any]:
             "marker": first.marker,
             "markevery": every,
         }
-    second = role_style(pair.second)
+    second = role_style(pair.second, everybody)
     return {
         "color": first.color,
         "gapcolor": second.color,
@@ -280,10 +283,10 @@ def _line(pair: Pair, num_steps: int) -> dict[str, Any]:
     }
 
 
-def _handle(pair: Pair) -> Any:
+def _handle(pair: Pair, everybody: Sequence[str]) -> Any:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], label=str(pair), **_line(pair, 6))
+    return Line2D([], [], label=str(pair), **_line(pair, 6, everybody))
 
 
 def _apart() -> Any:

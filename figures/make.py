@@ -12,6 +12,7 @@ from figures.cells import NothingToShowError, order, split
 from figures.cosine import CosineFigure
 from figures.empirical_map import EmpiricalMap
 from figures.norms import NormsFigure
+from figures.reward_components import RewardComponentsFigure
 from figures.step_mass import StepMassFigure
 from figures.style import paper
 from figures.tables import Table
@@ -49,6 +50,7 @@ FIGURES: tuple[PaperFigure, ...] = (
     CosineFigure(),
     AmplificationFigure(),
     EmpiricalMap(),
+    RewardComponentsFigure(),
 )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from analysis.signals import learners
-from figures.cells import COLUMNS, has_gradients, identity, split, titles
+from figures.cells import COLUMNS, all_roles, has_gradients, identity, split, titles
 from figures.style import (
     few_ticks,
     footnote,
@@ -43,7 +43,7 @@ class NormsFigure:
     def draw(self, runs: Sequence[Run], among: Sequence[Run] | None = None) -> Figure:
         """The panels of `runs`, a page of `among`."""
         shown, absent = split(self.name, runs, self.missing)
-        names = titles(shown, among=among or runs)
+        names, everybody = titles(shown, among=among or runs), all_roles(among or runs)
         with paper():
             roles = roles_of(shown)
             head = 0.13 + 0.12 * math.ceil(len(roles) / 3)
@@ -52,9 +52,10 @@ class NormsFigure:
                 names, "gradient norm", head=head, has_verdicts=any(remarks)
             )
             for axes, run, name, remark in zip(panels, shown, names, remarks, strict=True):
-                self._panel(axes, run)
+                self._panel(axes, run, everybody)
                 title(axes, name, remark, is_wide=len(shown) == 1)
-            legend(figure, [role_handle(role) for role in roles], columns=min(3, len(roles)))
+            handles = [role_handle(role, everybody) for role in roles]
+            legend(figure, handles, columns=min(3, len(roles)))
             footnote(figure, absent)
             return figure
 
@@ -69,12 +70,12 @@ class NormsFigure:
         ]
         return Table((*COLUMNS, "role", "step", "norm"), list(rows))
 
-    def _panel(self, axes: Axes, run: Run) -> None:
+    def _panel(self, axes: Axes, run: Run, everybody: Sequence[str]) -> None:
         axes.set_yscale("log")
         for role in learners(run):
             signal = run.norm(role)
             value_T = np.asarray(signal.value_T, dtype=np.float64)
-            role_line(axes, role, signal.step_T, np.where(value_T > 0, value_T, np.nan))
+            role_line(axes, role, signal.step_T, np.where(value_T > 0, value_T, np.nan), everybody)
         few_ticks(axes, run.steps)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from analysis.signals import learners, routed
-from figures.cells import COLUMNS, has_gradients, identity, split, titles
+from figures.cells import COLUMNS, all_roles, has_gradients, identity, split, titles
 from figures.norms import roles_of
 from figures.style import (
     FAINT,
@@ -62,17 +62,18 @@ class StepMassFigure:
         shown, absent = split(self.name, runs, self.missing)
         with paper():
             roles = [role for role in roles_of(shown) if any(role in _competing(r) for r in shown)]
+            everybody = all_roles(among or runs)
             figure = blank(0.75 + (1.1 if len(shown) == 1 else 0.95) * len(shown))
             grid = figure.subplots(len(shown), 3, sharey="col", squeeze=False)
             names = titles(shown, among=among or runs)
             for index, (run, name) in enumerate(zip(shown, names, strict=True)):
-                self._row(list(grid[index]), run)
+                self._row(list(grid[index]), run, everybody)
                 row_title(grid[index][0], name, has_column_heads=index == 0)
             for axes, (_, head) in zip(grid[0], PANELS, strict=True):
                 axes.set_title(head)
             self._limits(list(grid[0]), shown)
             grid[-1][1].set_xlabel("training step")
-            legend(figure, [*(role_handle(role) for role in roles), _null()], columns=3)
+            legend(figure, [*(role_handle(role, everybody) for role in roles), _null()], columns=3)
             footnote(figure, absent)
             return figure
 
@@ -96,7 +97,7 @@ class StepMassFigure:
         columns = ("role", "policy", "step", *(measure for measure, _ in PANELS), "loss_weight")
         return Table((*COLUMNS, *columns), rows)
 
-    def _row(self, panels: list[Axes], run: Run) -> None:
+    def _row(self, panels: list[Axes], run: Run, everybody: Sequence[str]) -> None:
         for axes, (measure, _) in zip(panels, PANELS, strict=True):
             masses = run.step_mass(measure)
             roles = [role for role in _competing(run) if np.isfinite(masses[role].value_T).any()]
@@ -104,10 +105,10 @@ class StepMassFigure:
                 note(axes, "not recorded")
             for role in roles:
                 weight = run.ledger("loss_weight", role)
-                style = role_style(role)
+                style = role_style(role, everybody)
                 axes.plot(weight.step_T, weight.value_T, color=style.color, lw=0.7, ls=(0, (1, 1)))
                 value_T = np.asarray(masses[role].value_T, dtype=np.float64)
-                role_line(axes, role, masses[role].step_T, value_T, 2.2)
+                role_line(axes, role, masses[role].step_T, value_T, everybody, 2.2)
             few_ticks(axes, run.steps, 3)
 
     def _limits(self, panels: list[Axes], runs: Sequence[Run]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import fill
@@ -97,11 +97,11 @@ class RoleStyle:
     marker: str
 
 
-def role_style(role: str) -> RoleStyle:
-    """The role's colour, dash and marker."""
+def role_style(role: str, among: Iterable[str]) -> RoleStyle:
+    """The role's colour, dash and marker among the roles of a figure."""
     unknown = UNKNOWN_ROLES[zlib.crc32(role[::-1].encode()) % len(UNKNOWN_ROLES)]
     dash, marker = ROLE_MARKS.get(role, unknown)
-    return RoleStyle(role_color(role), dash, marker)
+    return RoleStyle(role_color(role, among), dash, marker)
 
 
 @contextmanager
@@ -151,19 +151,24 @@ def legend(figure: Figure, handles: Sequence[Any], *, columns: int) -> None:
         figure.legend(handles=list(handles), loc="outside upper center", ncols=columns)
 
 
-def role_handle(role: str) -> Line2D:
+def role_handle(role: str, among: Iterable[str]) -> Line2D:
     """The legend entry of a role."""
     from matplotlib.lines import Line2D
 
-    style = role_style(role)
+    style = role_style(role, among)
     return Line2D([], [], color=style.color, linestyle=style.dash, marker=style.marker, label=role)
 
 
 def role_line(
-    axes: Axes, role: str, step_T: NDArray[np.int64], value_T: Floats, markersize: float = 3.0
+    axes: Axes,
+    role: str,
+    step_T: NDArray[np.int64],
+    value_T: Floats,
+    among: Iterable[str],
+    markersize: float = 3.0,
 ) -> None:
     """A role's series: raw values faint, running median bold."""
-    style = role_style(role)
+    style = role_style(role, among)
     window = max(1, len(value_T) // 40)
     middle_T = running_median(value_T, window)
     if window > 1:

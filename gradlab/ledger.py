@@ -51,8 +51,6 @@ class RoleTally:
     weight: float = 0.0
     """Loss weight of the role's tokens, summed over updates."""
     updates: int = 0
-    learning_rate: float = math.nan
-    """Of the last update that held turns of the role."""
     kl: float = math.nan
     """Mean k3 per token against the base model."""
     logprob_gap: float = math.nan
@@ -97,7 +95,7 @@ def joined(tallies: Sequence[RoleTally]) -> RoleTally:
         return tallies[0]
     names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates")
     whole = RoleTally(**{name: sum(getattr(t, name) for t in tallies) for name in names})
-    for name in ("learning_rate", "kl", "logprob_gap"):
+    for name in ("kl", "logprob_gap"):
         known = [(getattr(t, name), t.tokens) for t in tallies if math.isfinite(getattr(t, name))]
         total = sum(tokens for _, tokens in known)
         if len({value for value, _ in known}) == 1:
@@ -123,7 +121,6 @@ def role_ledger(
         prompt_tokens=float(mine["prompt_tokens"].sum()),
         response_tokens=tokens,
         optimizer_steps=tally.updates,
-        learning_rate=tally.learning_rate,
         loss_weight=tally.weight / policy_weight if policy_weight else math.nan,
         reward_mean=mean(reward),
         reward_std=float(reward.std()) if len(reward) else math.nan,

@@ -16,6 +16,16 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
+from gradlab.own_modules import (
+    Module,
+    file_of_module,
+    forget_changed,
+    forget_compiled,
+    own_modules,
+    reach,
+    sha256_of,
+)
+
 
 class PartError(ValueError):
     """A part of one's own does not do what is expected of it; names its file and line."""
@@ -30,6 +40,8 @@ class Part:
     file: Path
     sha256: str
     """Of the file's content."""
+    modules: tuple[Module, ...] = ()
+    """Of one's own that the file imports."""
 
 
 def is_own(name: str) -> bool:
@@ -64,10 +76,8 @@ def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) 
     if (option, name) in _held:
         return _held[option, name]
     place, _, attribute = name.rpartition(":")
-    file = _file_of(option, name, place)
-    content = file.read_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    module = _module(option, name, place, file, digest)
+    file, digest, modules = files_of(option, name)
+    module = _module(option, name, place, file, (digest, modules))
     if not hasattr(module, attribute):
         fit = [key for key, value in vars(module).items() if key[:1] != "_" and is_fit(value)]
         mine = [key for key in fit if _is_from(vars(module)[key], module)]
@@ -79,7 +89,7 @@ def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) 
             f"{option} {name}: '{attribute}' in {where_of(value, file)} is "
             f"a {type(value).__name__}; expected {what}"
         )
-    return Part(name, value, file, digest)
+    return Part(name, value, file, digest, modules)
 
 
 def num_required(function: Callable[..., Any]) -> int:
@@ -88,9 +98,14 @@ def num_required(function: Callable[..., Any]) -> int:
     return sum(parameter.default is parameter.empty for parameter in parameters)
 
 
-def hash_of(name: str, option: str) -> str:
-    """SHA-256 of the file that a name stands for as it is now, without running it."""
-    return hashlib.sha256(_file_of(option, name, name.rpartition(":")[0]).read_bytes()).hexdigest()
+def files_of(option: str, name: str) -> tuple[Path, str, tuple[Module, ...]]:
+    """The file that a name stands for, its SHA-256, and the modules of one's own that it imports:
+    as they are now, without running any."""
+    place = name.rpartition(":")[0]
+    is_path = place.endswith(".py")
+    file = _file_of(option, name, place)
+    reach(file.parent if is_path else Path.cwd())
+    return file, sha256_of(file), own_modules(file, None if is_path else place)
 
 
 def failed_at(error: BaseException, file: Path | str) -> str:
@@ -143,22 +158,26 @@ def _file_of(option: str, name: str, place: str) -> Path:
                 "or package.module:NAME"
             )
         return file.resolve()
-    _reach(Path.cwd())
-    try:
-        found = importlib.util.find_spec(place) if place else None
-    except (ImportError, ValueError):
-        found = None
-    if found is None or found.origin is None or not Path(found.origin).is_file():
+    reach(Path.cwd())
+    found = file_of_module(place)
+    if found is None:
         raise PartError(
             f"{option} {name}: there is no module '{place}' that can be imported; expected "
             "FILE.py:NAME or package.module:NAME"
         )
-    return Path(found.origin)
+    return found
 
 
-def _module(option: str, name: str, place: str, file: Path, digest: str) -> ModuleType:
+def _module(
+    option: str, name: str, place: str, file: Path, content: tuple[str, tuple[Module, ...]]
+) -> ModuleType:
+    digest, modules = content
     try:
-        return _executed(file, digest) if place.endswith(".py") else importlib.import_module(place)
+        if place.endswith(".py"):
+            forget_changed(modules)
+            return _executed(file, digest, modules)
+        forget_changed((*modules, Module(place, file, digest)))
+        return importlib.import_module(place)
     except SyntaxError as error:
         at = f"{shown(Path(error.filename or file))}:{error.lineno}"
         raise PartError(f"{option} {name}: {at}: {error.msg}; the file cannot be read") from error
@@ -170,27 +189,22 @@ def _module(option: str, name: str, place: str, file: Path, digest: str) -> Modu
 
 
 @functools.lru_cache(maxsize=64)
-def _executed(file: Path, digest: str) -> ModuleType:
-    """The module of a file; run once for each content that it has."""
-    _reach(file.parent)
-    module_name = f"{file.stem}_{digest[:8]}"
+def _executed(file: Path, digest: str, modules: tuple[Module, ...]) -> ModuleType:
+    """The module of a file; run once for each content that it and what it imports have."""
+    content = digest + "".join(module.sha256 for module in modules)
+    module_name = f"{file.stem}_{hashlib.sha256(content.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     assert spec is not None, file
     assert spec.loader is not None, file
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module  # dataclasses look their module up
+    forget_compiled(file)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise
     return module
-
-
-def _reach(folder: Path) -> None:
-    """Let a file import those beside it; at the end, so that it shadows nothing."""
-    if str(folder) not in sys.path:
-        sys.path.append(str(folder))
 
 
 def _is_from(value: Any, module: ModuleType) -> bool:

@@ -262,7 +262,6 @@ class RoleLedger:
     prompt_tokens: float = measured("tokens", "prompt tokens, summed over turns")
     response_tokens: float = measured("tokens", "response tokens, summed over turns")
     optimizer_steps: float = measured("count", "updates of the step that held rows of the role")
-    learning_rate: float = measured("1", "learning rate of the role's policy, last update")
     loss_weight: float = measured(
         "1", "the role's share of its policy's loss weight: capture's null"
     )
@@ -477,7 +476,8 @@ class RunMeta:
     frozen: tuple[str, ...] = ()
     """Roles that speak with the base model and are not trained; they have no policy."""
     models: Mapping[str, str] = field(default_factory=dict)
-    """Policy, or frozen role -> its base model, where that is not `model`."""
+    """Policy, or frozen role -> its base model, where that is not `model`. By agent, and all of
+    them, for a frozen role whose agents have several or that is called as a policy is."""
 
     @classmethod
     def of_policies(cls, run_id: str, policies: Sequence[PolicyMeta], **settings: Any) -> RunMeta:
@@ -516,8 +516,11 @@ class RunMeta:
     @property
     def all_models(self) -> tuple[str, ...]:
         """Names of the base models, each once."""
-        owners = [*(policy.name for policy in self.policies), *self.frozen]
-        return tuple(dict.fromkeys(self.models.get(name, self.model) for name in owners))
+        found = [self.models.get(policy.name, self.model) for policy in self.policies]
+        for role in self.frozen:
+            by_agent = [m for name, m in self.models.items() if name.startswith(f"{role}[")]
+            found += by_agent or [self.models.get(role, self.model)]
+        return tuple(dict.fromkeys(found))
 
     def policies_of(self, role: str) -> tuple[str, ...]:
         """Names of the policies that the role's agents train: one but where each has its own."""

@@ -9,6 +9,7 @@ RUN/checkpoints/step-000123/checkpoint.json written last
 RUN/alarms.jsonl                            what it was warned of while it trained
 RUN/report.html                             the page of its diagnosis
 RUN/own_parts/workflow/FILE.py              copy of a file of one's own; reward/, task/, advantage/
+RUN/own_parts/workflow/modules/             copies of the modules of one's own that it imports
 RUN/replays/NAME/plan.json                  what is repeated
 RUN/replays/NAME/control-seed-0/            a run as any other, as it was; changed-… with changes
 RUN/replays/NAME/result.json                what came out

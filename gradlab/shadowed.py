@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from importlib.abc import Loader
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,8 @@ def place_of(package: ModuleType) -> str:
 
 
 class Hidden:
-    """Asked by Python last, for modules that nobody has: explains those of ours."""
+    """Asked by Python last, for modules that nobody has: those of ours explain themselves when
+    they are imported."""
 
     @staticmethod
     def find_spec(
@@ -58,8 +60,28 @@ class Hidden:
             return None
         if rest not in FACES[name] and not _has(name, rest):
             return None
-        # No ModuleNotFoundError: `from analysis import diagnose` passes over those.
-        raise ImportError(f"no {fullname}: {letter(name, place_of(package))}", name=fullname)
+        # importlib.util.find_spec asks whether it could be imported: it could not.
+        asking = sys._getframe(1).f_back
+        if asking is not None and asking.f_globals.get("__name__") == "importlib.util":
+            return None
+        return ModuleSpec(
+            fullname, Explanation(f"no {fullname}: {letter(name, place_of(package))}")
+        )
+
+
+class Explanation(Loader):
+    """Loads nothing, and says why."""
+
+    def __init__(self, words: str) -> None:
+        self.words = words
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        # By the package's name: `from analysis import diagnose` passes over a module of its own
+        # name that is not found.
+        raise ModuleNotFoundError(self.words, name=spec.name.partition(".")[0])
+
+    def exec_module(self, module: ModuleType) -> None:
+        raise AssertionError(module)  # none was created
 
 
 def _has(name: str, module: str) -> bool:

@@ -221,6 +221,8 @@ def test_warm_up_by_step_and_by_update() -> None:
 def test_a_missing_device_is_told() -> None:
     with pytest.raises(ValueError, match="torch sees no CUDA device; use --device cpu"):
         pick_device("cuda")
+    with pytest.raises(ValueError, match=r"use --device cpu$"):
+        pick_device("cuda:99")
     assert pick_device("auto") == torch.device("cpu")
 
 

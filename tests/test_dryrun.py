@@ -20,7 +20,7 @@ from trainers.models.architectures import KNOWN, qwen3
 from trainers.models.language import load_language_model, load_tokenizer
 from trainers.policies import build_policies
 from trainers.presets import cell
-from trainers.preview.dryrun import described
+from trainers.preview.dryrun import described, dry_run
 from trainers.preview.estimates import (
     Lengths,
     evaluations_of,
@@ -147,6 +147,22 @@ def test_a_cell_of_the_paper_is_planned_without_download_or_gpu() -> None:
         assert "--device cuda is not here" in "\n".join(
             described(cell("Voting-IP-1.7B-Math"), found)
         )
+
+
+def test_a_device_that_no_run_could_use_is_refused_as_the_run_does(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cuda` on a machine without any is planned for another one; a number is of this one."""
+    lines: list[str] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    dry_run(small_config(device="cuda"), lines.append)
+    assert "--device cuda is not here, so no seconds" in "".join(lines)
+    with pytest.raises(ValueError, match=r"sees no CUDA device; .* or --device cuda to plan a run"):
+        dry_run(small_config(device="cuda:0"), lines.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match=r"cuda:99: torch sees 2 CUDA devices; expected cuda:0 to"):
+        dry_run(small_config(device="cuda:99"), lines.append)
 
 
 def test_the_command_prints_the_plan_and_writes_nothing(

@@ -198,5 +198,5 @@ def test_the_examples_are_short_and_all_of_them_are_run() -> None:
 
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_the_roles_of_an_example_look_different_in_figures(name: str) -> None:
-    styles = [role_style(role) for role in WORKFLOWS[name][1]]
-    assert len({(style.color, style.marker) for style in styles}) == len(styles)
+    styles = [role_style(role, WORKFLOWS[name][1]) for role in WORKFLOWS[name][1]]
+    assert len({style.color for style in styles}) == len(styles)

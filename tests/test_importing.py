@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import re
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -396,3 +397,17 @@ def test_commands_of_the_documentation_have_options_that_exist(
     explained = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     assert used
     assert used <= explained
+
+
+def test_a_huge_step_number_takes_no_memory(tmp_path: Path) -> None:
+    """A log whose last line counts tokens: a row per logged step, none for what lies between."""
+    log = tmp_path / "log.jsonl"
+    steps = [0, 1, 2, 3, 10**9, 2**53]
+    log.write_text("".join(json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps))
+    tracemalloc.start()
+    imported = import_run([log], tmp_path / "run")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+    assert open_run(tmp_path / "run").steps.tolist() == steps
+    assert not any("not in the log" in note for note in imported.notes)

@@ -51,14 +51,14 @@ def test_a_roles_ledger_by_hand() -> None:
     rows = [replace(row, group=group) for row, group in zip(rows, groups, strict=True)]
     sums = RoleTally(
         tokens=12, entropy=6.0, ratio=12.0, ratio_squared=12.48, clipped=3, weight=2.0, updates=3,
-        kl=0.01, logprob_gap=1e-6, learning_rate=1e-3,
+        kl=0.01, logprob_gap=1e-6,
     )  # fmt: skip
     mine, everybody = tables(rows, [*rows, other])
     ledger = role_ledger(mine, everybody, sums, 8.0)
     assert ledger.episodes == 3
     assert ledger.turns == 3
     assert (ledger.prompt_tokens, ledger.response_tokens) == (10, 12)
-    assert (ledger.optimizer_steps, ledger.learning_rate) == (3, 1e-3)
+    assert ledger.optimizer_steps == 3
     assert ledger.loss_weight == 0.25  # 2 of the policy's 8
     assert ledger.reward_mean == pytest.approx(2 / 3)
     assert ledger.reward_std == pytest.approx(math.sqrt(2) / 3)

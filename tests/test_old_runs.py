@@ -20,6 +20,7 @@ from old_runs.make import EXTENDED, arithmetic, command, drawn, further, recorde
 
 from gradlab.store.disk import StoreError
 from gradlab.store.run import open_run
+from gradlab.store.schema import RETIRED
 from trainers.config import EARLIER, TrainConfig
 from trainers.replay.arms import ReplayPlan, begin
 from trainers.replay.begin import config_of
@@ -86,7 +87,8 @@ def assert_same_training(run: Path, archive: Path, *, is_exact: bool) -> None:
             assert set(old) <= set(new)
             continue
         if metric:  # by name: later versions measure more
-            names = [name for name in then[metric] if name not in CLOCKS]
+            retired = RETIRED.get(metric.rpartition("/")[2], {})
+            names = [name for name in then[metric] if name not in CLOCKS and name not in retired]
             old = old[..., [list(then[metric]).index(name) for name in names]]
             new = new[..., [list(now[metric]).index(name) for name in names]]
         if is_exact:

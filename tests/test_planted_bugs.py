@@ -83,7 +83,8 @@ def test_a_stale_sampler_leaves_a_gap_from_the_next_step_on(trained: Trained) ->
 
 def test_the_rate_of_one_policy_is_eight_times_as_high_and_recorded(trained: Trained) -> None:
     run = open_run(trained("rate times 8", since=2))
-    rates = [ledger(run, "learning_rate", role) for role in ("generator", "aggregator")]
+    signals = [run.update_metric("learning_rate", role) for role in ("generator", "aggregator")]
+    rates = [[s.value_T[s.step_T == step][-1] for step in (1, 2, 3)] for s in signals]
     assert rates == [pytest.approx([1e-3, 8e-3, 8e-3]), pytest.approx([1e-3] * 3)]
 
 

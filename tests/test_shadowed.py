@@ -55,7 +55,7 @@ def test_the_first_import_that_fails_names_both_places_and_what_to_do(
     assert done.returncode == 1
     error = done.stderr.splitlines()[-1]
     name = "trainers" if "trainers" in program else "analysis"
-    assert error.startswith("ImportError: ")
+    assert error.partition(": ")[0] in {"ImportError", "ModuleNotFoundError"}
     assert str(project / name / "__init__.py") in error
     assert str(ROOT / name) in error
     assert "Rename that folder" in error
@@ -80,6 +80,29 @@ def test_what_neither_has_is_as_missing_as_anywhere(project: Path) -> None:
     assert "ModuleNotFoundError: No module named 'analysis.nothing'" in done.stderr
     done = python(project, "-c", "import gradlab; from analysis import nothing")
     assert "ImportError: cannot import name 'nothing' from 'analysis'" in done.stderr
+
+
+def test_who_asks_whether_a_module_is_there_gets_an_answer_and_no_error(project: Path) -> None:
+    """As Python answers where gradlab is not: None, from find_spec and from `python -m`."""
+    program = (
+        "import gradlab, importlib.util as util, importlib, sys\n"
+        "import analysis\n"
+        "for name in ('analysis.cliff', 'analysis.diagnose', 'analysis.nothing'):\n"
+        "    assert util.find_spec(name) is None, name\n"
+        "assert util.find_spec('analysis.signals').origin == analysis.__path__[0] + '/signals.py'\n"
+        "finders = [finder.find_spec('analysis.cliff', None) for finder in sys.meta_path]\n"
+        "try:\n"
+        "    importlib.import_module('analysis.cliff')\n"
+        "except ModuleNotFoundError as error:\n"
+        "    assert 'Rename that folder' in str(error)\n"
+        "    assert error.name == 'analysis'\n"
+        "    assert 'analysis.cliff' not in sys.modules\n"
+        "    print('told')\n"
+    )
+    done = python(project, "-c", program)
+    assert (done.stderr, done.stdout) == ("", "told\n")
+    done = python(project, "-m", "analysis.cliff")
+    assert "No module named analysis.cliff" in done.stderr
 
 
 @pytest.mark.parametrize("first", [True, False])

@@ -59,7 +59,9 @@ def asked_of(family: str, workflow: str, kind: Kind) -> list[Asked]:
     prompts: Prompts = CompactPrompts() if family == "tiny" else ChatPrompts()
     found = find_workflow(workflow)
     sizes = {size: 2 for size in ("rounds", "workers") if size in found.options}
-    return list(prompts_of(tokenizer_of(family), prompts, found.with_options(sizes), kind))
+    workflow = found.with_options(sizes)
+    tokenizers = dict.fromkeys(workflow.agents, tokenizer_of(family))
+    return list(prompts_of(tokenizers, prompts, workflow, kind))
 
 
 def speakers(text: str) -> list[str]:
@@ -159,8 +161,46 @@ def test_the_command_knows_every_kind() -> None:
 def test_a_plan_gives_work_to_every_worker(family: str, workers: int) -> None:
     prompts: Prompts = CompactPrompts() if family == "tiny" else ChatPrompts()
     workflow = find_workflow("orchestrator_workers").with_options({"workers": workers})
-    asked = list(prompts_of(tokenizer_of(family), prompts, workflow, "math"))
+    tokenizers = dict.fromkeys(workflow.agents, tokenizer_of(family))
+    asked = list(prompts_of(tokenizers, prompts, workflow, "math"))
     assert sum(one.agent.startswith("worker") for one in asked) == workers
+
+
+def test_each_role_is_asked_in_the_template_of_its_own_model(
+    char_model: Path, tmp_path: Path
+) -> None:
+    models = {}
+    for family in ("smollm2", "tiny"):
+        models[family] = tmp_path / family
+        shutil.copytree(char_model, models[family])
+        tokenizer = tokenizer_of("smollm2")
+        if family == "tiny":  # another chat, of other tokens
+            tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>", "<|go|>")
+        tokenizer.save_pretrained(models[family])
+        file = models[family] / "tokenizer_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), "prompt_style": "chat"}))
+    printed = io.StringIO()
+    options = ["--routing", "generator=a,generator[1]=b,aggregator=b", "--votes", "2"]
+    with contextlib.redirect_stdout(printed):
+        cli.main(
+            [
+                "prompts",
+                "--model",
+                str(models["smollm2"]),
+                *options,
+                "--policy-model",
+                "b",
+                str(models["tiny"]),
+            ]
+        )
+    first, second, last = re.split(r"^=== ", printed.getvalue(), flags=re.MULTILINE)[1:]
+    assert [text.partition(",")[0] for text in (first, second, last)] == [
+        "generator[0]",
+        "generator[1]",
+        "aggregator[0]",
+    ]
+    assert ["<|im_start|>" in text for text in (first, second, last)] == [True, False, False]
+    assert ["<|go|>" in text for text in (first, second, last)] == [False, True, True]
 
 
 def test_the_prompts_of_a_run_are_those_of_the_command(

@@ -479,6 +479,34 @@ def test_a_store_from_before_an_array_existed_is_read_without_it(copy: Path) -> 
     assert "history" not in run.to_xarray()["updates/solver"]
 
 
+def test_a_metric_that_only_older_stores_have_is_read_there_and_told_elsewhere(copy: Path) -> None:
+    """The learning rate by role, until schema 1.3; what is added to such a store has NaN."""
+    with pytest.raises(
+        ValueError, match=r"no ledger metric 'learning_rate': schema 1\.4 keeps it by"
+    ):
+        open_run(copy).ledger("learning_rate", "generator")
+    kl_T = open_run(copy).ledger("kl", "generator").value_T
+    directory = copy / "train"
+    document = json.loads((directory / "zarr.json").read_text())
+    roles_array = document["consolidated_metadata"]["metadata"]["roles"]
+    metrics = roles_array["attributes"]["metrics"]
+    as_it_was = {("learning_rate" if n == "kl" else n): unit for n, unit in metrics.items()}
+    roles_array["attributes"]["metrics"] = as_it_was
+    (directory / "zarr.json").write_text(json.dumps(document))
+    edit(copy, schema_version="1.3")
+    run = open_run(copy)
+    assert run.ledger("learning_rate", "generator").unit == "1"
+    np.testing.assert_array_equal(run.ledger("learning_rate", "generator").value_T, kl_T)
+    with RunStore.resume(copy, 2) as store:
+        turns = {role: RoleLedger(turns=5.0) for role in run.roles}
+        store.append(StepRecord(3, 1e9, RunLedger(accuracy=0.75), turns))
+    again = open_run(copy)
+    np.testing.assert_array_equal(
+        again.ledger("learning_rate", "generator").value_T, [*kl_T, np.nan]
+    )
+    assert again.ledger("turns", "generator").value_T[-1] == 5
+
+
 def test_a_store_with_fewer_metrics_than_this_version_is_read_and_resumed(copy: Path) -> None:
     directory = copy / "train"
     document = json.loads((directory / "zarr.json").read_text())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from analysis.diagnosis import diagnose
 from analysis.report.page import write_page
 from figures.cells import cell_of
 from figures.make import make_figures
-from gradlab.records import Agent, UpdateRecord
+from gradlab.records import Agent, PolicyMeta, RunMeta, UpdateRecord, routing_table
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
 from trainers.episodes import trained_turns
@@ -36,7 +37,7 @@ from trainers.replay.begin import begin
 from trainers.replay.fork import policy_origins
 from trainers.rollout import rollout
 from trainers.tasks.sources.embedded import arithmetic
-from trainers.training import train
+from trainers.training import other_models, train
 from trainers.watch.progress import Progress
 
 TWO = {"policy_model": {"aggregator": "tiny-1m"}}
@@ -175,6 +176,50 @@ def test_a_frozen_role_may_speak_with_a_model_of_its_own(
     assert dict(run.meta.models) == {"aggregator": "tiny-1m"}
     assert run.meta.all_models == ("tiny", "tiny-1m")
     assert [policy.name for policy in run.policies] == ["generator"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "models"),
+    [
+        (  # agents of a frozen role that several policies would have
+            {
+                "routing": "generator[0]=a,generator[1]=b,aggregator=c",
+                "policy_model": {"b": "tiny-1m"},
+                "freeze": ("generator",),
+            },
+            {"generator[0]": "tiny", "generator[1]": "tiny-1m"},
+        ),
+        (  # a frozen role that is called as another's policy is
+            {
+                "routing": "generator=aggregator,aggregator=z",
+                "policy_model": {"z": "tiny-1m"},
+                "freeze": ("aggregator",),
+            },
+            {"aggregator[0]": "tiny-1m"},
+        ),
+        (  # alike, and of --model: nothing to record
+            {"routing": "generator=a,aggregator=b", "freeze": ("generator",)},
+            {},
+        ),
+    ],
+)
+def test_models_of_frozen_roles_are_recorded_by_agent_where_the_role_does_not_say(
+    settings: dict[str, Any], models: dict[str, str]
+) -> None:
+    config = TrainConfig(votes=2, **settings)
+    assert other_models(config) == models
+    agents = config.build_workflow().agents
+    meta = RunMeta(
+        run_id="a", workflow="voting", task="arithmetic", model=config.model,
+        roles=("generator", "aggregator"), routing=routing_table(config.policy_by_agent()),
+        frozen=config.freeze, models=models,
+        policies=tuple(
+            PolicyMeta(name, tuple(a for a, p in config.policy_by_agent().items() if p == name),
+                       ("all",), 10)
+            for name in config.policies
+        ),
+    )  # fmt: skip
+    assert set(meta.all_models) == {config.model_of(agent) for agent in agents}
 
 
 def test_the_plan_counts_both_models(small_config: SmallConfig) -> None:

@@ -58,7 +58,6 @@ def learn(
     for update in plan_updates(rows, config, key):
         for role in {row.agent.role for row in update}:
             tallies[role].updates += 1
-            tallies[role].learning_rate = policy.learning_rate
         accumulate(language, policy, update, problems, config, step, tallies)
         clip_and_step(language, policy, config, step)
     return tallies

@@ -341,11 +341,17 @@ def _meta(
 
 
 def other_models(config: TrainConfig) -> dict[str, str]:
-    """Policy, or frozen role -> its base model, where that is not the one of --model."""
+    """`RunMeta.models`: whose base model is not the one of --model."""
     named = {policy: config.model_of_policy(policy) for policy in config.policies}
-    agents = config.build_workflow().agents
-    named |= {a.role: config.model_of(a) for a in agents if a.role in config.freeze}
-    return {name: model for name, model in named.items() if model != config.model}
+    others = {name: model for name, model in named.items() if model != config.model}
+    for role in config.freeze:
+        agents = [agent for agent in config.build_workflow().agents if agent.role == role]
+        models = {str(agent): config.model_of(agent) for agent in agents}
+        if len(set(models.values())) > 1 or role in named:
+            others |= models
+        elif (model := models[str(agents[0])]) != config.model:
+            others[role] = model
+    return others
 
 
 def protection_of(judge: Judge) -> dict[str, str]:

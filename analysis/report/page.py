@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -62,8 +62,8 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
             glossary(diagnosis.verdict + diagnosis.confidence + shown_levels),
             _section("What moved", (moved_plot or _NOTHING_MOVED) + _candidate_list(diagnosis)),
             _section("The roles", roles_plot),
-            _section("What was said", _said(transcripts(run, diagnosis))),
-            _section("Findings", "".join(_finding_card(f) for f in diagnosis.findings)),
+            _section("What was said", _said(transcripts(run, diagnosis), run.roles)),
+            _section("Findings", "".join(_finding_card(f, run.roles) for f in diagnosis.findings)),
             _section("To try next", _remedy_table(diagnosis) + _replay_card(run, diagnosis)),
             _folded(f"Not judged ({len(diagnosis.not_judged)})", _open_questions(diagnosis)),
             _folded(f"Every signal ({len(diagnosis.signals)})", _all_signals(diagnosis)),
@@ -122,7 +122,7 @@ def _folded(title: str, content: str) -> str:
     return f"<details><summary>{escape(title)}</summary>{content}{glossary(content)}</details>"
 
 
-def _said(found: Transcripts | None) -> str:
+def _said(found: Transcripts | None, roles: Sequence[str]) -> str:
     """Lost problems, each with what every agent said before and after, side by side."""
     if found is None or not found.lost:
         return ""
@@ -133,12 +133,12 @@ def _said(found: Transcripts | None) -> str:
         f"{found.after_step} the first at which half of it had happened. {lost} at the one and not "
         "at the other. Who speaks last comes first.</p>"
     )
-    return intro + "".join(_lost_card(lost, found) for lost in found.lost)
+    return intro + "".join(_lost_card(lost, found, roles) for lost in found.lost)
 
 
-def _lost_card(lost: Lost, found: Transcripts) -> str:
+def _lost_card(lost: Lost, found: Transcripts, roles: Sequence[str]) -> str:
     rows = "".join(
-        f'<tr><td><span class="dot" style="background:{role_color(exchange.role)}"></span>'
+        f'<tr><td><span class="dot" style="background:{role_color(exchange.role, roles)}"></span>'
         f"{escape(exchange.title)}</td>{_cell(exchange.before)}{_cell(exchange.after)}</tr>"
         for exchange in lost.exchanges
     )
@@ -177,11 +177,11 @@ def _candidate_list(diagnosis: Diagnosis) -> str:
     )
 
 
-def _finding_card(finding: Finding) -> str:
+def _finding_card(finding: Finding, roles: Sequence[str]) -> str:
     evidence = "".join(f"<li>{escape(sentence)}</li>" for sentence in finding.evidence)
     return (
         f'<div class="card"><span class="kind"><span class="dot" '
-        f'style="background:{color_of(finding)}"></span>{escape(finding.kind)} · '
+        f'style="background:{color_of(finding, roles)}"></span>{escape(finding.kind)} · '
         f"{escape(finding.subject)} · {finding.confidence} confidence</span>"
         f"<div><b>{escape(finding.summary)}</b></div>"
         f"<ul>{evidence}</ul></div>"

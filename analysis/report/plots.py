@@ -125,7 +125,7 @@ def moved_svg(
         all_axes = figure.subplots(len(chosen), 1, sharex=True, squeeze=False)[:, 0]
         for axes, verdict in zip(all_axes, chosen, strict=True):
             signal = by_key[verdict.key]
-            color = role_color(signal.subject) if signal.subject in run.roles else INK
+            color = role_color(signal.subject, run.roles) if signal.subject in run.roles else INK
             _line(axes, run.steps, signal.value_T, color)
             if signal.kind.scale == "log" and np.nanmin(signal.value_T) > 0:
                 _log_axis(axes)
@@ -150,13 +150,19 @@ def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
     with _figure(9.6, 3.3) as (figure, svg):
         panels = figure.subplots(1, 2 if shared else 1, squeeze=False)[0]
         for role in trained:
-            _line(panels[0], run.steps, aligned(run.steps, run.norm(role)), role_color(role), role)
+            _line(
+                panels[0],
+                run.steps,
+                aligned(run.steps, run.norm(role)),
+                role_color(role, run.roles),
+                role,
+            )
         _log_axis(panels[0])
         panels[0].set_title("gradient norm before clipping")
         if shared:
             shares = run.step_mass("share")
             for role in shared:
-                color = role_color(role)
+                color = role_color(role, run.roles)
                 _line(panels[1], run.steps, 100 * aligned(run.steps, shares[role]), color, role)
                 weight_T = aligned(run.steps, run.ledger("loss_weight", role))
                 panels[1].plot(run.steps, 100 * weight_T, color=color, lw=1.2, ls=(0, (3, 3)))
@@ -165,9 +171,8 @@ def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
         for axes in panels:
             for finding in diagnosis.of_kind("capture"):
                 if finding.onset:
-                    axes.axvline(
-                        finding.onset.step, color=role_color(finding.subject), lw=1.3, ls="--"
-                    )
+                    color = role_color(finding.subject, run.roles)
+                    axes.axvline(finding.onset.step, color=color, lw=1.3, ls="--")
             for finding in diagnosis.drops:
                 if finding.onset:
                     _mark(axes, finding.onset, "")

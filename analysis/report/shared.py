@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -47,11 +48,11 @@ def lead_interval(verdict: SignalVerdict) -> str:
     return f"{max(verdict.lead_lower, 0):.0f} to {verdict.lead_upper:.0f}"
 
 
-def color_of(finding: Finding) -> str:
-    """The role's; red for a drop; grey for a policy."""
+def color_of(finding: Finding, among: Iterable[str]) -> str:
+    """The role's among those of the run; red for a drop; grey for a policy."""
     if finding.kind in DROPS:
         return "#c2410c"
-    return GREY if finding.kind == "instrumentation" else role_color(finding.subject)
+    return GREY if finding.kind == "instrumentation" else role_color(finding.subject, among)
 
 
 def number(value: float) -> str:

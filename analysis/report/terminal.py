@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.panel import Panel
@@ -44,7 +46,8 @@ def print_text(diagnosis: Diagnosis, console: Console) -> None:
     console.print(Panel(say, title=title, title_align="left", border_style=style))
     console.print(Text(_accuracy_line(diagnosis), style="dim"))
     for number_of, finding in enumerate(diagnosis.findings[:MAX_FINDINGS]):
-        console.print(_finding_text(finding))
+        subjects = [other.subject for other in diagnosis.findings]
+        console.print(_finding_text(finding, subjects))
         for sentence in finding.evidence[: EVIDENCE[number_of]]:
             console.print(Padding(Text(f"· {sentence}", style="dim"), (0, 0, 0, 4)))
     if len(diagnosis.findings) > MAX_FINDINGS:
@@ -109,8 +112,8 @@ def _accuracy_line(diagnosis: Diagnosis) -> str:
     )
 
 
-def _finding_text(finding: Finding) -> Text:
-    text = Text("• ", style=color_of(finding))
+def _finding_text(finding: Finding, among: Iterable[str]) -> Text:
+    text = Text("• ", style=color_of(finding, among))
     text.append(finding.summary, style="bold")
     return text.append(f" [{finding.confidence} confidence]", style="not bold dim")
 

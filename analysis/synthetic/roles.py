@@ -86,7 +86,6 @@ class Ledgers:
                 "prompt_tokens": 64.0 * num * 80,
                 "response_tokens": 64.0 * num * own["length_mean"],
                 "optimizer_steps": float(world.num_updates[policy]),
-                "learning_rate": float(world.rate_T[step]),
                 "loss_weight": world.weight[role],
                 "reward_mean": solved_own,
                 "own_accuracy": solved_own,

@@ -25,6 +25,11 @@ class PromptsOptions:
     """The kind of the sample problem."""
     model: str = "tiny"
     """Whose chat template: an embedded model, smollm2-135m, a hub id or a local directory."""
+    routing: str = "isolated"
+    """Which policies --policy-model may name, as for gradlab train."""
+    policy_model: dict[str, str] = field(default_factory=dict)
+    """--model of single policies, e.g. aggregator Qwen/Qwen3-1.7B: each role is asked by the
+    template of its own."""
     history: Literal["own", "shared"] = "own"
     """What evaluator and refiner see: self-contained chats, or the paper's shared one."""
     examples: bool = False

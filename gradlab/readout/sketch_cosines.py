@@ -14,16 +14,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.readout.gram import quotient
 from gradlab.readout.pooling import sum_over_updates
-
-Float64Array = NDArray[np.float64]
 
 Sketched = Literal["gradient", "update"]
 """The gradient before clipping, or the part of the optimizer's step."""
 
 
-def cosines(sketch_UK: Float64Array, sketch_VK: Float64Array) -> Float64Array:
+def cosines(sketch_UK: Floats, sketch_VK: Floats) -> Floats:
     """[U, V] estimated cosines; NaN where one of the two is 0 or was not measured.
 
     By the norms of the sketches, not by those of the gradients: exactly 1 for a gradient with
@@ -33,15 +32,15 @@ def cosines(sketch_UK: Float64Array, sketch_VK: Float64Array) -> Float64Array:
     return np.clip(quotient(sketch_UK @ sketch_VK.T, norm_U[:, None] * norm_V), -1.0, 1.0)
 
 
-def paired_cosines(sketch_UK: Float64Array, other_UK: Float64Array) -> Float64Array:
+def paired_cosines(sketch_UK: Floats, other_UK: Floats) -> Floats:
     """[U] estimated cosine of each with its partner."""
     norm_U = np.linalg.norm(sketch_UK, axis=1) * np.linalg.norm(other_UK, axis=1)
     return np.clip(quotient((sketch_UK * other_UK).sum(1), norm_U), -1.0, 1.0)
 
 
 def directness(
-    step_U: NDArray[np.int64], sketch_UK: Float64Array, norm_U: Float64Array, window: int
-) -> tuple[NDArray[np.int64], Float64Array]:
+    step_U: NDArray[np.int64], sketch_UK: Floats, norm_U: Floats, window: int
+) -> tuple[NDArray[np.int64], Floats]:
     """([T], [T]) ||sum d|| / sum ||d|| over the updates of the last `window` training steps.
 
     1: a march in one direction; 1 / sqrt(number of updates): a random walk. NaN where a step of

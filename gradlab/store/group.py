@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gradlab.records import names
 from gradlab.store.disk import Array, StoreError, read_rows
 from gradlab.store.documents import GroupState, read_group
-from gradlab.store.schema import METRIC_RECORDS
+from gradlab.store.schema import METRIC_RECORDS, RETIRED
 
 METRIC_WORDS = {
     "run_metric": "run metric",
@@ -77,6 +77,8 @@ class StoredGroup:
         if name in names(METRIC_RECORDS[dim]):
             return np.full(len(self.array("step")), np.nan)
         what = METRIC_WORDS[dim]
+        if name in RETIRED.get(dim, {}):
+            raise ValueError(f"the run has no {what} '{name}': schema {RETIRED[dim][name]}")
         raise ValueError(f"unknown {what} '{name}'; this run has {list(known)}")
 
     def _read(self, name: str) -> Array:

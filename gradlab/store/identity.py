@@ -11,7 +11,7 @@ from typing import Any
 from gradlab.records import Agent, PolicyMeta, RunMeta
 from gradlab.run_directory import STORE
 from gradlab.store.disk import DOCUMENT, Document, StoreError, read_document
-from gradlab.store.schema import METRIC_RECORDS, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
+from gradlab.store.schema import METRIC_RECORDS, RETIRED, SCHEMA, SCHEMA_VERSION, GroupSpec, groups
 
 
 def meta_document(meta: RunMeta) -> Document:
@@ -209,7 +209,8 @@ def check_same_run(path: Path, stored: RunMeta, meta: RunMeta) -> None:
 def check_same_labels(path: Path, stored: GroupSpec, spec: GroupSpec) -> None:
     """Refuse a store of other labels; one that is too old to have some of the metrics will do."""
     for dim, labels in spec.labels.items():
-        is_older = dim in METRIC_RECORDS and set(stored.labels[dim]) <= set(labels)
+        known = {*labels, *RETIRED.get(dim, ())}
+        is_older = dim in METRIC_RECORDS and set(stored.labels[dim]) <= known
         if stored.labels[dim] != labels and not is_older:
             other = sorted(set(labels) ^ set(stored.labels[dim]))
             raise StoreError(

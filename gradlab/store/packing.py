@@ -11,17 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gradlab.records import EvalRecord, Kept, RateRecord, StepRecord, UpdateRecord, values_of
+from gradlab.records import EvalRecord, Kept, RateRecord, StepRecord, UpdateRecord
 from gradlab.store.disk import Array, StoreError
-from gradlab.store.schema import GroupSpec
+from gradlab.store.schema import RETIRED, GroupSpec
 
 
-def fill_update(row: Array, spec: GroupSpec, record: UpdateRecord) -> None:
-    _fill(row, spec, record, f"update of policy '{record.policy}' at step {record.step}")
-
-
-def fill_step(row: Array, spec: GroupSpec, record: StepRecord) -> None:
-    _fill(row, spec, record, f"step {record.step}")
+def fill_training(row: Array, spec: GroupSpec, record: StepRecord | UpdateRecord) -> None:
+    whose = f"update of policy '{record.policy}' at " if isinstance(record, UpdateRecord) else ""
+    _fill(row, spec, record, f"{whose}step {record.step}")
 
 
 def fill_evaluation(row: Array, spec: GroupSpec, record: EvalRecord) -> None:
@@ -71,7 +68,11 @@ def _plain(value: Any, kept: Kept, spec: GroupSpec, where: str) -> Any:
         for label, one in value.items():
             vector[_index(spec, kept.dims[-1], label, where)] = one
         return vector
-    return values_of(value, spec.labels[kept.dims[-1]]) if is_dataclass(value) else value
+    if not is_dataclass(value):
+        return value
+    retired = RETIRED.get(kept.dims[-1], {})
+    metrics = spec.labels[kept.dims[-1]]
+    return np.array([np.nan if name in retired else getattr(value, name) for name in metrics])
 
 
 def _put(

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gradlab.arrays import Floats
 from gradlab.readout import gram as readout
 from gradlab.readout.pooling import (
     Reduce,
@@ -38,7 +39,6 @@ from gradlab.records import (
     Agent,
     PolicyMeta,
     RoleEvaluation,
-    RoleLedger,
     RowStatistics,
     RunLedger,
     Signal,
@@ -52,7 +52,7 @@ from gradlab.store.group import StoredGroup
 from gradlab.store.identity import read_root
 from gradlab.store.journal import read as read_journal
 from gradlab.store.journal import replay
-from gradlab.store.schema import describe, groups
+from gradlab.store.schema import describe, groups, unit_of
 
 if TYPE_CHECKING:
     import xarray
@@ -60,7 +60,6 @@ if TYPE_CHECKING:
 Per = Literal["step", "update"]
 Measure = Literal["mass", "share", "pull", "update"]
 Space = Literal["parameters", "weights"]
-Float64Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ class Gram:
     agents: tuple[Agent, ...]
     blocks: tuple[str, ...]
     step_U: NDArray[np.int64]
-    gram_UBAA: Float64Array
+    gram_UBAA: Floats
     """<g_a, g_b> per update and block, before clipping, in loss units squared."""
 
 
@@ -83,16 +82,16 @@ class Evaluations:
     """Training steps done before the evaluation."""
     problems: tuple[str, ...]
     roles: tuple[str, ...]
-    correct_EPS: Float64Array
+    correct_EPS: Floats
     """1 solved, 0 not, NaN missing."""
-    role_correct_ERP: Float64Array
+    role_correct_ERP: Floats
     """Mean own correctness of a role's turns; NaN where undefined."""
     metrics: tuple[str, ...]
     """Fields of `RoleEvaluation` that were recorded."""
-    metric_ERM: Float64Array
-    rate_E: Float64Array | None = None
+    metric_ERM: Floats
+    rate_E: Floats | None = None
     """Share of answers right where that is all that is known; None: answers are kept by problem."""
-    answers_E: Float64Array | None = None
+    answers_E: Floats | None = None
     """Graded answers behind `rate_E`; NaN: unknown."""
 
     def num_correct_E(self) -> NDArray[np.int64]:
@@ -145,7 +144,7 @@ class Run:
             state = read_group(path, spec)
             tail = replay(entries, number, state.generation, state.committed, row_dtype(state.spec))
             self._groups[spec.path] = StoredGroup(path, state, tail, until)
-        self._pooled: dict[tuple[str, str | None], Float64Array] = {}
+        self._pooled: dict[tuple[str, str | None], Floats] = {}
         self.until = until if self._groups["train"].is_cut else None
         """Last step that was asked for, where the store holds later ones."""
         if self.until is not None:
@@ -217,11 +216,11 @@ class Run:
             group.array("gram").astype(np.float64),
         )
 
-    def update_gram(self, policy: str) -> Float64Array:
+    def update_gram(self, policy: str) -> Floats:
         """[U, A, A] <d_a, d_b> of the agents' parts of the optimizer step; NaN where absent."""
         return self._update_array("update_gram", policy)
 
-    def factors(self, policy: str) -> Float64Array:
+    def factors(self, policy: str) -> Floats:
         """[U, A] by what the trainer multiplied each agent's gradient before the optimizer used it.
 
         1 where it did not. Norms, cosines and masses are of the gradients as captured: multiply
@@ -230,11 +229,11 @@ class Run:
         factor_UA = self._update_array("factor", policy)
         return np.where(np.isfinite(factor_UA), factor_UA, 1.0)
 
-    def effective_gram(self, policy: str) -> Float64Array:
+    def effective_gram(self, policy: str) -> Floats:
         """[U, A, A] estimated <W_a, W_b> of gradients with respect to effective weights."""
         return self._update_array("effective_gram", policy)
 
-    def transfer(self, policy: str) -> Float64Array:
+    def transfer(self, policy: str) -> Floats:
         """[U, A, A] <g_a, d_b>: change of a's loss by b's part of the step; NaN where absent."""
         return self._update_array("transfer", policy)
 
@@ -366,7 +365,7 @@ class Run:
 
     # -- across updates ------------------------------------------------------------------------
 
-    def sketch(self, who: str | Agent, *, of: Sketched = "gradient") -> Float64Array:
+    def sketch(self, who: str | Agent, *, of: Sketched = "gradient") -> Floats:
         """[U, K] sketch of g_who, or of its part of the optimizer's step, per update.
 
         Inner products of sketches estimate those of what was sketched; see
@@ -376,7 +375,7 @@ class Run:
             raise ValueError(f"of is '{of}'; expected 'gradient' or 'update'")
         return self._sketch(who, of)
 
-    def _sketch(self, who: str | Agent, of: Sketched | Literal["effective"]) -> Float64Array:
+    def _sketch(self, who: str | Agent, of: Sketched | Literal["effective"]) -> Floats:
         policy = self.policy_for(who)
         if of == "gradient":
             gram_UAA, name = self._gram_UAA(policy, None), "sketch"
@@ -386,12 +385,12 @@ class Run:
         norm_UA = np.sqrt(np.maximum(np.diagonal(gram_UAA, axis1=-2, axis2=-1), 0.0))
         unit_UAK = self._update_array(name, policy.name)
         chosen = np.flatnonzero(readout.members(policy.agents, who))
-        sketch_UK: Float64Array = np.einsum("ua,uak->uk", norm_UA[:, chosen], unit_UAK[:, chosen])
+        sketch_UK: Floats = np.einsum("ua,uak->uk", norm_UA[:, chosen], unit_UAK[:, chosen])
         return sketch_UK
 
     def cosine_across(
         self, a: str | Agent, b: str | Agent | None = None, *, of: Sketched = "gradient"
-    ) -> Float64Array:
+    ) -> Floats:
         """[U, U] estimated cosine of a in one update and b (None: a) in another, of one policy.
 
         Off by about (1 - cos^2) / sqrt(sketch buckets). `cosine_between` compares runs.
@@ -402,7 +401,7 @@ class Run:
 
     def cosine_between(
         self, other: Run, a: str | Agent, b: str | Agent | None = None, *, of: Sketched = "gradient"
-    ) -> Float64Array:
+    ) -> Floats:
         """[U, V] estimated cosines of `a` in updates of this run and `b` (None: `a`) of `other`.
 
         Raises ValueError unless both train the same parameters: it is their order along the flat
@@ -505,7 +504,7 @@ class Run:
         """A field of `RoleLedger`, per step."""
         group = self._groups["train"]
         value_T = group.metric("roles", "role_metric", name, _index(self.roles, role, "role"))
-        return Signal(name, describe(RoleLedger)[name]["unit"], role, self.steps, value_T)
+        return Signal(name, unit_of("role_metric", name), role, self.steps, value_T)
 
     def run_metric(self, name: str) -> Signal:
         """A field of `RunLedger`, per step; NaN where the store is older than the field."""
@@ -670,9 +669,7 @@ class Run:
         """[T] steps in which the role's policy was updated."""
         return self.row_statistic("rows", role).step_T
 
-    def _signal_and_noise(
-        self, role: str, window: int
-    ) -> tuple[Float64Array, Float64Array, Float64Array]:
+    def _signal_and_noise(self, role: str, window: int) -> tuple[Floats, Floats, Floats]:
         """mu2, trS and the number of prompts, averaged over the last `window` steps."""
         signal_T, noise_T, prompts_T = (
             trailing_mean(np.asarray(self.row_statistic(name, role).value_T), window)
@@ -680,7 +677,7 @@ class Run:
         )
         return signal_T, noise_T, prompts_T
 
-    def _gram_UAA(self, policy: PolicyMeta, block: str | None) -> Float64Array:
+    def _gram_UAA(self, policy: PolicyMeta, block: str | None) -> Floats:
         key = (policy.name, block)
         if key not in self._pooled:
             gram_UBAA = self._groups[f"updates/{policy.name}"].array("gram")
@@ -691,7 +688,7 @@ class Run:
                 self._pooled[key] = gram_UBAA[:, index].astype(np.float64)
         return self._pooled[key]
 
-    def _update_array(self, name: str, policy: str) -> Float64Array:
+    def _update_array(self, name: str, policy: str) -> Floats:
         self._policy(policy)
         group = self._groups[f"updates/{policy}"]
         if not group.has(name):
@@ -701,7 +698,7 @@ class Run:
             )
         return group.array(name).astype(np.float64)
 
-    def _update_norm_U(self, policy: PolicyMeta, who: str | Agent) -> Float64Array:
+    def _update_norm_U(self, policy: PolicyMeta, who: str | Agent) -> Floats:
         w_A = readout.members(policy.agents, who)
         return readout.norm(self._update_array("update_gram", policy.name), w_A)
 
@@ -711,7 +708,7 @@ class Run:
         unit: str,
         subject: str,
         policy: PolicyMeta,
-        value_U: Float64Array,
+        value_U: Floats,
         per: Per,
         reduce: Reduce,
     ) -> Signal:
@@ -737,7 +734,7 @@ def open_run(path: Path | str, *, until: int | None = None) -> Run:
     return Run(path, until)
 
 
-_Part = tuple[NDArray[np.int64], Float64Array, Float64Array]
+_Part = tuple[NDArray[np.int64], Floats, Floats]
 """[T] steps, and what one policy adds to a role's and to everybody's part."""
 
 

@@ -34,7 +34,7 @@ from gradlab.records import (
 )
 
 SCHEMA = "gradlab.run"
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "1.4"
 
 
 @dataclass(frozen=True)
@@ -156,3 +156,18 @@ METRIC_RECORDS: dict[str, type[Any]] = {
     "eval_metric": RoleEvaluation,
 }
 """Which record type declares the metrics of a metric dimension."""
+
+RETIRED: dict[str, dict[str, str]] = {
+    "role_metric": {
+        "learning_rate": "1.4 keeps it by update: Run.update_metric('learning_rate', POLICY)"
+    }
+}
+"""Metric dimension -> metrics that only older stores have, and where later ones have them.
+
+They are read there as they were; steps that are added have NaN.
+"""
+
+
+def unit_of(dim: str, metric: str) -> str:
+    """Of a metric of this version or of an earlier one."""
+    return describe(METRIC_RECORDS[dim]).get(metric, {"unit": "1"})["unit"]

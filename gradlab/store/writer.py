@@ -51,7 +51,7 @@ from gradlab.store.identity import (
 )
 from gradlab.store.journal import Entry, Journal, replay
 from gradlab.store.journal import read as read_journal
-from gradlab.store.packing import fill_evaluation, fill_rate, fill_step, fill_update
+from gradlab.store.packing import fill_evaluation, fill_rate, fill_training
 from gradlab.store.schema import GroupSpec, groups
 
 Record = UpdateRecord | StepRecord | EvalRecord | RateRecord
@@ -258,10 +258,10 @@ class RunStore:
                         f"update of policy '{record.policy}' at step {record.step}: this run has "
                         f"the policies {[policy.name for policy in self.meta.policies]}"
                     )
-                return group, partial(fill_update, spec=group.spec, record=record)
+                return group, partial(fill_training, spec=group.spec, record=record)
             case StepRecord():
                 group = self._by_path["train"]
-                return group, partial(fill_step, spec=group.spec, record=record)
+                return group, partial(fill_training, spec=group.spec, record=record)
             case EvalRecord():
                 group = self._by_path.get("eval")
                 if group is None:

@@ -160,7 +160,8 @@ def prompts_for(tokenizer: Any, config: TrainConfig) -> Prompts:
 
 
 def pick_device(name: str, *, check: bool = True) -> torch.device:
-    """The device that `--device` names; with `check`, one that is here.
+    """The device that `--device` names; with `check`, one that is here, without, one that can be
+    planned for: `cuda` where there is none stands for another machine's.
 
     Raises ValueError for what is neither a CPU nor a CUDA device, or is not here.
     """
@@ -169,10 +170,15 @@ def pick_device(name: str, *, check: bool = True) -> torch.device:
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
         raise ValueError(f"--device is '{name}'; expected cpu, cuda, cuda:1, …, or auto")
     device = torch.device(name)
-    if check and device.type == "cuda":
+    if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0 and not check and device.index is None:
+            return device
         if count == 0:
-            raise ValueError(f"--device {name}: torch sees no CUDA device; use --device cpu")
+            another = "" if check else ", or --device cuda to plan a run on another machine"
+            raise ValueError(
+                f"--device {name}: torch sees no CUDA device; use --device cpu{another}"
+            )
         if (device.index or 0) >= count:
             raise ValueError(
                 f"--device {name}: torch sees {count} CUDA devices; expected cuda:0 to "

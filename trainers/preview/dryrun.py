@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from trainers.config import TrainConfig
+from trainers.models.language import pick_device
 from trainers.preview.advice import advice
 from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
 from trainers.tasks.problem import Task
@@ -14,8 +15,10 @@ from trainers.training import task_of
 def dry_run(config: TrainConfig, say: Callable[[str], None] = print) -> None:
     """Say what a run will take.
 
-    Raises ValueError, once all else is said, where its problems cannot be read.
+    Raises ValueError for a device that is not here, but for `cuda` where there is none: that plans
+    for another machine. Also, once all else is said, where its problems cannot be read.
     """
+    pick_device(config.device, check=False)
     task, missing = None, None
     try:
         task = task_of(config)

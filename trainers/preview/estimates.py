@@ -444,7 +444,7 @@ def store_bytes(config: TrainConfig, policies: list[PolicyMeta], updates: dict[s
 
 def measured_rate(config: TrainConfig, seconds: float = 0.3) -> float | None:
     """FLOP/s of large products in the run's dtype on its device; None if it is not here."""
-    pick_device(config.device, check=False)  # what is no device at all is an error
+    pick_device(config.device, check=False)  # what no run could use is an error
     try:
         device = pick_device(config.device)
     except ValueError:

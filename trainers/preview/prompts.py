@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradlab.records import Agent
 from gradlab.workflows import Ask, Reply, Workflow
 from trainers.config import TrainConfig
-from trainers.models.language import is_compact, load_tokenizer, prompts_for, render
+from trainers.models.language import check_styles, is_compact, load_tokenizer, prompts_for, render
 from trainers.prompts.chat import Prompts
 from trainers.prompts.compact import STRATEGIES
 from trainers.tasks.problem import Kind, Problem
@@ -75,28 +76,39 @@ class Asked:
 
 
 def show_prompts(config: TrainConfig, kind: Kind) -> None:
-    """Print every ask of the configuration's workflow to its model."""
-    tokenizer = load_tokenizer(config.model)
-    prompts = prompts_for(tokenizer, config)
-    for asked in prompts_of(tokenizer, prompts, config.build_workflow(), kind):
+    """Print every ask of the configuration's workflow to the model of who is asked."""
+    loaded = {name: load_tokenizer(name) for name in config.models}
+    check_styles(loaded)
+    workflow = config.build_workflow()
+    tokenizers = {agent: loaded[config.model_of(agent)] for agent in workflow.agents}
+    prompts = prompts_for(loaded[config.models[0]], config)
+    for asked in prompts_of(tokenizers, prompts, workflow, kind):
         print(f"=== {asked.agent}, round {asked.round + 1}: {asked.num_tokens} tokens")
         print(asked.text)
         print()
 
 
-def prompts_of(tokenizer: Any, prompts: Prompts, workflow: Workflow, kind: Kind) -> Iterator[Asked]:
-    """Play the workflow on a sample problem; parallel agents with the same prompt are one."""
+def prompts_of(
+    tokenizers: Mapping[Agent, Any], prompts: Prompts, workflow: Workflow, kind: Kind
+) -> Iterator[Asked]:
+    """Play the workflow on a sample problem; parallel agents with the same prompt are one.
+
+    Tokenizers are those of the agents' models, all asked in the same style.
+    """
+    tokenizer = next(iter(tokenizers.values()))
     samples = COMPACT_SAMPLES if is_compact(tokenizer) else SAMPLES
     problem = samples[kind]
     replies = replies_of(tokenizer, problem.kind, workers_of(workflow))
     for wave in played(workflow, prompts, problem, replies):
-        seen: set[str] = set()
+        asked: dict[tuple[str, int], list[Ask]] = {}
         for ask in wave:
+            tokenizer = tokenizers[ask.agent]
             text = render(tokenizer, ask.messages)
-            if text not in seen:
-                num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
-                yield Asked(_who(wave, ask), ask.round, text, num_tokens)
-            seen.add(text)
+            num_tokens = len(tokenizer.encode(text, add_special_tokens=False))
+            asked.setdefault((text, num_tokens), []).append(ask)
+        for (text, num_tokens), asks in asked.items():
+            who = ", ".join(str(ask.agent) for ask in asks)
+            yield Asked(who, asks[0].round, text, num_tokens)
 
 
 def played(
@@ -128,8 +140,3 @@ def replies_of(tokenizer: Any, kind: Kind, workers: int) -> dict[str, str]:
     numbers = range(1, workers + 1)
     plan = "\n".join(f"STRATEGY {number}: (strategy {number})" for number in numbers)
     return {**REPLIES[kind], "plan": plan}
-
-
-def _who(wave: list[Ask], ask: Ask) -> str:
-    """The agents that are asked this."""
-    return ", ".join(str(other.agent) for other in wave if other.chat == ask.chat)

@@ -236,10 +236,8 @@ class Watch(TrainerCallback):
             for role, count in by_role.items():
                 counts[role] = counts[role] + count if role in counts else count
         seconds = time.perf_counter() - self._step_start
-        last = self.probe.last
-        rate = math.nan if last is None else last.metrics.learning_rate
         turns = np.concatenate([turns for turns, _ in everybody])
-        self._store.append(self._step_record(state.global_step, turns, counts, rate, seconds))
+        self._store.append(self._step_record(state.global_step, turns, counts, seconds))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         mine, self._answers = self._answers, []
@@ -466,7 +464,6 @@ class Watch(TrainerCallback):
         step: int,
         turns: Turns,
         counts: Mapping[str, NDArray[np.int64]],
-        learning_rate: float,
         seconds: float,
     ) -> StepRecord:
         return step_record(
@@ -475,7 +472,6 @@ class Watch(TrainerCallback):
             self.agents,
             turns,
             counts,
-            learning_rate,
             {
                 "rollout_seconds": self._rollout_seconds,
                 "train_seconds": seconds - self._rollout_seconds,

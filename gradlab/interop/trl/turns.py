@@ -27,7 +27,6 @@ def step_record(
     agents: Sequence[Agent],
     rows: Turns,
     counts: Mapping[str, NDArray[np.int64]],
-    learning_rate: float,
     seconds: Mapping[str, float],
 ) -> StepRecord:
     """The record of one update's rows, `ROW` each: every row is an episode of one turn.
@@ -46,15 +45,15 @@ def step_record(
     )
     roles = dict.fromkeys(agent.role for agent in agents)
     role_n = np.array([agents[int(index)].role for index in rows["agent"]], dtype=object)
-    tallies = {role: tally(rows[role_n == role], learning_rate) for role in roles}
+    tallies = {role: tally(rows[role_n == role]) for role in roles}
     return ledger.step_record(step, wall_time, run, agents, rows, {"": tallies}, counts)
 
 
-def tally(rows: Turns, learning_rate: float) -> RoleTally:
+def tally(rows: Turns) -> RoleTally:
     """What an update did for the role of these rows."""
     if not len(rows):
         return RoleTally()
     tokens = float(rows["tokens"].sum())
     sums = {name: float(rows[name].sum()) for name in SUMS if name != "kl"}
     kl = float(rows["kl"].sum()) / tokens if tokens else math.nan
-    return RoleTally(tokens, **sums, updates=1, learning_rate=learning_rate, kl=kl)
+    return RoleTally(tokens, **sums, updates=1, kl=kl)

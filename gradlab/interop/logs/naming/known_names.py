@@ -51,7 +51,6 @@ ROLE = {
     "reward_kl_penalty": "kl",
     "entropy": "entropy",
     "entropy_loss": "entropy",
-    "lr": "learning_rate",
 }
 """verl, after 'actor/' or 'actor/<role>/'."""
 POLICY = {"grad_norm": "grad_norm", "pg_loss": "loss", "lr": "learning_rate"}
@@ -75,8 +74,6 @@ ONE_ROLE = {
     "entropy": "entropy",
     "clip_ratio": "clip_fraction",
     "clip_ratio/region_mean": "clip_fraction",
-    "learning_rate": "learning_rate",
-    "lr": "learning_rate",
     "sampling/sampling_logp_difference/mean": "logprob_gap",
     # slime, miles
     "rollout/raw_reward": "reward_mean",
@@ -88,29 +85,24 @@ ONE_ROLE = {
     "kl_loss": "kl",
     "entropy_loss": "entropy",
     "pg_clipfrac": "clip_fraction",
-    "lr-pg_0": "learning_rate",
     # OpenRLHF
     "response_length": "length_mean",
     "ppo_clip_ratio": "clip_fraction",
-    "actor_lr": "learning_rate",
     "truncated": "truncated",
     # AReaL, after 'ppo_actor/' or 'grpo_actor/'
     "task_reward/avg": "reward_mean",
     "update/entropy/avg": "entropy",
-    "update/lr": "learning_rate",
     "seq_len/avg": "length_mean",
     "no_eos_ratios/avg": "truncated",
     # prime-rl
     "reward/all/mean": "reward_mean",
     "entropy/mean": "entropy",
     "entropy/all/mean": "entropy",
-    "optim/lr": "learning_rate",
     "is_truncated/mean": "truncated",
     "is_truncated/all/mean": "truncated",
     # SkyRL
     "reward/avg_raw_reward": "reward_mean",
     "policy/policy_entropy": "entropy",
-    "policy/policy_lr": "learning_rate",
     "policy/ppo_clip_ratio": "clip_fraction",
     "policy/policy_kl": "kl",
     "generate/avg_num_tokens": "length_mean",

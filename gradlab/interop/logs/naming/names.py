@@ -217,7 +217,7 @@ def _of_role(
         return _of_actor(actor[2], (role,), (policy,), routing)
     targets = []
     if name in ONE_POLICY:
-        if is_alone:
+        if is_alone or ONE_POLICY[name] == "learning_rate":  # a setting, the same for both
             targets.append(Target("UpdateMetrics", ONE_POLICY[name], (policy,)))
         if ONE_POLICY[name] == "grad_norm":
             targets.append(Target("Gradient", "norm", (role,)))
@@ -237,9 +237,7 @@ def _of_actor(
     """'actor/<name>' of these roles: a setting holds for each, a measurement over all for none."""
     targets: list[Target] = []
     if name == "lr":
-        targets += [Target("RoleLedger", "learning_rate", (role,)) for role in roles]
-        targets += [Target("UpdateMetrics", "learning_rate", (policy,)) for policy in policies]
-        return tuple(targets), ""
+        return tuple(Target("UpdateMetrics", "learning_rate", (one,)) for one in policies), ""
     if name == "grad_norm" and len(roles) == 1:
         targets.append(Target("Gradient", "norm", roles))
     has_policy_to_itself = len(policies) == 1 and all(
