@@ -98,7 +98,7 @@ def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing)
         order, leads, note = timing.order(np.full(len(timing.fall_B), float(step)))
         note = f"lowered; {note}"
     elif path.rises(factor, tolerance):
-        note = "settled long before the drop: a start-up, not an event"
+        note = "settled before the drop: a start-up, not an event"
     changed = not path.is_constant
     return verdict_of(
         signal,
