@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import SmallConfig, make_row, make_turn
 
+from gradlab.baselines import BASELINES
 from gradlab.own_parts import PartError
 from gradlab.records import Agent
 from trainers.advantages import estimators, find_estimator
@@ -48,7 +49,20 @@ def test_an_estimator_gives_what_its_equation_gives(name: str) -> None:
 
 
 def test_every_estimator_of_the_table_is_worked_out_here() -> None:
-    assert set(estimators("zero")) == set(BY_HAND)
+    assert set(estimators("zero")) == set(BY_HAND) == set(BASELINES)
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_what_an_estimator_is_said_to_compare_with_is_what_it_does(name: str) -> None:
+    estimate = estimators("zero")[name]
+    flat_n = np.array([1.0, 1, 0, 1, 0, 1])
+    groups_without_spread = estimate(flat_n, GROUP_N)  # each group is all 1 or all 0
+    assert (groups_without_spread == 0).all() == BASELINES[name].is_of_group
+    raised_n = REWARD_N + np.array([0.0, 0, 7, 0, 0, 0])  # one of the second group
+    first_B2 = np.stack([estimate(n, GROUP_N)[GROUP_N == 0] for n in (REWARD_N, raised_n)])
+    is_same = np.allclose(*first_B2)
+    # Without a baseline a reward is compared with nothing, and stays what it is, too.
+    assert is_same == (BASELINES[name].is_group_alone or name == "reinforce")
 
 
 @pytest.mark.parametrize("name", BY_HAND)

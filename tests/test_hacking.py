@@ -1,6 +1,7 @@
 """Rewards that rise while what they stand for falls, against gaps, falls and wander."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from stores import store_of
 
 from analysis.detectors.hacking import PENALIZED, HackingRule, Outcome, Pair
+from analysis.findings import HELD_OUT
 from analysis.synthetic.runs import autoregressive, synthetic_run
 from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.records import RunLedger, names
@@ -80,10 +82,29 @@ def test_what_only_looks_like_it_is_not(tmp_path: Path, kind: str, seed: int) ->
 
 def test_a_reward_that_is_the_accuracy_is_tested_once(tmp_path: Path) -> None:
     train_T = curves("healthy", 0)[2]
-    assert HackingRule().num_tested(run_of(tmp_path / "a", "healthy", 0, reward_mean=train_T)) == 1
-    # A reward of its own: against held-out and against training accuracy.
+    assert HackingRule().num_tested(run_of(tmp_path / "a", "healthy", 0, reward_mean=train_T)) == 0
+    # A reward of its own: against held-out accuracy, in falls alone, and against that in training.
     other = run_of(tmp_path / "b", "healthy", 0, reward_mean=2 * train_T)
-    assert HackingRule().num_tested(other) == 3
+    assert HackingRule().num_tested(other) == 1
+    assert len(HackingRule().pairs(other)) == 3
+
+
+def test_the_clearest_of_two_rises_pays_for_both(tmp_path: Path) -> None:
+    """Of a fall that is certain, the p-value is the rise's: twice that of the rise alone."""
+    alone = run_of(tmp_path / "alone", "hacked", 0)
+    run = run_of(tmp_path / "two", "hacked", 0, reward_mean=np.zeros(len(curves("hacked", 0)[2])))
+    rule = HackingRule(alpha=1.0)
+    fall = rule.fall.measure(rule.pairs(alone)[0].down.series())
+    certain = replace(fall, p_value=0.0, outcome=HELD_OUT)
+    (pair, second) = rule.pairs(run)[:2]
+    assert second.up.title == "mean training reward", "asked, and without a rise"
+    one, two = (rule.measure(pair, certain, num) for num in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.p_value == pytest.approx(2 * one.p_value)
+    found = next(iter(HackingRule()(run)))
+    assert "the clearest of 2 rises" in found.evidence[0]
+    assert "clearest" not in next(iter(HackingRule()(alone))).evidence[0]
 
 
 def test_a_reward_of_length_against_the_training_accuracy(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,11 @@ def made(
     roles: tuple[str, ...] = ROLES,
     routing: str = "shared",
     rate: float = 1e-3,
+    rate_T: Sequence[float] = (),
     cut: tuple[float, float] = (0.0, 0.0),
 ) -> Run:
-    """A run of 100 steps: its rate, and the share of cut responses in either half."""
+    """A run of 100 steps: its rate, or that of every step, and the share of cut responses in either
+    half."""
     names = ("shared",) if routing == "shared" else roles
     policies = [
         PolicyMeta(name, tuple(Agent(r) for r in roles if name in ("shared", r)), ("all",), 1)
@@ -62,9 +64,8 @@ def made(
         for step in range(1, 101):
             for policy in policies:
                 size = len(policy.agents)
-                store.append(
-                    UpdateRecord(policy.name, step, np.eye(size)[None], metrics=UpdateMetrics(rate))
-                )
+                now = UpdateMetrics(rate_T[step - 1] if len(rate_T) else rate)
+                store.append(UpdateRecord(policy.name, step, np.eye(size)[None], metrics=now))
             share = cut[step > 50]
             ledger = RoleLedger(truncated=share, length_mean=300 + 212 * share)
             store.append(StepRecord(step, 0.0, RunLedger(), dict.fromkeys(roles, ledger)))
@@ -198,6 +199,33 @@ def test_without_an_early_checkpoint_it_trains_anew(tmp_path: Path) -> None:
     state = tmp_path / "run/checkpoints/step-000080/shared/trainer_state.pt"
     state.unlink()  # --keep-states dropped it: nothing to continue from, wherever the fall was
     assert "--at 0 " in remedies(run, (found("fall", step=90),), ())[0].option
+
+
+STEP_T = np.arange(1.0, 101.0)
+SCHEDULES: dict[str, tuple[Any, int, float, dict[str, Any]]] = {
+    "in a warm-up of 20 steps": (np.minimum(STEP_T / 20, 1), 6, 1e-3, {}),
+    "after it": (np.minimum(STEP_T / 20, 1), 60, 1e-3, {}),
+    "in a warm-up before a decay": (np.minimum(STEP_T / 20, (100 - STEP_T) / 80), 6, 1e-3, {}),
+    "in the decay": (np.minimum(STEP_T / 20, (100 - STEP_T) / 80), 60, 5e-4, {}),
+    "in a ramp to the end": (STEP_T / 100, 60, 6e-4, {}),
+    # Only the configuration says where it would have led.
+    "in a warm-up that the run did not see the end of": (
+        STEP_T / 200, 60, 1e-3, {"warmup_steps": 200, "steps": 1000, "learning_rate": 1e-3},
+    ),
+    "in a ramp that the run did not see the end of": (
+        STEP_T / 200, 60, 3e-4, {"warmup_steps": 200, "steps": 200, "learning_rate": 1e-3},
+    ),
+    "before it was raised": (np.where(STEP_T > 70, 1.0, 0.1), 60, 1e-4, {}),
+}  # fmt: skip
+"""Share of 1e-3 at every step, step of the fall, the rate to be halved, configuration."""
+
+
+@pytest.mark.parametrize("name", list(SCHEDULES))
+def test_half_of_the_rate_is_of_the_one_that_was_set(name: str, tmp_path: Path) -> None:
+    share_T, step, rate, config = SCHEDULES[name]
+    run = made(tmp_path / "run", config, workflow="custom", rate_T=1e-3 * share_T)
+    fall = found("fall", step=step)
+    assert remedies(run, (fall,), ())[0].option == f"learning rate {rate / 2:.2g}"
 
 
 def imported(path: Path, columns: tuple[str, ...], **settings: Any) -> Run:

@@ -2,8 +2,8 @@
 
 Legend: n turns of one policy in one step, K turns of one group. An estimator takes reward_n and the
 number of each turn's group, and gives advantage_n: those that look at one group only are lifted by
-`by_group`, those that look at the whole batch need no more. Another estimator is a function here
-and a line in `estimators`.
+`by_group`, those that look at the whole batch need no more. Another estimator is a function here,
+a line in `estimators` and one in `gradlab.baselines`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradlab.arrays import Floats
+from gradlab.baselines import BY_GROUP
 from gradlab.own_parts import (
     Part,
     PartError,
@@ -92,10 +93,6 @@ def by_group(of_group: OfGroup, singleton: str) -> Estimator:
         return advantage_n
 
     return estimate
-
-
-BY_GROUP = ("grpo", "dr-grpo", "rloo")
-"""Estimators that look at one group at a time."""
 
 
 def estimators(singleton: str) -> dict[str, Estimator]:

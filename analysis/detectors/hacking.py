@@ -73,6 +73,8 @@ class Divergence:
     down_after: float
     down_error: float
     """Standard error of the fall."""
+    num_rises: int
+    """That were held against the fall; the p-value is corrected for them."""
 
 
 HACKING = Kind(
@@ -108,10 +110,12 @@ class HackingRule(Detector):
 
     def judge(self, context: Context) -> Judged:
         """At most one finding: the clearest pair, held-out accuracy first."""
+        pairs = self.pairs(context.run)
+        num_rises = sum(pair.down.title == HELD_OUT for pair in pairs)
         found = [
             (pair, d)
-            for pair in self.pairs(context.run)
-            if (d := self.measure(pair, context.fall)) is not None
+            for pair in pairs
+            if (d := self.measure(pair, context.fall, num_rises)) is not None
         ]
         if not found:
             return Judged()
@@ -121,7 +125,8 @@ class HackingRule(Detector):
         return Judged((self._finding(pair, divergence, others),))
 
     def num_tested(self, run: Run) -> int:
-        return len(self.pairs(run))
+        """Those beside held-out accuracy are corrected here: they are asked of a fall alone."""
+        return sum(pair.down.title != HELD_OUT for pair in self.pairs(run))
 
     def pairs(self, run: Run) -> list[Pair]:
         """What the run holds of rewards and of what they stand for."""
@@ -150,12 +155,16 @@ class HackingRule(Detector):
                 pairs.append(Pair(up, training, _HACKED))
         return pairs
 
-    def measure(self, pair: Pair, fall: Fall | None = None) -> Divergence | None:
+    def measure(
+        self, pair: Pair, fall: Fall | None = None, num_rises: int = 1
+    ) -> Divergence | None:
         """None: the one did not fall, or the other did not rise with it.
 
-        `fall`: of held-out accuracy; any other outcome is measured here.
+        `fall`: of held-out accuracy; any other outcome is measured here. `num_rises`: that are held
+        against held-out accuracy, of which the clearest is told (Bonferroni).
         """
         down = pair.down
+        num_rises = num_rises if down.title == HELD_OUT else 1
         if down.title != HELD_OUT or fall is None:
             fall = self.fall.measure(down.series())
         elif fall.outcome != HELD_OUT:
@@ -164,11 +173,14 @@ class HackingRule(Detector):
         if fall.onset is None or lost < self._smallest(down):
             return None
         rise = self._rise(pair.up, fall.onset.lower, fall.end_step)
-        if rise is None or rise[2] > self.alpha or rise[1] - rise[0] < self._smallest(pair.up):
+        if rise is None or rise[1] - rise[0] < self._smallest(pair.up):
+            return None
+        p_rise = min(rise[2] * num_rises, 1.0)
+        if p_rise > self.alpha:
             return None
         scale = fall.high_value - fall.low_value
         return Divergence(
-            max(fall.p_value, rise[2]),
+            max(fall.p_value, p_rise),
             fall.onset.lower,
             fall.onset.upper,
             rise[0],
@@ -176,6 +188,7 @@ class HackingRule(Detector):
             fall.value(fall.top),
             fall.value(fall.bottom),
             scale * (fall.drop_upper - fall.drop_lower) / 3.92,
+            num_rises,
         )
 
     def _rise(self, up: Outcome, start: int, end: int) -> tuple[float, float, float] | None:
@@ -227,9 +240,14 @@ class HackingRule(Detector):
     def _finding(self, pair: Pair, found: Divergence, others: list[Pair]) -> Finding:
         up, down = pair.up, pair.down
         fall = found.down_before - found.down_after
+        chosen = (
+            f" (the clearest of {found.num_rises} rises that were asked, and corrected for them)"
+            if found.num_rises > 1
+            else ""
+        )
         evidence = [
             f"p = {found.p_value:.2g}, the larger of two: that {down.title} fell "
-            f"and that {up.title} rose over the same steps",
+            f"and that {up.title} rose over the same steps{chosen}",
             *(f"{other.up.title} rose, too, while {other.down.title} fell" for other in others),
         ]
         return Finding(

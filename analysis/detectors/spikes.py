@@ -9,7 +9,7 @@ Legend: T steps.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from gradlab.store.run import Run
 
 DEGREES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
 """Of freedom, that the tails of log norms may have."""
+ROUNDING = 1e-6
+"""Share of the usual norm, below which a gradient is none."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,17 @@ class Spikes:
     """Norm over the local median, of each."""
     p_values: Floats
     """Of each, corrected for the number of steps."""
+    num_steps: int
+    """That were asked: those with a norm."""
 
     @property
     def p_value(self) -> float:
         return float(self.p_values[0])
 
     def only(self, kept: NDArray[np.bool_]) -> Spikes:
-        return Spikes(self.index[kept], self.factor[kept], self.p_values[kept])
+        return replace(
+            self, index=self.index[kept], factor=self.factor[kept], p_values=self.p_values[kept]
+        )
 
 
 SPIKE = Kind(
@@ -103,10 +109,13 @@ class SpikeRule(Detector):
                 continue
             near = self._before(spikes, run, context.fall)
             if near is not None:
-                num_asked = self._num_asked(run, context.fall)
-                findings.append(self._finding(run, role, near, num_asked))
+                asked = f"{self._num_asked(run, context.fall)} steps"
+                if len(learners(run)) > 1:
+                    asked += f" in each of {len(learners(run))} roles"
+                findings.append(self._finding(run, role, near, asked))
             elif len(spikes.index) >= self.lasting:
-                findings.append(self._finding(run, role, spikes, len(run.steps)))
+                asked = f"{spikes.num_steps} steps"
+                findings.append(self._finding(run, role, spikes, asked))
             else:
                 others.append(_mentioned(run, role, spikes))
         return Judged(tuple(findings), observed=tuple(others))
@@ -116,11 +125,10 @@ class SpikeRule(Detector):
         if drop.onset is None:
             return None
         lead = drop.onset.step - run.steps[spikes.index]
-        share = self._num_asked(run, drop) * len(learners(run)) / len(run.steps)
+        share = self._num_asked(run, drop) * len(learners(run)) / spikes.num_steps
         p_values = np.minimum(spikes.p_values * share, 1.0)
         near = (lead > 0) & (lead <= self.max_lead) & (p_values <= self.harm_alpha)
-        asked = Spikes(spikes.index, spikes.factor, p_values)
-        return asked.only(near) if near.any() else None
+        return replace(spikes, p_values=p_values).only(near) if near.any() else None
 
     def _num_asked(self, run: Run, drop: Fall) -> int:
         """Steps in which a spike may have to do with the fall."""
@@ -128,7 +136,7 @@ class SpikeRule(Detector):
         lead_T = drop.onset.step - run.steps
         return int(np.count_nonzero((lead_T > 0) & (lead_T <= self.max_lead)))
 
-    def _finding(self, run: Run, role: str, spikes: Spikes, num_steps: int) -> Finding:
+    def _finding(self, run: Run, role: str, spikes: Spikes, asked: str) -> Finding:
         step = int(run.steps[spikes.index[0]])
         return Finding(
             "gradient spike",
@@ -139,12 +147,14 @@ class SpikeRule(Detector):
             "high" if spikes.p_value <= 0.01 else "moderate",
             Onset(step, step, step),
             spikes.p_value,
-            (f"p = {spikes.p_value:.2g}, corrected for {num_steps} steps",),
+            (f"p = {spikes.p_value:.2g}, corrected for {asked}",),
         )
 
     def measure(self, norm_T: Floats) -> Spikes | None:
         """Spikes of one series of norms; None without any."""
         known = np.flatnonzero(np.isfinite(norm_T) & (norm_T > 0))
+        if len(known):  # what is left where rewards have no spread is rounding
+            known = known[norm_T[known] > ROUNDING * np.median(norm_T[known])]
         if len(known) < self.min_steps:
             return None
         log_T = np.log(norm_T[known])
@@ -163,7 +173,7 @@ class SpikeRule(Detector):
             return None
         order = sorted(kept, key=lambda t: -residual_T[t])
         factor = np.exp(residual_T[order])
-        return Spikes(known[order], np.asarray(factor), p_T[order])
+        return Spikes(known[order], np.asarray(factor), p_T[order], len(log_T))
 
     def _fit_tails(self, residual_T: Floats) -> tuple[float, float]:
         """Degrees of freedom and scale of ordinary residuals.

@@ -19,6 +19,7 @@ from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Finding, Onset, percent
 from analysis.signals import aligned
 from gradlab.arrays import Floats
+from gradlab.baselines import CENTRED
 from gradlab.records import Signal
 from gradlab.store.run import Run
 
@@ -265,10 +266,6 @@ NO_SPREAD = Kind(
     ),
     told_by=("all cut",),  # what is all cut has no reward spread either
 )
-
-
-CENTRED = ("grpo", "dr-grpo", "rloo", "reinforce++-baseline")
-"""Advantage estimators that give equal rewards of a group no gradient."""
 
 
 @dataclass(frozen=True)

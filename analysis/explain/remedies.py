@@ -8,7 +8,6 @@ of a fall begins again before it with something changed: the same run again woul
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -25,6 +24,7 @@ from analysis.explain.commands import (
     run_directory,
     shown_at,
 )
+from analysis.explain.rate_set import learning_rate
 from analysis.explain.vocabulary import GRADLAB, PLAIN, Action, phrase, trainer_of
 from analysis.findings import DROPS, Cause, Finding, Remedy, SignalVerdict
 from analysis.signals import aligned
@@ -260,24 +260,6 @@ def roles_of(run: Run, subject: str) -> tuple[str, ...]:
         if policy.name == subject
     ]
     return together[0] if together else tuple(run.roles)
-
-
-def learning_rate(run: Run, when: int | None) -> float:
-    """In force after step `when` (None: at the end), the highest of the policies; NaN if unknown.
-
-    The highest of the whole run would not do: with a schedule, or a rise after the fall, half of it
-    may be more than what the run fell at.
-    """
-    rates = []
-    for policy in run.policies:
-        signal = run.update_metric("learning_rate", policy.name)
-        value = np.asarray(signal.value_T, dtype=np.float64)
-        used = np.isfinite(value) & (value > 0)
-        if when is not None:
-            used &= signal.step_T <= when
-        if used.any():
-            rates.append(float(value[used][-1]))
-    return max(rates, default=math.nan)
 
 
 def _earliest(findings: Sequence[Finding]) -> Finding | None:

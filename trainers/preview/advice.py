@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from gradlab.baselines import CENTRED
 from gradlab.own_parts import is_own
-from trainers.advantages import BY_GROUP
 from trainers.config import TrainConfig
 from trainers.models.language import TINY, pick_device
 from trainers.presets import preset, usual_preset
@@ -64,7 +64,7 @@ def _settings_of_the_embedded(config: TrainConfig) -> Iterator[str]:
 
 def _nothing_to_compare(config: TrainConfig) -> Iterator[str]:
     """The roles whose advantages are all 0 with one episode per problem."""
-    if config.advantage not in (*BY_GROUP, "reinforce++-baseline"):
+    if config.advantage not in CENTRED:
         return  # it compares with a batch, or with nothing; nobody knows what one of ones own does
     silent = [
         role for role in config.build_workflow().roles
