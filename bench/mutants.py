@@ -275,6 +275,7 @@ class Trial:
             source = (self.tree / mutant.module).read_text(encoding="utf-8")
             same = replace(change, tree=ast.parse(source))
             if not self.forked(lambda: self.run(same, functions, tests), limit):
+                print((self.folder / "said").read_text(errors="replace")[-3000:], flush=True)
                 raise SystemExit(f"{mutant.module}: its tests fail with the same code put in")
             self.checked.add(mutant.module)
         survived = self.forked(lambda: self.run(change, functions, tests), limit)
@@ -331,12 +332,12 @@ class Trial:
 
         seen = {}
         for item, following in zip(items, [*items[1:], None], strict=True):
-            self.has_failed, begun = False, time.process_time()
+            self.has_failed, begun = False, time.monotonic()
             lines.clear()
             sys.settrace(call)
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             sys.settrace(None)
-            took = time.process_time() - begun
+            took = time.monotonic() - begun
             seen[item.nodeid] = Seen(not self.has_failed, took, frozenset(lines))
         (self.folder / "seen").write_bytes(pickle.dumps(seen))
         return True
