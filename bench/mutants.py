@@ -75,8 +75,8 @@ LONGEST = 30.0
 """Seconds of a mutant's tests, as they took unchanged; quickest first, so the slow are left out."""
 PATIENCE = 4.0
 """A mutant whose tests take this many times as long counts as noticed: it does not end."""
-GRACE = 5.0
-"""Seconds more that it has."""
+GRACE = 20.0
+"""Seconds more that it has: what is loaded once was loaded by a test that may not be among them."""
 
 FLIPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq,
@@ -232,14 +232,27 @@ class Seen:
 class Trial:
     """A pytest plugin: tries mutants on the collected tests instead of running them."""
 
-    def __init__(self, tree: Path, chosen: Sequence[Change], seconds: float, folder: Path) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        chosen: Sequence[Change],
+        seconds: float,
+        folder: Path,
+        seen: Path | None,
+    ) -> None:
         self.tree, self.chosen, self.seconds, self.folder = tree, chosen, seconds, folder
+        self.seen = seen or folder / "seen"
         self.has_failed = False
         self.checked: set[str] = set()
         """Modules whose tests pass with their own code put in again."""
+        self.was_stopped = False
+        self.unfit: set[str] = set()
+        """Those whose tests do not."""
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         self.has_failed |= report.failed
+        if report.failed:
+            print(report.nodeid, report.longreprtext[-2500:], flush=True)
 
     def pytest_runtestloop(self, session: Any) -> bool:
         begun = time.monotonic()
@@ -247,8 +260,9 @@ class Trial:
         for module in modules:
             importlib.import_module(module.removesuffix(".py").replace("/", "."))
         held = self.held(modules)
-        self.forked(lambda: self.learn(session.items, modules), 3600)
-        seen: dict[str, Seen] = pickle.loads((self.folder / "seen").read_bytes())
+        if not self.seen.exists():
+            self.forked(lambda: self.learn(session.items, modules), 3600)
+        seen: dict[str, Seen] = pickle.loads(self.seen.read_bytes())
         print(f"{len(seen)} tests, {time.monotonic() - begun:.0f} s", flush=True)
         for change in self.chosen:
             if time.monotonic() - begun > self.seconds:
@@ -280,16 +294,21 @@ class Trial:
         before = time.monotonic()
         limit = PATIENCE * (sum(seen[item.nodeid].seconds for item in tests) + GRACE)
         work = PATIENCE * sum(seen[item.nodeid].work for item in tests) + GRACE
+        if mutant.module in self.unfit:
+            return
         if mutant.module not in self.checked:
             source = (self.tree / mutant.module).read_text(encoding="utf-8")
             same = replace(change, tree=ast.parse(source))
             if not self.forked(lambda: self.run(same, functions, tests), limit, work):
-                print((self.folder / "said").read_text(errors="replace")[-3000:], flush=True)
-                raise SystemExit(f"{mutant.module}: its tests fail with the same code put in")
+                print((self.folder / "said").read_text(errors="replace")[-3000:])
+                print(f"{mutant.module}: its tests fail with the same code put in", flush=True)
+                self.unfit.add(mutant.module)
+                return
             self.checked.add(mutant.module)
         survived = self.forked(lambda: self.run(change, functions, tests), limit, work)
         keep(replace(mutant, noticed=not survived, now=not survived))
-        print(f"{mutant.module}:{mutant.line} {'SURVIVED' if survived else 'killed'} "
+        how = "SURVIVED" if survived else "stopped" if self.was_stopped else "killed"
+        print(f"{mutant.module}:{mutant.line} {how} "
               f"({len(tests)} of {len(touching)} tests, {time.monotonic() - before:.0f} s): "
               f"{mutant.before[:80]!r} -> {mutant.after[:80]!r}", flush=True)  # fmt: skip
 
@@ -317,13 +336,17 @@ class Trial:
             try:
                 is_good = work()
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(0 if is_good else 1)
         end = time.monotonic() + limit
         while time.monotonic() < end:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
+                self.was_stopped = os.WIFSIGNALED(status)
                 return status == 0
             time.sleep(0.02)
+        self.was_stopped = True
         os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
         return False
@@ -349,7 +372,7 @@ class Trial:
             sys.settrace(None)
             took, work = time.monotonic() - begun, time.process_time() - worked
             seen[item.nodeid] = Seen(not self.has_failed, took, work, frozenset(lines))
-        (self.folder / "seen").write_bytes(pickle.dumps(seen))
+        self.seen.write_bytes(pickle.dumps(seen))
         return True
 
     def run(self, change: Change, functions: Sequence[FunctionType], items: Any) -> bool:
@@ -472,6 +495,7 @@ def main() -> None:
         "--only", default="", help="modules whose path holds this, or one of several with commas"
     )
     parser.add_argument("--survivors", action="store_true", help="those that were not noticed")
+    parser.add_argument("--seen", type=Path, help="keep here what each test runs, and use it")
     given = parser.parse_args()
     chosen = sample(given.per_file, given.only, given.survivors)
     preload()
@@ -490,7 +514,7 @@ def main() -> None:
         pytest.main(
             ["-s", "-pno:cacheprovider", f"--basetemp={folder / 'tmp'}",
              "-Wignore:Module already imported", *(f"tests/{file}.py" for file in files)],
-            plugins=[Trial(tree, chosen, given.seconds, folder)],
+            plugins=[Trial(tree, chosen, given.seconds, folder, given.seen)],
         )  # fmt: skip
         os.chdir(ROOT)
 
