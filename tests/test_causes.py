@@ -10,9 +10,11 @@ import pytest
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.cliff import FallTest
 from analysis.diagnosis import diagnose
+from analysis.cliff.fall import Fall
+from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import PARENTS, ancestors
 from analysis.explain.order import UNRECORDED, OnsetOrder
-from analysis.findings import Order, SignalVerdict
+from analysis.findings import Onset, Order, SignalVerdict
 from analysis.signals import KIND, Measured
 from analysis.synthetic.runs import Cliff, Shift, synthetic_run
 from gradlab.store.run import open_run
@@ -133,3 +135,27 @@ def test_start_up_of_a_run_is_no_event() -> None:
     rng = np.random.default_rng(1)
     value_T = 0.1 * rng.standard_normal(160) + 2.0 * (np.arange(160) < 2)
     assert judged(value_T, "conflict").onset is None
+
+
+@pytest.mark.parametrize(("known", "is_judged"), [(40, True), (39, False)])
+def test_a_signal_is_judged_where_half_of_it_is_known(known: int, is_judged: bool) -> None:
+    """40 of 80 points; the 39 of the second case are less than half between the first and last."""
+    value_T = np.where(np.arange(80) < 50, 0.1, 2.0)
+    value_T[1:79:2] = np.nan  # 41 are left, the first and the last among them
+    value_T[2 : 2 + 2 * (41 - known) : 2] = np.nan
+    signal = Measured(KIND["conflict"], "p", "p", "1", value_T)
+    assert np.isfinite(value_T).sum() == known
+    found = OnsetOrder()._seen(signal, np.arange(2, 162, 2), (0, 80))
+    assert (found is not None) == is_judged
+
+
+def test_training_dates_a_fall_where_a_tenth_of_its_draws_are_within_those_of_the_evaluations() -> (
+    None
+):
+    """All draws of the evaluations are step 100; training began at 90, or at 100 in some draws."""
+    at = Onset(100, 100, 100)
+    drop = Fall("cliff", 20, onset=at, onset_step_T=np.array([100]), onset_weight_T=np.ones(1))
+    for share, began in ((10, 90), (9, 100)):
+        training_B = np.where(np.arange(100) < share, 100.0, 90.0)
+        drawn_B = drawn_together(drop, [training_B], 100, np.random.default_rng(0))
+        assert np.median(drawn_B) == began

@@ -154,6 +154,18 @@ def test_policies_that_a_group_joins_are_one_batch(small_config: SmallConfig) ->
     assert set(apart.values()) == {"lead", "solver"}
 
 
+def test_roles_that_share_no_policy_are_batches_of_their_own(small_config: SmallConfig) -> None:
+    """Three workers with a policy each are one group; the two other roles train alone."""
+    found = batch_by_agent(
+        small_config(workflow="orchestrator_workers", routing="agents", group_by="role")
+    )
+    assert {(agent.role, batch) for agent, batch in found.items()} == {
+        ("orchestrator", "orchestrator"),
+        ("worker", "worker-0 worker-1 worker-2"),
+        ("synthesizer", "synthesizer"),
+    }
+
+
 def test_singleton_reward_is_refused_where_nobody_asks_for_it() -> None:
     for name in ("reinforce", "reinforce++", "reinforce++-baseline"):
         with pytest.raises(ValueError, match="does not ask what a group of one gets"):

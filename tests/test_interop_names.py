@@ -55,7 +55,9 @@ def test_name_that_means_something_close_is_refused(name: str, why: str) -> None
     assert why in matched({name: 0.5, "loss": 0.1}).refused[name]
 
 
-@pytest.mark.parametrize("name", ["eval_x_acc", "val_judge_acc", "test_acc", "validation_a_acc"])
+@pytest.mark.parametrize(
+    "name", ["eval_x_acc", "val_judge_acc", "test_acc", "validation_a_acc", "eval_agent/kl"]
+)
 def test_evaluations_are_no_roles(name: str) -> None:
     assert matched({name: 0.5, "loss": 0.1}).roles == ("agent",)
 

@@ -11,7 +11,7 @@ import pytest
 from conftest import make_row, make_turn
 from numpy.typing import NDArray
 
-from gradlab.ledger import RoleTally, Turns, role_ledger
+from gradlab.ledger import RoleTally, Turns, joined, role_ledger
 from gradlab.records import SIGNATURE_BUCKETS, Agent
 from gradlab.signature import FIBONACCI_HASH
 from trainers.episodes import Episode, Group, Turn
@@ -50,7 +50,7 @@ def test_a_roles_ledger_by_hand() -> None:
     groups = [Group(4, True, True, False), Group(4, True, False, True), Group(1)]
     rows = [replace(row, group=group) for row, group in zip(rows, groups, strict=True)]
     sums = RoleTally(
-        tokens=12, entropy=6.0, ratio=12.0, ratio_squared=12.48, clipped=3, weight=2.0, updates=3,
+        tokens=12, entropy=6.0, ratio=13.2, ratio_squared=15.0, clipped=3, weight=2.0, updates=3,
         kl=0.01, logprob_gap=1e-6,
     )  # fmt: skip
     mine, everybody = tables(rows, [*rows, other])
@@ -74,7 +74,7 @@ def test_a_roles_ledger_by_hand() -> None:
     # log-probs sum to -2 - 2 - 1.5 = -5.5 over 12 tokens
     assert ledger.perplexity == pytest.approx(math.exp(5.5 / 12))
     assert ledger.clip_fraction == 0.25
-    assert ledger.ratio_std == pytest.approx(0.2)  # E r^2 = 1.04, E r = 1
+    assert ledger.ratio_std == pytest.approx(0.2)  # E r^2 = 1.25, E r = 1.1: 1.25 - 1.21 = 0.04
     assert ledger.length_mean == 4
     assert ledger.length_p95 == pytest.approx(5.8)  # 95 % of the way 2, 4, 6: 4 + 0.9 * 2
     assert ledger.truncated == pytest.approx(1 / 3)
@@ -87,6 +87,19 @@ def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None
     assert (ledger.turns, ledger.episodes, ledger.response_tokens) == (0, 0, 0)
     assert math.isnan(ledger.reward_mean)
     assert math.isnan(ledger.entropy)
+
+
+def test_the_tally_of_a_role_with_two_policies_by_hand() -> None:
+    """Sums add up; means are weighted by 30 and 10 tokens, of what is known; equal ones stay."""
+    one = RoleTally(tokens=30, entropy=6, clipped=1, updates=2, learning_rate=0.1, kl=0.4)
+    two = RoleTally(tokens=10, entropy=1, clipped=2, updates=1, learning_rate=0.1, kl=0.8)
+    two.logprob_gap = 0.25
+    whole = joined([one, two])
+    assert (whole.tokens, whole.entropy, whole.clipped, whole.updates) == (40, 7, 3, 3)
+    assert whole.kl == pytest.approx(0.5)  # (30 * 0.4 + 10 * 0.8) / 40
+    assert (whole.learning_rate, whole.logprob_gap) == (0.1, 0.25)
+    assert joined([one]) == one
+    assert math.isnan(joined([]).kl)
 
 
 def test_an_absurd_perplexity_stays_finite() -> None:

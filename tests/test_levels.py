@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import t
 
 from analysis.cliff.accuracy import AccuracySeries
+from analysis.cliff.cliff import FallTest
 from analysis.cliff.fall import Fall
 from analysis.detectors.frozen import StillRule, share_interval
 from analysis.detectors.levels import ENTROPY_COLLAPSE, KL_DRIFT, LENGTH_BLOW_UP, LEVEL_RULES
@@ -17,7 +18,7 @@ from analysis.detectors.shape import Context
 from analysis.detectors.spikes import SpikeRule, _log_density
 from analysis.findings import Onset
 from analysis.signals import KIND
-from analysis.synthetic.runs import Shift, Spike, autoregressive, synthetic_run
+from analysis.synthetic.runs import Cliff, Shift, Spike, autoregressive, synthetic_run
 from gradlab.records import (
     Agent,
     PolicyMeta,
@@ -170,3 +171,11 @@ def test_score_interval_by_hand() -> None:
     # z = 1.96, 8 of 10: (0.8 + 0.19208) / 1.38416 -+ 1.96 sqrt(0.016 + 0.009604) / 1.38416.
     assert share_interval(8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-3)
     assert share_interval(0, 0) == (0.0, 1.0)
+
+
+def test_a_detector_that_is_asked_alone_measures_the_fall_itself(tmp_path: Path) -> None:
+    run = open_run(synthetic_run(tmp_path, steps=100, evals=21, problems=200, cliff=Cliff(60, 0.3)))
+    series = AccuracySeries.of(run)
+    alone, planted = Context(run), Fall("cliff", 20, onset=Onset(2, 1, 3))
+    assert alone.fall.kind == FallTest().measure(series).kind == "cliff"
+    assert Context(run, given=(series, planted)).fall is planted

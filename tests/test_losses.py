@@ -76,6 +76,17 @@ def test_an_absurd_ratio_stays_finite(small_config: SmallConfig) -> None:
     assert torch.isfinite(out.ratio_BT).all()
 
 
+def test_log_ratios_are_bounded_at_20(small_config: SmallConfig) -> None:
+    """Bounded, a loss of -A r is e^20 for A = -1, and k3 is e^20 - 20 - 1 or e^-20 + 20 - 1."""
+    far, none = torch.tensor([[1e6, -1e6]]).double(), torch.zeros(1, 2).double()
+    out = policy_loss(far, none, torch.tensor([-1.0]).double(), small_config(dual_clip=0))
+    expected = torch.tensor([[math.exp(20), math.exp(-20)]]).double()
+    torch.testing.assert_close(out.ratio_BT, expected)
+    assert out.loss_BT[0, 0].item() == pytest.approx(math.exp(20))
+    by_hand = torch.tensor([[math.exp(20) - 21, math.exp(-20) + 19]]).double()
+    torch.testing.assert_close(kl_k3(none, far), by_hand)
+
+
 def test_k3_by_hand() -> None:
     """Reference 2x as likely: d = ln 2, k3 = 2 - ln 2 - 1 = 0.30685; equal: 0; half: 1/2+ln2-1."""
     policy = torch.tensor([[0.0, 0.0, 0.0]]).double()

@@ -62,6 +62,7 @@ NOT_FOUND = [
     ("there is no file nowhere/f.py in .*; expected FILE.py:NAME", "nowhere/f.py:mine", ""),
     ("there is no module 'no.such'", "no.such:mine", ""),
     ("has no 'your'; expected a generator .*: there is mine", "mine.py:your", GOOD),
+    ("has no 'your'; .*: there is mine$", "mine.py:your", f"{GOOD}\n_hidden = mine\n"),
     ("has no 'mine'; expected a generator .*: there is none", "mine.py:mine", "x = 1\n"),
     (r"mine.py:2: invalid syntax", "mine.py:mine", "x = 1\nx = = 2\n"),
     (r"mine.py:2: ZeroDivisionError: .*does not import", "mine.py:mine", "x = 1\nx = 1 / 0\n"),

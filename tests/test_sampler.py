@@ -11,6 +11,7 @@ import torch
 from conftest import SmallConfig
 
 from gradlab.records import Agent
+from gradlab.workflows import Ask, Play, workflow
 from trainers.evaluate import evaluate
 from trainers.judge import Judge
 from trainers.models.language import load_language_model
@@ -99,3 +100,24 @@ def test_agents_are_asked_once_per_wave(small_config: SmallConfig) -> None:
     episodes = rollout(sampler, config.build_workflow(), config.speakers(), SUMS, 1, (0,), Judge())
     assert {turn.agent for turn in episodes[0].turns} >= {Agent("orchestrator"), Agent("worker")}
     assert len(sampler.asked) == 3
+
+
+def test_who_is_done_or_given_up_is_not_asked(small_config: SmallConfig) -> None:
+    """One turn, three turns, and a prompt that is too long: 2 prompts, then 1, then 1."""
+
+    @workflow(roles={"solver": 1})
+    def as_often_as_its_answer(problem: Problem) -> Play:
+        for _ in range(int(problem.answer)):
+            [reply] = yield [Ask(Agent("solver"), problem.question)]
+        return reply.text
+
+    once, thrice = Problem("once", "math", "1", "1"), Problem("thrice", "math", "3", "3")
+    too_long = Problem("long", "math", "0" * 101, "1")
+    sampler, speakers = Scripted(), {Agent("solver"): Speaker("solver", "any")}
+    episodes = rollout(
+        sampler, as_often_as_its_answer, speakers, (once, thrice, too_long), 1, (0,), Judge()
+    )
+    assert [num for _, num, _ in sampler.asked] == [2, 1, 1]
+    assert [len(episode.turns) for episode in episodes] == [1, 3, 0]
+    assert [episode.answer for episode in episodes] == ["[5]", "[5]", None]
+    assert "101 tokens, limit 100" in str(episodes[2].failure)
