@@ -87,6 +87,8 @@ class Batch:
     """[B, T] response tokens."""
     is_token_BT: Tensor
     old_BT: Tensor
+    correction_BT: Tensor
+    """Factor of the policy loss of each token."""
     advantage_B: Tensor
     weight_B: Tensor
     temperature: float | Tensor
@@ -99,13 +101,15 @@ def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
     longest = max(len(row.response_ids) for row in rows)
     target = torch.full((len(rows), longest), pad)
     is_token = torch.zeros((len(rows), longest), dtype=torch.bool)
-    old_BT = torch.zeros((len(rows), longest))
+    old_BT, correction_BT = torch.zeros((len(rows), longest)), torch.ones((len(rows), longest))
     for i, row in enumerate(rows):
         length = len(row.response_ids)
         target[i, :length] = torch.tensor(row.response_ids)
         is_token[i, :length] = True
         old = row.logprobs if row.old_logprobs is None else row.old_logprobs
         old_BT[i, :length] = torch.as_tensor(np.asarray(old, dtype=np.float32))
+        if row.correction is not None:
+            correction_BT[i, :length] = torch.as_tensor(row.correction.copy())
     target, is_token = target.to(device), is_token.to(device)
     return Batch(
         rows,
@@ -114,6 +118,7 @@ def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
         target,
         is_token,
         old_BT.to(device),
+        correction_BT.to(device),
         torch.tensor([row.advantage for row in rows], device=device),
         torch.tensor([row.weight for row in rows], device=device),
         temperature_of(rows, device),
