@@ -55,6 +55,10 @@ class RoleTally:
     """Mean k3 per token against the base model."""
     logprob_gap: float = math.nan
     """Mean |sampler - trainer| log-prob per token."""
+    correction_ess: float = math.nan
+    """Effective sample size of the importance weights of a rollout correction, as a share."""
+    correction_cut: float = math.nan
+    """Share of them that the correction cut."""
 
     def per_token(self, name: str) -> float:
         return float(getattr(self, name)) / self.tokens if self.tokens else math.nan
@@ -95,7 +99,7 @@ def joined(tallies: Sequence[RoleTally]) -> RoleTally:
         return tallies[0]
     names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates")
     whole = RoleTally(**{name: sum(getattr(t, name) for t in tallies) for name in names})
-    for name in ("kl", "logprob_gap"):
+    for name in ("kl", "logprob_gap", "correction_ess", "correction_cut"):
         known = [(getattr(t, name), t.tokens) for t in tallies if math.isfinite(getattr(t, name))]
         total = sum(tokens for _, tokens in known)
         if len({value for value, _ in known}) == 1:
@@ -142,6 +146,8 @@ def role_ledger(
         truncated=mean(mine["truncated"]),
         parse_failures=mean(mine["parse_failed"]),
         logprob_gap=tally.logprob_gap,
+        correction_ess=tally.correction_ess,
+        correction_cut=tally.correction_cut,
     )
 
 

@@ -296,6 +296,12 @@ class RoleLedger:
     logprob_gap: float = measured(
         "nats", "mean |rollout log-prob - trainer log-prob| per token before the first update"
     )
+    correction_ess: float = measured(
+        "1",
+        "effective sample size, as a share, of the weights trainer / sampler of a rollout "
+        "correction before they are cut",
+    )
+    correction_cut: float = measured("1", "share of these weights that the correction cut")
 
 
 @dataclass(frozen=True)

@@ -86,6 +86,8 @@ class Batch:
     """[B, T] response tokens."""
     is_token_BT: Tensor
     old_BT: Tensor
+    correction_BT: Tensor
+    """Factor of the policy loss of each token."""
     advantage_B: Tensor
     weight_B: Tensor
     temperature: float | Tensor
@@ -99,12 +101,15 @@ def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
     ids = np.full((len(rows), start + longest), pad)
     mask = np.zeros_like(ids)
     old = np.zeros((len(rows), longest), dtype=np.float32)
+    correction = np.ones_like(old)
     for i, row in enumerate(rows):
         here = slice(start - len(row.prompt_ids), start + len(row.response_ids))
         ids[i, here] = row.prompt_ids + row.response_ids
         mask[i, here] = 1
         known = row.logprobs if row.old_logprobs is None else row.old_logprobs
         old[i, : len(known)] = known
+        if row.correction is not None:
+            correction[i, : len(known)] = row.correction
     ids_BS, mask_BS = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
     return Batch(
         rows,
@@ -113,6 +118,7 @@ def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
         ids_BS[:, start:],
         mask_BS[:, start:].bool(),
         torch.tensor(old, device=device),
+        torch.tensor(correction, device=device),
         torch.tensor([row.advantage for row in rows], device=device),
         torch.tensor([row.weight for row in rows], device=device),
         temperature_of(rows, device),

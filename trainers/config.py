@@ -50,7 +50,8 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {},
+    "policy_lora_alpha": {}, "rollout_correction": "none", "rollout_correction_level": "token",
+    "rollout_correction_cap": 2.0,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -218,6 +219,14 @@ class TrainConfig:
     """How token losses become one loss."""
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
     """Denominator of the ratio: log-probs kept from sampling, or recomputed before the updates."""
+    rollout_correction: Literal["none", "tis", "mis"] = "none"
+    """With --old-logprobs trainer, weigh the policy loss by trainer / sampler probability, for an
+    engine that rounds otherwise than the trainer: truncated at the cap (tis), or without what lies
+    outside 1 / cap to cap (mis)."""
+    rollout_correction_level: Literal["token", "sequence"] = "token"
+    """Whether each token has a weight of its own, or all of a response their product."""
+    rollout_correction_cap: float = 2.0
+    """The cap of --rollout-correction."""
 
     updates: Literal["samples", "fixed"] = "samples"
     """Updates per policy and step: one per --rows-per-update rows (parallel roles get more, as in
@@ -306,6 +315,7 @@ class TrainConfig:
             raise ValueError(f"--mix is {self.mix}; expected 0 to 1")
         if 0 < self.dual_clip <= 1:
             raise ValueError(f"--dual-clip is {self.dual_clip}; expected more than 1, or 0 for off")
+        self._check_correction()
         if self.partial_minibatch == "full" and self.updates == "fixed":
             raise ValueError(
                 "--partial-minibatch full divides by --rows-per-update, which --updates fixed does "
@@ -377,6 +387,27 @@ class TrainConfig:
         if is_own(self.reward):
             self.own_reward()
         find_estimator(self.advantage, singleton=self.singleton, normalize_std=self.normalize_std)
+
+    def _check_correction(self) -> None:
+        if not self.rollout_correction_cap > 1:
+            raise ValueError(
+                f"--rollout-correction-cap is {self.rollout_correction_cap}; expected more than 1, "
+                "the weight of a token on which sampler and trainer agree"
+            )
+        if self.rollout_correction == "none":
+            for name in ("rollout_correction_level", "rollout_correction_cap"):
+                if getattr(self, name) != getattr(TrainConfig, name):
+                    flag = name.replace("_", "-")
+                    raise ValueError(
+                        f"--{flag} is {getattr(self, name)} and --rollout-correction is none; "
+                        "expected --rollout-correction tis or mis with it"
+                    )
+        elif self.old_logprobs != "trainer":
+            raise ValueError(
+                f"--rollout-correction {self.rollout_correction} weighs by what the trainer gives "
+                "before the updates; expected --old-logprobs trainer (with rollout, the ratio of "
+                "the loss has the gap in it already)"
+            )
 
     def _check_packages(self) -> None:
         for name in self.code_packages:

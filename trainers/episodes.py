@@ -67,6 +67,8 @@ class Turn:
     """Of each of its tokens in the loss of its update."""
     old_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
     """[T] denominator of the ratio; None: `logprobs`."""
+    correction: NDArray[np.float32] | None = field(default=None, compare=False)
+    """[T] factor of each token's policy loss, for the gap between sampler and trainer; None: 1."""
 
     @property
     def is_solved(self) -> bool:

@@ -32,6 +32,7 @@ from trainers.batches import (
     with_old_logprobs,
 )
 from trainers.config import TrainConfig
+from trainers.correction import corrected
 from trainers.episodes import Turn
 from trainers.interventions import role_factors
 from trainers.models.language import LanguageModel
@@ -52,7 +53,7 @@ def learn(
     language.activate(policy.name)
     language.model.train()
     monitor(language, policy, rows, config, tallies)
-    rows = with_old_logprobs(language, rows, config)
+    rows = corrected(with_old_logprobs(language, rows, config), config, tallies)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())
     for update in plan_updates(rows, config, key):
@@ -182,7 +183,7 @@ def batch_loss(
         language, batch, entropy_grad=config.entropy_coefficient > 0
     )
     token = policy_loss(logprob_BT, batch.old_BT, batch.advantage_B, config)
-    loss_BT = token.loss_BT
+    loss_BT = token.loss_BT * batch.correction_BT
     coefficient_B = torch.tensor(
         [config.kl_coefficient.get(row.agent.role, 0.0) for row in batch.rows],
         device=loss_BT.device,

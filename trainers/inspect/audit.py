@@ -18,6 +18,7 @@ from gradlab.ledger import RoleTally
 from gradlab.probe.audit import Audit
 from trainers.batches import plan_updates, with_old_logprobs
 from trainers.config import TrainConfig
+from trainers.correction import corrected
 from trainers.episodes import Turn, trained_turns
 from trainers.judge import judge_of
 from trainers.learn import accumulate
@@ -79,10 +80,10 @@ def audit_update(
     assert policy.probe is not None
     language.activate(policy.name)
     language.model.train()
-    rows = with_old_logprobs(language, rows, config)
+    tallies = {role: RoleTally() for role in policy.roles}  # nobody reads them
+    rows = corrected(with_old_logprobs(language, rows, config), config, tallies)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     update = plan_updates(rows, config, (config.training_seed, step, *policy.name.encode()))[0]
-    tallies = {role: RoleTally() for role in policy.roles}  # nobody reads them
     again = partial(accumulate, language, policy, update, problems, config, step, tallies)
     again()
     found = policy.probe.audit(lambda agent: again(only=agent))

@@ -28,6 +28,7 @@ HIGHEST: dict[str, float] = {
     "learning_rate": 10,
     "weight_decay": 10**6,
     **dict.fromkeys(("clip_high", "dual_clip", "clip_norm", "entropy_coefficient"), 10**6),
+    "rollout_correction_cap": 10**6,
 }
 """Option -> the highest value taken."""
 
