@@ -56,7 +56,7 @@ def test_a_beginning_that_both_leave_open_is_as_likely_as_both_say() -> None:
 @pytest.mark.parametrize("at", [30, 0])
 def test_training_that_fell_for_itself_dates_nothing(at: int) -> None:
     rng = np.random.default_rng(1)
-    reward_T = np.where(STEP_T > at, 0.3, 0.7) + 0.02 * rng.standard_normal(200)
+    reward_T = np.where(at < STEP_T, 0.3, 0.7) + 0.02 * rng.standard_normal(200)
     held_B = OPEN.beginnings(4000, np.random.default_rng(0))
     if at:
         np.testing.assert_array_equal(drawn(OPEN, reward_T), held_B)
