@@ -1,4 +1,4 @@
-"""Play many episodes at once: one batched generation per wave and speaker."""
+"""Play many episodes at once: everything that is asked at once goes to the sampler in one call."""
 
 from __future__ import annotations
 
@@ -119,15 +119,14 @@ def _play_wave(
 def _speak(
     sampler: Sampler, by_speaker: Mapping[Speaker, Sequence[_Asked]], key: tuple[int, ...]
 ) -> dict[tuple[int, int], tuple[tuple[int, ...], Sample]]:
-    """Prompt and response by (seat, slot), one batch per speaker."""
-    said: dict[tuple[int, int], tuple[tuple[int, ...], Sample]] = {}
-    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
-    for index, speaker in enumerate(sorted(by_speaker)):
-        asked = by_speaker[speaker]
-        responses = sampler.ask(speaker, [prompt for _, _, prompt in asked], (*key, index))
-        for (number, slot, prompt), response in zip(asked, responses, strict=True):
-            said[number, slot] = (prompt, response)
-    return said
+    """Prompt and response by (seat, slot)."""
+    wave = {speaker: [prompt for *_, prompt in asked] for speaker, asked in by_speaker.items()}
+    responses = sampler.ask(wave, key) if wave else {}
+    return {
+        (number, slot): (prompt, response)
+        for speaker, asked in by_speaker.items()
+        for (number, slot, prompt), response in zip(asked, responses[speaker], strict=True)
+    }
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     episodes = rollout(
         run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
     )
+    run.sampler.rest()
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
     check_components(episodes, run.components, config.reward)
@@ -201,7 +202,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     for policy in run.policies.values():
         mine = [turn for turn in turns if turn.agent in policy.agents]
         tallies[policy.name] = learn(policy.language, policy, mine, config, step)
-        run.sampler.publish(policy.name)
+        run.sampler.publish(policy.name, step)
         is_shared = config.scheduler_tick == "policy"
         for other in run.policies.values() if is_shared else (policy,):
             other.rate.tick()
@@ -296,7 +297,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         resumed = ""  # it begins; where, was said when it was made
     sampler = LocalSampler(languages)
     for name in policies:
-        sampler.publish(name)
+        sampler.publish(name, step)
     return Run(
         config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
         first, components, resumed,
