@@ -30,12 +30,12 @@ from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.credit import credit
+from trainers.engines.choose import open_sampler
 from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_models
-from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.preview.advice import advice
@@ -281,6 +281,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused
+        sampler = open_sampler(config, languages, task, workflow)
+        undo.callback(sampler.close)
         language = next(iter(languages.values()))  # all are asked in the same style
         components = check_own_parts(config, task, language.tokenizer, language.prompts)
         about = about or create_run_directory(config, task)
@@ -295,7 +297,6 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     resumed = continuing(config, step, recorded) if config.resume else ""
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
-    sampler = LocalSampler(languages)
     for name in policies:
         sampler.publish(name, step)
     return Run(
