@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,13 +49,18 @@ class StandIn:
     def start(self) -> None:
         """With no adapter: what was loaded is gone."""
         self.adapters: dict[str, Path] = {}
-        self.modules: dict[str, str] = {}
         base = AutoModelForCausalLM.from_pretrained(self.model_path, dtype=torch.float32)
-        self.model: Any = base.eval()
-        stand_in = self
+        self.models: dict[str, Any] = {"base": base.eval()}
+        """A model with the adapter merged, for each that was ever loaded."""
+        stand_in, connections = self, list[socket.socket]()
+        self.connections = connections
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                connections.append(self.connection)
 
             def do_GET(self) -> None:
                 self.answer(*stand_in.get(self.path))
@@ -92,6 +100,9 @@ class StandIn:
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
+        for connection in self.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def restart(self) -> None:
         self.stop()
@@ -131,19 +142,15 @@ class StandIn:
         other = self.swapped.get(policy)
         if other:
             path = next((p for n, p in self.adapters.items() if n.startswith(f"{other}@")), path)
-        module = f"adapter{len(self.loads)}"
-        same = [self.modules[n] for n in self.modules if n.startswith(f"{policy}@")]
+        same = [self.models[n] for n in self.models if n.startswith(f"{policy}@")]
         if self.stale and same:
-            module = same[0]
-        elif isinstance(self.model, PeftModel):
-            self.model.load_adapter(str(path), module)
+            model = same[0]
         else:
-            self.model = PeftModel.from_pretrained(self.model, str(path), adapter_name=module)
+            base = copy.deepcopy(self.models["base"])
+            model = PeftModel.from_pretrained(base, str(path)).merge_and_unload().eval()
         if self.poisoned:
-            for key, value in self.model.named_parameters():
-                if f".{module}." in key:
-                    value.data[0] = float("nan")
-        self.adapters[name], self.modules[name] = path, module
+            next(model.parameters()).data[:] = float("nan")
+        self.adapters[name], self.models[name] = path, model
         return 200, "Success"
 
     def unload(self, body: dict[str, Any]) -> tuple[int, Any]:
@@ -178,18 +185,12 @@ class StandIn:
     @torch.no_grad()
     def draw(self, body: dict[str, Any]) -> tuple[list[int], list[float]]:
         """One forward of the whole sequence per token: no cache that could be wrong."""
-        adapted = isinstance(self.model, PeftModel)
-        if adapted and body["model"] != "base":
-            self.model.set_adapter(self.modules[body["model"]])
+        model = self.models[body["model"]]
         rng = torch.Generator().manual_seed(body["seed"])
         ids, logprobs, prompt = list[int](), list[float](), body["prompt"]
         while len(ids) < body["max_tokens"] and not set(ids) & set(body["stop_token_ids"]):
             inputs = torch.tensor([[*prompt, *ids]])
-            if adapted and body["model"] == "base":
-                with self.model.disable_adapter():
-                    logits = self.model(input_ids=inputs).logits[0, -1]
-            else:
-                logits = self.model(input_ids=inputs).logits[0, -1]
+            logits = model(input_ids=inputs).logits[0, -1]
             logprob_V = torch.log_softmax(logits / body["temperature"], -1)
             if not bool(logprob_V.isfinite().all()):
                 return [0], [float("nan")]

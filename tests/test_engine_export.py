@@ -83,10 +83,11 @@ def test_a_model_with_widened_heads_says_the_same_with_and_without_adapter(
 
     lora = LoraConfig(r=3, lora_alpha=6, target_modules="all-linear", task_type="CAUSAL_LM")
     adapted = get_peft_model(narrow, lora, adapter_name="p")
-    for _, weight in adapter_parameters(adapted, "p").items():
+    for weight in adapter_parameters(adapted, "p").values():
         weight.data.normal_(0, 0.3)
     saved = {
-        key.replace(".p.", "."): value.detach() for key, value in adapter_parameters(adapted, "p").items()
+        key.replace(".p.", "."): value.detach()
+        for key, value in adapter_parameters(adapted, "p").items()
     }
     other = get_peft_model(wide, lora, adapter_name="p")
     set_peft_model_state_dict(other, padded_adapter(saved, 24, 32), "p")
@@ -97,7 +98,9 @@ def test_a_model_with_widened_heads_says_the_same_with_and_without_adapter(
 
 def test_heads_that_cannot_be_widened_are_refused_before_anything_starts() -> None:
     assert check_heads(make_llama(num_attention_heads=1, hidden_size=64).config) == 64
-    with pytest.raises(ValueError, match=r"llama with attention heads of 8.*--sampler transformers"):
+    with pytest.raises(
+        ValueError, match=r"llama with attention heads of 8.*--sampler transformers"
+    ):
         check_heads(make_llama().config)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gradlab.workflows import Chat
-from trainers.engines.canary import canary
+from trainers.engines.canary import Gap, canary
 from trainers.engines.engine import Engine, EngineLost, EngineRefused, Request
 from trainers.engines.export import write_adapter
 from trainers.engines.settings import EngineSettings
@@ -48,6 +48,8 @@ class EngineSampler:
     """Whose answers prove it."""
     seconds: float
     """How long an engine has to come back."""
+    gaps: dict[tuple[str, str], Gap] = field(default_factory=dict, init=False)
+    """Engine and policy -> what its last proof measured."""
     _versions: dict[str, int] = field(default_factory=dict, init=False)
     """Policy -> version of its weights."""
     _proven: dict[tuple[int, str], tuple[str, int]] = field(default_factory=dict, init=False)
@@ -189,6 +191,7 @@ class EngineSampler:
         for speaker in {speaker.temperature: speaker for speaker in mine}.values():
             prompts = [self.encode(speaker, chat) for chat in self.chats]
             gap = canary(engine, adapter, self.language, speaker, prompts)
+            self.gaps[engine.name, policy] = gap
             if not gap.is_right:
                 raise TrainingError(
                     f"{what}: {engine.name} does not speak with the weights that are trained. Its "

@@ -41,7 +41,8 @@ class Server:
     """Longest wait for one answer."""
     base: str = BASE
     """Its name for the base model, learned at `check`."""
-    _local: threading.local = field(default_factory=threading.local, repr=False)
+    _idle: list[HTTPConnection] = field(default_factory=list, repr=False)
+    """Connections that nobody uses; appending and popping are atomic."""
 
     @property
     def name(self) -> str:
@@ -194,7 +195,9 @@ class Server:
         self._expect(status, answer, "to wake up")
 
     def close(self) -> None:
-        """It is not ours to end."""
+        """The server is not ours to end."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _expect(self, status: int, answer: Any, what: str) -> None:
         """Raise for an answer that is an error."""
@@ -208,38 +211,45 @@ class Server:
         self, method: str, path: str, body: Mapping[str, Any] | None = None, seconds: float = 0
     ) -> tuple[int, Any]:
         """Status and JSON of an answer. Raises EngineLost where there is none."""
-        connection = self._connection(seconds or self.seconds)
+        seconds = seconds or self.seconds
         text = None if body is None else json.dumps(body)
-        try:
-            connection.request(method, path, text, {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            read = response.read()
-        except TimeoutError as error:
-            connection.close()
-            waited = seconds or self.seconds
-            raise EngineLost(f"{self.url} gave no answer within {waited:g} s") from error
-        except (OSError, HTTPException) as error:
-            connection.close()
-            raise EngineLost(
-                f"{self.url} cannot be reached ({error or type(error).__name__})"
-            ) from error
-        try:
-            return response.status, json.loads(read) if read else {}
-        except ValueError:
-            return response.status, read.decode(errors="replace")
+        while True:
+            connection, is_fresh = self._take(seconds)
+            try:
+                connection.request(method, path, text, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                read = response.read()
+            except TimeoutError as error:
+                connection.close()
+                raise EngineLost(f"{self.url} gave no answer within {seconds:g} s") from error
+            except (OSError, HTTPException) as error:
+                connection.close()
+                if not is_fresh:
+                    continue  # servers hang up on those that were idle for seconds
+                why = str(error) or type(error).__name__
+                raise EngineLost(f"{self.url} cannot be reached ({why})") from error
+            self._idle.append(connection)
+            try:
+                return response.status, json.loads(read) if read else {}
+            except ValueError:
+                return response.status, read.decode(errors="replace")
 
-    def _connection(self, seconds: float) -> HTTPConnection:
-        """This thread's own: kept open, since a wave is thousands of requests."""
-        kept: HTTPConnection | None = getattr(self._local, "connection", None)
-        if kept is None:
+    def _take(self, seconds: float) -> tuple[HTTPConnection, bool]:
+        """A connection that is this thread's until it is put back, and whether it is new.
+
+        They are kept open, since a wave is thousands of requests.
+        """
+        try:
+            kept = self._idle.pop()
+        except IndexError:
             parts = urlsplit(self.url)
             kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-            kept = kind(parts.hostname or "", parts.port)
-            self._local.connection = kept
+            return kind(parts.hostname or "", parts.port, timeout=seconds), True
         kept.timeout = seconds
-        if kept.sock is not None:
-            kept.sock.settimeout(seconds)
-        return kept
+        if kept.sock is None:  # the server closed it with its last answer
+            return kept, True
+        kept.sock.settimeout(seconds)
+        return kept, False
 
 
 def read_sample(answer: Any, request: Request, who: str) -> Sample:
