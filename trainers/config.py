@@ -197,9 +197,9 @@ class TrainConfig:
     """--max-response-tokens of single roles, e.g. aggregator 8."""
     rollout_rows: int = 512
     """Most responses generated at once."""
-    sampler: Literal["transformers", "vllm-server"] = "transformers"
-    """Who draws responses: transformers, from the very weights that are trained, or a vLLM server,
-    from copies that are proven right at every step (docs/sampling.md)."""
+    sampler: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    """Who draws responses: transformers, from the very weights that are trained, or vLLM, in this
+    process or in servers, from copies that are proven right at every step (docs/sampling.md)."""
     sampler_url: tuple[str, ...] = ()
     """Address of a server, e.g. http://127.0.0.1:8000, as `gradlab serve` prints it; several share
     the requests."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.engines.engine import Engine, EngineLost, EngineRefused
 from trainers.engines.export import check_heads
+from trainers.engines.in_process import InProcess
 from trainers.engines.sampler import EngineSampler
 from trainers.engines.server import Server
 from trainers.engines.settings import EngineSettings, settings_of
@@ -22,6 +23,15 @@ from trainers.tasks.problem import Task
 CANARIES = 8
 """Problems whose first prompt is answered to prove every version of a policy."""
 SHARED_MEMORY = Path("/dev/shm")
+
+
+ENGINES: Mapping[str, Callable[[TrainConfig, EngineSettings], Sequence[Engine]]] = {
+    "vllm": lambda config, settings: [InProcess(config.model, settings)],
+    "vllm-server": lambda config, _: [
+        Server(u, config.sampler_seconds) for u in config.sampler_url
+    ],
+}
+"""--sampler -> the engines that it asks."""
 
 
 def open_sampler(
@@ -38,7 +48,7 @@ def open_sampler(
     settings = settings_of(config, language.model.config, on_cpu=language.device.type == "cpu")
     if config.sampler_sleep and settings.on_cpu:
         raise ValueError("--sampler-sleep: an engine on a CPU cannot sleep; leave it out")
-    engines = engines_of(config, settings)
+    engines = ENGINES[config.sampler](config, settings)
     try:
         for engine in engines:
             engine.check(settings)
@@ -59,10 +69,6 @@ def open_sampler(
         [wave[0].messages for wave in first],
         config.sampler_seconds,
     )
-
-
-def engines_of(config: TrainConfig, settings: EngineSettings) -> list[Engine]:
-    return [Server(url, config.sampler_seconds) for url in config.sampler_url]
 
 
 def adapters_directory(config: TrainConfig) -> Path:
