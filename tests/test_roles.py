@@ -54,8 +54,9 @@ def test_a_frozen_role_says_what_the_base_model_says(small_config: SmallConfig) 
     prompts = [(5, 9, 30, 31), (5, 9, 30, 32, 33)] * 4
     expected = sample(base, prompts, language.sampling, rng(torch.device("cpu"), 7))
     sampler = LocalSampler({config.model: language})
-    assert sampler.ask(config.speakers()[Agent("generator", 1)], prompts, (7,)) == expected
-    assert sampler.ask(Speaker("shared", config.model), prompts, (7,)) != expected, "a weak test"
+    short, long = config.speakers()[Agent("generator", 1)], Speaker("shared", config.model)
+    assert sampler.ask({short: prompts}, (7,)) == {short: expected}
+    assert sampler.ask({long: prompts}, (7,)) != {long: expected}, "a weak test"
     assert all(not p.requires_grad or "lora" in n for n, p in language.model.named_parameters())
 
 

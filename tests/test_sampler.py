@@ -16,7 +16,7 @@ from trainers.evaluate import evaluate
 from trainers.judge import Judge
 from trainers.models.language import load_language_model
 from trainers.models.local_sampler import LocalSampler, rng
-from trainers.models.sampler import Sample, Sampler, Speaker
+from trainers.models.sampler import Sample, Sampler, Speaker, Wave
 from trainers.models.sampling import sample
 from trainers.prompts.chat import Chat, Prompts
 from trainers.prompts.compact import CompactPrompts
@@ -32,7 +32,7 @@ class Scripted:
 
     prompts: Prompts = field(default_factory=CompactPrompts)
     max_prompt_tokens: int = 100
-    asked: list[tuple[str, int, tuple[int, ...]]] = field(default_factory=list)
+    asked: list[tuple[dict[str, int], tuple[int, ...]]] = field(default_factory=list)
 
     def encode(self, speaker: Speaker, chat: Chat) -> tuple[int, ...]:
         return tuple(map(ord, "".join(message.text for message in chat)))
@@ -40,15 +40,19 @@ class Scripted:
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return "".join(map(chr, ids))
 
-    def ask(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
-    ) -> list[Sample]:
-        self.asked.append((speaker.policy, len(prompts), tuple(key)))
-        said = "[1]" if speaker.policy == "judge" else "[5]"
-        return [Sample(tuple(map(ord, said)), (-0.5,) * 3, truncated=False) for _ in prompts]
+    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+        self.asked.append(({who.policy: len(prompts) for who, prompts in wave.items()}, tuple(key)))
+        return {speaker: [self._say(speaker)] * len(prompts) for speaker, prompts in wave.items()}
 
-    def publish(self, policy: str) -> None:
+    def _say(self, speaker: Speaker) -> Sample:
+        said = "[1]" if speaker.policy == "judge" else "[5]"
+        return Sample(tuple(map(ord, said)), (-0.5,) * 3, truncated=False)
+
+    def publish(self, policy: str, version: int) -> None:
         raise AssertionError("a rollout changes no weights")
+
+    def rest(self) -> None:
+        raise AssertionError("a rollout does not know whether another follows")
 
     def close(self) -> None:
         raise AssertionError("whoever opened it closes it")
@@ -64,8 +68,8 @@ def test_a_rollout_plays_on_any_sampler(small_config: SmallConfig) -> None:
     assert [episode.answer for episode in episodes] == ["5"] * 4
     assert record.correct_PS.tolist() == [[1, 1], [0, 0]]
     # Two waves of 2 problems x 2 samples: three generators each, then one aggregator.
-    assert [(policy, num) for policy, num, _ in sampler.asked] == [("solver", 12), ("judge", 4)]
-    assert [key[-2:] for _, _, key in sampler.asked] == [(0, 0), (1, 0)], "wave, place of policy"
+    assert [num for num, _ in sampler.asked] == [{"solver": 12}, {"judge": 4}]
+    assert [key[-1] for _, key in sampler.asked] == [0, 1], "wave"
     first = episodes[0].turns[0]
     assert (first.prompt, first.response, first.logprobs) == ("g2+3", "[5]", (-0.5,) * 3)
 
@@ -78,9 +82,22 @@ def test_the_local_sampler_draws_what_the_model_draws(small_config: SmallConfig)
     chat = language.prompts.generate(SUMS[0])
     prompts = [sampler.encode(speaker, chat)] * 5
     with language.speaking("shared") as model:
-        expected = sample(model, prompts, language.sampling, rng(torch.device("cpu"), 1, 2, 3))
-    assert sampler.ask(speaker, prompts, (1, 2, 3)) == expected
-    assert sampler.ask(speaker, prompts, (1, 2, 4)) != expected
+        expected = sample(model, prompts, language.sampling, rng(torch.device("cpu"), 1, 2, 3, 0))
+    assert sampler.ask({speaker: prompts}, (1, 2, 3))[speaker] == expected
+    assert sampler.ask({speaker: prompts}, (1, 2, 4))[speaker] != expected
+
+
+def test_speakers_of_a_wave_draw_numbers_of_their_own(small_config: SmallConfig) -> None:
+    """The second in the order of names gets place 1, whatever the order of the wave."""
+    config = small_config(routing="shared")
+    language = load_language_model(config, ["shared"])
+    sampler = LocalSampler({config.model: language})
+    base, trained = Speaker("", config.model), Speaker("shared", config.model)
+    prompts = [sampler.encode(base, language.prompts.generate(SUMS[0]))] * 5
+    with language.speaking("shared") as model:
+        expected = sample(model, prompts, language.sampling, rng(torch.device("cpu"), 7, 1))
+    said = sampler.ask({trained: prompts, base: prompts}, (7,))
+    assert said[trained] == expected != said[base]
 
 
 def test_a_rollout_imports_no_model_and_no_torch() -> None:
@@ -94,7 +111,7 @@ def test_a_rollout_imports_no_model_and_no_torch() -> None:
 
 
 def test_agents_are_asked_once_per_wave(small_config: SmallConfig) -> None:
-    """One batch for a policy, however many of its agents speak."""
+    """One call with all prompts, however many agents speak."""
     config = small_config(workflow="orchestrator_workers", routing="shared")
     sampler = Scripted()
     episodes = rollout(sampler, config.build_workflow(), config.speakers(), SUMS, 1, (0,), Judge())

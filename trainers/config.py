@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,14 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
         1,
         "1 or more",
     ),
-    (("temperature", "learning_rate", "lora_alpha", "code_seconds"), 0, "more than 0"),
+    (
+        (
+            "temperature", "learning_rate", "lora_alpha", "code_seconds", "sampler_seconds",
+            "sampler_memory",
+        ),
+        0,
+        "more than 0",
+    ),
     (("code_memory_mb",), 64, "64 or more, an interpreter's own included"),
     (
         (
@@ -51,13 +59,17 @@ EARLIER: Mapping[str, Any] = {
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
     "policy_lora_alpha": {}, "rollout_correction": "none", "rollout_correction_level": "token",
-    "rollout_correction_cap": 2.0,
+    "rollout_correction_cap": 2.0, "sampler": "transformers", "sampler_url": [],
+    "sampler_directory": None, "sampler_seconds": 600.0, "sampler_memory": 0.5,
+    "sampler_sleep": False,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
 """
 
 
+LARGEST_ENGINE_RANK = 512
+"""Of an adapter that vLLM takes."""
 REWARDS = ("outcome", "own", "rubric", "mix")
 """Rewards by name, see `trainers.credit`."""
 SIZES = ("votes", "rounds", "workers")
@@ -186,6 +198,22 @@ class TrainConfig:
     """--max-response-tokens of single roles, e.g. aggregator 8."""
     rollout_rows: int = 512
     """Most responses generated at once."""
+    sampler: Literal["transformers", "vllm", "vllm-server"] = "transformers"
+    """Who draws responses: transformers, from the very weights that are trained, or vLLM, in this
+    process or in servers, from copies that are proven right at every step (docs/sampling.md)."""
+    sampler_url: tuple[str, ...] = ()
+    """Address of a server, e.g. http://127.0.0.1:8000, as `gradlab serve` prints it; several share
+    the requests."""
+    sampler_directory: Path | None = None
+    """Where adapters are written for an engine; one on another machine must see it under the same
+    path. By default in memory."""
+    sampler_seconds: float = 600
+    """How long an engine has for one answer, and to come back when it is gone."""
+    sampler_memory: float = 0.5
+    """Share of a GPU's memory that an engine takes for weights, keys and values."""
+    sampler_sleep: bool = False
+    """Whether the engine gives its memory back while policies are updated: for one GPU that both
+    use."""
 
     reward: str = "outcome"
     """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of
@@ -361,6 +389,38 @@ class TrainConfig:
                     "expected a product below 1: every update multiplies the weights by 1 minus it"
                 )
         self._check_interventions(self.roles_by_policy())
+        self._check_sampler()
+
+    def _check_sampler(self) -> None:
+        object.__setattr__(self, "sampler_url", tuple(self.sampler_url))  # a list in JSON
+        is_server = self.sampler == "vllm-server"
+        # A resumed run keeps its sampler, which may be at another address by now.
+        if is_server != bool(self.sampler_url) and not self.resume:
+            raise ValueError(
+                f"--sampler is {self.sampler} and --sampler-url is "
+                f"{' '.join(self.sampler_url) or 'not given'}; expected --sampler vllm-server and "
+                "the address that gradlab serve prints, or neither"
+            )
+        for url in self.sampler_url:
+            if not re.fullmatch(r"https?://[^/\s:]+(:\d+)?", url):
+                raise ValueError(
+                    f"--sampler-url is '{url}'; expected an address such as http://127.0.0.1:8000"
+                )
+        if self.sampler == "transformers":
+            return
+        if len(set(self.sampler_url)) < len(self.sampler_url):
+            raise ValueError("--sampler-url names a server twice; expected each once")
+        if len(self.models) > 1:
+            raise ValueError(
+                f"--sampler {self.sampler} serves one base model, and there are "
+                f"{', '.join(self.models)}; expected --sampler transformers with --policy-model"
+            )
+        for policy in self.policies:
+            if self.lora_rank_of(policy) > LARGEST_ENGINE_RANK:
+                raise ValueError(
+                    f"--lora-rank of {policy} is {self.lora_rank_of(policy)}; --sampler "
+                    f"{self.sampler} takes at most {LARGEST_ENGINE_RANK}"
+                )
 
     def _check_sizes(self) -> None:
         for name in SIZES:

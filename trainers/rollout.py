@@ -1,4 +1,4 @@
-"""Play many episodes at once: one batched generation per wave and speaker."""
+"""Play many episodes at once: everything that is asked at once goes to the sampler in one call."""
 
 from __future__ import annotations
 
@@ -135,11 +135,12 @@ def _play_wave(
 def _speak(
     sampler: Sampler, asked: Sequence[tuple[Speaker, Prompt]], key: tuple[int, ...]
 ) -> list[Sample]:
-    """A response to each prompt, one batch per speaker."""
+    """A response to each prompt; all speakers are asked in one call."""
+    places: dict[Speaker, list[int]] = {}
+    for i, (speaker, _) in enumerate(asked):
+        places.setdefault(speaker, []).append(i)
+    wave = {speaker: [asked[i][1] for i in mine] for speaker, mine in places.items()}
     said: dict[int, Sample] = {}
-    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
-    for number, speaker in enumerate(sorted({speaker for speaker, _ in asked})):
-        mine = [i for i, (who, _) in enumerate(asked) if who == speaker]
-        samples = sampler.ask(speaker, [asked[i][1] for i in mine], (*key, number))
-        said.update(zip(mine, samples, strict=True))
+    for speaker, samples in (sampler.ask(wave, key) if wave else {}).items():
+        said.update(zip(places[speaker], samples, strict=True))
     return [said[i] for i in range(len(asked))]

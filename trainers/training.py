@@ -30,12 +30,12 @@ from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.credit import check_components, credit
+from trainers.engines.choose import open_sampler
 from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
 from trainers.models.language import LanguageModel, load_language_models
-from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.preview.advice import advice
@@ -189,6 +189,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     episodes = rollout(
         run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
     )
+    run.sampler.rest()
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)
     check_components(episodes, run.components, config)
@@ -200,7 +201,7 @@ def train_step(run: Run, step: int) -> StepRecord:
     for policy in run.policies.values():
         mine = [turn for turn in turns if turn.agent in policy.agents]
         tallies[policy.name] = learn(policy.language, policy, mine, config, step)
-        run.sampler.publish(policy.name)
+        run.sampler.publish(policy.name, step)
         is_shared = config.scheduler_tick == "policy"
         for other in run.policies.values() if is_shared else (policy,):
             other.rate.tick()
@@ -279,6 +280,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused
+        sampler = open_sampler(config, languages, task, workflow)
+        undo.callback(sampler.close)
         language = next(iter(languages.values()))  # all are asked in the same style
         components = check_own_parts(config, task, language.tokenizer, language.prompts)
         about = about or create_run_directory(config, task)
@@ -293,9 +296,8 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
     resumed = continuing(config, step, recorded) if config.resume else ""
     if "from" in about and not recorded:
         resumed = ""  # it begins; where, was said when it was made
-    sampler = LocalSampler(languages)
     for name in policies:
-        sampler.publish(name)
+        sampler.publish(name, step)
     return Run(
         config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
         first, components, resumed,

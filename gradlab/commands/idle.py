@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 def check_idle(config: TrainConfig, given: Collection[str]) -> None:
     """Raise ValueError for an option among `given` (fields) that the run would not look at."""
     is_damped = config.coherence_damping > 0 or any(config.role_damping.values())
+    is_engine = config.sampler != "transformers"
     needs = {
         "votes": ("--workflow voting", config.workflow == "voting"),
         "rounds": ("--workflow evaluator_optimizer", config.workflow == "evaluator_optimizer"),
@@ -22,6 +23,10 @@ def check_idle(config: TrainConfig, given: Collection[str]) -> None:
         "keep_state_every": ("--keep-states", config.keep_states > 0),
         "coherence_window": ("--coherence-damping or --role-damping", is_damped),
         "coherence_start": ("--coherence-damping or --role-damping", is_damped),
+        "sampler_directory": ("--sampler vllm-server", is_engine),
+        "sampler_seconds": ("--sampler vllm-server", is_engine),
+        "sampler_memory": ("--sampler vllm-server", is_engine),
+        "sampler_sleep": ("--sampler vllm-server", is_engine),
     }
     for name, (other, is_used) in needs.items():
         if name in given and not is_used:

@@ -20,6 +20,7 @@ from gradlab.commands.note import note
 from gradlab.commands.parsing import check_once
 from gradlab.commands.prompts import PromptsOptions, prompts
 from gradlab.commands.replay import ReplayOptions, replay
+from gradlab.commands.serve import ServeOptions, serve
 from gradlab.commands.show import ShowOptions, show
 from gradlab.commands.train import train
 from gradlab.shadowed import take_ours
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "prompts": prompts,
     "audit": audit,
     "replay": replay,
+    "serve": serve,
     "import": import_log,
     "demo": demo,
     "completion": complete,
@@ -50,6 +52,7 @@ OPTIONS: dict[str, type[Any]] = {
     "prompts": PromptsOptions,
     "audit": AuditOptions,
     "replay": ReplayOptions,
+    "serve": ServeOptions,
     "import": ImportOptions,
     "demo": DemoOptions,
     "completion": CompletionOptions,

@@ -10,7 +10,7 @@ import torch
 
 from gradlab.workflows import Chat
 from trainers.models.language import LanguageModel
-from trainers.models.sampler import Sample, Speaker
+from trainers.models.sampler import Sample, Speaker, Wave
 from trainers.models.sampling import sample
 from trainers.policies import TrainingError, not_finite
 from trainers.prompts.chat import Prompts
@@ -37,10 +37,18 @@ class LocalSampler:
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.languages[speaker.model].decode(ids, keep_special=keep_special)
 
-    def ask(
+    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+        """One batch per speaker. Raises TrainingError naming the policy whose output is not finite,
+        and why."""
+        # In the order of their names: the numbers drawn do not depend on who speaks first.
+        return {
+            speaker: self._ask_one(speaker, wave[speaker], (*key, index))
+            for index, speaker in enumerate(sorted(wave))
+        }
+
+    def _ask_one(
         self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
     ) -> list[Sample]:
-        """Raises TrainingError naming the policy whose output is not finite, and why."""
         language = self.languages[speaker.model]
         options = replace(
             language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
@@ -61,8 +69,11 @@ class LocalSampler:
                     "lower --learning-rate: resuming would repeat this step exactly."
                 ) from error
 
-    def publish(self, policy: str) -> None:
+    def publish(self, policy: str, version: int) -> None:
         """Nothing to do: there is no second copy of the weights."""
+
+    def rest(self) -> None:
+        """Nothing to do: it holds nothing between waves."""
 
     def close(self) -> None:
         """Nothing to do: the weights are the trainer's."""

@@ -6,7 +6,7 @@ process or machine is another implementation of the same protocol.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -38,6 +38,10 @@ class Speaker:
     """Longest response."""
 
 
+Wave = Mapping[Speaker, Sequence[tuple[int, ...]]]
+"""The prompts of everything that is asked at once."""
+
+
 class Sampler(Protocol):
     """Whoever answers prompts with the weights of a policy."""
 
@@ -55,16 +59,21 @@ class Sampler(Protocol):
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """The text of token ids."""
 
-    def ask(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
-    ) -> list[Sample]:
+    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
         """A response to each prompt, in their order, drawn with numbers that depend on `key` alone.
 
-        Raises TrainingError for a speaker whose output is not finite.
+        All in one call, which lets an engine answer several policies side by side.
+        Raises TrainingError for a speaker whose output is not finite, and where nobody answers.
         """
 
-    def publish(self, policy: str) -> None:
-        """The policy's weights have changed: whoever asks from now on gets the new ones."""
+    def publish(self, policy: str, version: int) -> None:
+        """The policy's weights have changed: whoever asks from now on gets the new ones.
+
+        `version`: training steps that made them.
+        """
+
+    def rest(self) -> None:
+        """Nothing is asked until weights have changed: memory can be given back until then."""
 
     def close(self) -> None:
         """Give back what it holds, such as a process."""

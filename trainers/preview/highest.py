@@ -18,7 +18,8 @@ HIGHEST: dict[str, float] = {
     "lora_rank": 65_536,
     "threads": 4096,
     "code_workers": 4096,
-    "code_seconds": 86_400,
+    **dict.fromkeys(("code_seconds", "sampler_seconds"), 86_400),
+    "sampler_memory": 1,
     "code_memory_mb": 2**24,
     # torch takes 64 bits, of which seeds of adapters are multiples.
     **dict.fromkeys(("seed", "replay_seed"), 10**15),

@@ -30,7 +30,12 @@ from trainers.rundir.own_parts import changed_parts, own_parts
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
-WHERE = frozenset({"out", "resume", "extend_to", "device", "threads"})
+WHERE = frozenset(
+    {
+        "out", "resume", "extend_to", "device", "threads", "sampler_url", "sampler_directory",
+        "sampler_seconds", "sampler_memory", "sampler_sleep",
+    }
+)  # fmt: skip
 """Options that say where and how far, not what."""
 FIXED = (
     "model", "policy_model", "workflow", "lora_rank", "lora_alpha", "policy_lora_rank",

@@ -141,9 +141,9 @@ def read_run_directory(out: Path) -> dict[str, Any]:
 def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
-    Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
-    far, not what. Options that are younger than the run do what was done before there were any
-    (`trainers.config.EARLIER`, else their defaults).
+    Only --out, --extend-to, --device, --threads and a given --sampler-url are taken from `given`:
+    they say where and how far, not what. Options that are younger than the run do what was done
+    before there were any (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
@@ -161,8 +161,11 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
             f"options that this version does not know: {', '.join(unknown)}; use that version, or "
             "a newer one"
         )
-    stored["data"] = Path(stored["data"]) if stored.get("data") else None
+    stored["data"] = _path(stored.get("data"))
+    stored["sampler_directory"] = _path(stored.get("sampler_directory"))
     stored |= {"out": given.out, "device": given.device, "threads": given.threads}
+    if given.sampler_url:  # a server that was started anew may have another address
+        stored["sampler_url"] = given.sampler_url
     config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
     if not given.extend_to:
         return config
@@ -172,6 +175,10 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
             f"steps; expected more than {config.steps}, or --resume alone to finish it"
         )
     return replace(config, steps=given.extend_to, extend_to=given.extend_to)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
 
 
 def last_recorded(out: Path) -> int:

@@ -1,0 +1,1 @@
+"""Sample with an engine that holds a copy of the weights, and prove that the copy is right."""

@@ -1,0 +1,78 @@
+"""Open the sampler that a configuration names: the trainer's own weights, or an engine's copy."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from gradlab.workflows import Workflow
+from trainers.config import TrainConfig
+from trainers.engines.engine import Engine, EngineLost, EngineRefused
+from trainers.engines.export import check_heads
+from trainers.engines.in_process import InProcess
+from trainers.engines.sampler import EngineSampler
+from trainers.engines.server import Server
+from trainers.engines.settings import EngineSettings, settings_of
+from trainers.models.language import LanguageModel
+from trainers.models.local_sampler import LocalSampler
+from trainers.models.sampler import Sampler
+from trainers.tasks.problem import Task
+
+CANARIES = 8
+"""Problems whose first prompt is answered to prove every version of a policy."""
+SHARED_MEMORY = Path("/dev/shm")
+
+
+ENGINES: Mapping[str, Callable[[TrainConfig, EngineSettings], Sequence[Engine]]] = {
+    "vllm": lambda config, settings: [InProcess(config.model, settings)],
+    "vllm-server": lambda config, _: [
+        Server(u, config.sampler_seconds) for u in config.sampler_url
+    ],
+}
+"""--sampler -> the engines that it asks."""
+
+
+def open_sampler(
+    config: TrainConfig, languages: Mapping[str, LanguageModel], task: Task, workflow: Workflow
+) -> Sampler:
+    """The sampler of a run, its engines there and started as the run needs them.
+
+    Raises ValueError for an engine that is absent, or was started in another way.
+    """
+    if config.sampler == "transformers":
+        return LocalSampler(languages)
+    [language] = languages.values()  # the configuration was checked
+    check_heads(language.model.config)
+    settings = settings_of(config, language.model.config, on_cpu=language.device.type == "cpu")
+    if config.sampler_sleep and settings.on_cpu:
+        raise ValueError("--sampler-sleep: an engine on a CPU cannot sleep; leave it out")
+    engines = ENGINES[config.sampler](config, settings)
+    try:
+        for engine in engines:
+            engine.check(settings)
+    except (EngineLost, EngineRefused) as error:
+        for engine in engines:
+            engine.close()
+        raise ValueError(f"--sampler {config.sampler}: {error}") from error
+    problems = (*task.heldout, *task.train)[:CANARIES]
+    first = [next(workflow.play(problem, language.prompts)) for problem in problems]
+    mark = hashlib.sha256(str(config.out.resolve()).encode()).hexdigest()[:8]
+    return EngineSampler(
+        language,
+        engines,
+        settings,
+        adapters_directory(config) / f"gradlab-{mark}",
+        mark,
+        sorted(set(config.speakers().values())),
+        [wave[0].messages for wave in first],
+        config.sampler_seconds,
+    )
+
+
+def adapters_directory(config: TrainConfig) -> Path:
+    """In memory where there is such a place: adapters are written at every step."""
+    if config.sampler_directory is not None:
+        return config.sampler_directory.resolve()
+    return SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
