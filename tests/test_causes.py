@@ -9,8 +9,8 @@ import pytest
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.cliff import FallTest
-from analysis.diagnosis import diagnose
 from analysis.cliff.fall import Fall
+from analysis.diagnosis import diagnose
 from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import PARENTS, ancestors
 from analysis.explain.order import UNRECORDED, OnsetOrder

@@ -19,6 +19,7 @@ from analysis.cliff.noise import (
     trimmed_mean,
 )
 from analysis.cliff.ramp import fit_ramp
+from analysis.cliff.scan import largest_loss
 from analysis.synthetic.runs import Cliff, accuracy_curve, evaluation_matrix
 
 SEEDS = range(12)
@@ -254,6 +255,20 @@ def test_dispersion_by_hand() -> None:
     # Two second differences share two of three points: worth one; the prior is worth eight.
     mixed = (PRIOR_FREEDOM * TYPICAL + 2.69675) / (PRIOR_FREEDOM + 1)
     assert Noise.of(series).dispersion == pytest.approx(mixed, rel=1e-4)
+
+
+def test_the_chance_of_a_loss_counts_draws_that_lose_as_much() -> None:
+    """Against a slow twin that takes every draw by itself."""
+    series, test = series_of(None, 3, evals=13), FallTest(num_bootstraps=200)
+    noise, null_T = Noise(series.trials_T, 1.0, 1e6), np.full(13, 0.4)
+    p_value, needed = test._chance(series, null_T, noise, np.random.default_rng(5))
+    drawn_BT = noise.simulate(null_T, 200, np.random.default_rng(5))
+    variance_T, weight_T = noise.variance_T(null_T), series.trials_T
+    seen = largest_loss(series.rate_T[None], variance_T, weight_T)[0]
+    loss_B = [largest_loss(one_T[None], variance_T, weight_T)[0] for one_T in drawn_BT]
+    assert p_value == (1 + sum(loss >= seen for loss in loss_B)) / 201
+    assert 0.1 < p_value < 0.9
+    assert sum(loss > needed for loss in loss_B) == round(200 * test.alpha)
 
 
 def test_one_abrupt_fall_in_a_short_run_is_no_noise() -> None:
