@@ -291,6 +291,9 @@ class Trial:
         if not functions:
             print(f"{mutant.module}:{mutant.line} is in no function that stands", flush=True)
             return
+        if not tests:
+            print(f"{mutant.module}:{mutant.line} is run by none of these tests", flush=True)
+            return
         before = time.monotonic()
         limit = PATIENCE * (sum(seen[item.nodeid].seconds for item in tests) + GRACE)
         work = PATIENCE * sum(seen[item.nodeid].work for item in tests) + GRACE

@@ -18,7 +18,7 @@ from analysis.cliff.noise import (
     dispersion_of_problems,
     trimmed_mean,
 )
-from analysis.cliff.ramp import fit_ramp
+from analysis.cliff.ramp import Ramp, fit_ramp
 from analysis.cliff.scan import largest_loss
 from analysis.synthetic.runs import Cliff, accuracy_curve, evaluation_matrix
 
@@ -367,3 +367,13 @@ def test_size_and_power_over_many_runs() -> None:
     assert sum(result.fell for result in fallen) >= 0.95 * num
     covered = [r.onset.lower <= 290 <= r.onset.upper for r in fallen if r.onset]
     assert np.mean(covered) >= 0.85
+
+
+def test_a_collapse_is_early_within_a_share_of_the_run_and_without_a_gain() -> None:
+    """0.15 of 100 steps: at 10 of them it is, at 20 not; nor where 0.1 had been gained."""
+    step_E = np.arange(0, 101, 5)
+    series = AccuracySeries(step_E, np.full(21, 40.0), np.full(21, 100.0))
+    test = FallTest(early=0.15)
+    for onset, top, is_early in ((2, 0.4, True), (4, 0.4, False), (2, 0.5, False), (1, 0.4, True)):
+        ramp = Ramp(onset, 10, series.rate_T)
+        assert test._is_early(series, ramp, top, 0.01, 0.03) == is_early

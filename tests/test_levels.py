@@ -178,4 +178,7 @@ def test_a_detector_that_is_asked_alone_measures_the_fall_itself(tmp_path: Path)
     series, planted = AccuracySeries.of(run), Fall("cliff", 20, onset=Onset(2, 1, 3))
     measured = FallTest().measure(series)
     assert Context(run).fall.p_value == measured.p_value
-    assert Context(run, given=(series, planted)).fall is planted
+    assert Context(run).series.rate_T.tolist() == series.rate_T.tolist()
+    given = Context(run, given=(series, planted))
+    assert given.fall is planted
+    assert given.series is series

@@ -79,6 +79,7 @@ def test_a_diagnosis_tells_it_and_what_to_look_at(tmp_path: Path) -> None:
     diagnosis = diagnose(run_of(tmp_path, (1.0, 1.0, 0.0)))
     [found] = diagnosis.of_kind("silent agent")
     assert found.p_family is None
+    assert SilentAgentRule().num_tested(run_of(tmp_path / "other", (1.0, 0.0))) == 0
     [remedy] = [r for r in diagnosis.remedies if "gets no gradient" in r.reason]
     assert "one agent of worker gets no gradient while its siblings do" in remedy.reason
 
