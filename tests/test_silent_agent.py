@@ -69,6 +69,7 @@ def test_few_updates_and_lone_agents_say_nothing(tmp_path: Path) -> None:
 def test_the_evidence_counts_in_percent(tmp_path: Path) -> None:
     """60 of 60 updates without a gradient; the siblings had one in each."""
     [found] = SilentAgentRule()(run_of(tmp_path, (1.0, 0.0)))
+    assert found.strength == 1
     assert found.summary.endswith("no gradient in 60 of 60 updates, while the others did in 100 %"
                                   " or more.")  # fmt: skip
     assert found.evidence[0].startswith("norm exactly 0 in 100 % of the updates")
