@@ -59,7 +59,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "gradlab/store/packing.py": ("test_writer",),
     "analysis/detectors/table.py": ("test_remedies",),
     "analysis/detectors/silent_agent.py": ("test_silent_agent",),
-    "analysis/detectors/shape.py": ("test_causes",),
+    "analysis/detectors/shape.py": ("test_levels", "test_silent_agent"),
     "analysis/explain/order.py": ("test_causes",),
     "analysis/explain/beginning.py": ("test_causes",),
     "analysis/explain/suspects.py": ("test_causes",),
@@ -103,8 +103,8 @@ class Mutant:
     """Why no test can notice it; written by hand."""
 
     @property
-    def key(self) -> tuple[str, str, str]:
-        return self.module, self.before, self.after
+    def key(self) -> tuple[str, int, str, str]:
+        return self.module, self.line, self.before, self.after
 
 
 @dataclass(frozen=True)
@@ -291,6 +291,9 @@ class Trial:
         if not functions:
             print(f"{mutant.module}:{mutant.line} is in no function that stands", flush=True)
             return
+        if not tests:
+            print(f"{mutant.module}:{mutant.line} is run by none of these tests", flush=True)
+            return
         before = time.monotonic()
         limit = PATIENCE * (sum(seen[item.nodeid].seconds for item in tests) + GRACE)
         work = PATIENCE * sum(seen[item.nodeid].work for item in tests) + GRACE
@@ -398,7 +401,7 @@ def nested(code: CodeType) -> Iterator[CodeType]:
         todo.extend(const for const in one.co_consts if isinstance(const, CodeType))
 
 
-def known() -> dict[tuple[str, str, str], Mutant]:
+def known() -> dict[tuple[str, int, str, str], Mutant]:
     """Every mutant that was tried so far."""
     rows = json.loads(STATE.read_text(encoding="utf-8")) if STATE.exists() else []
     found = [Mutant(**row) for row in rows]
@@ -409,9 +412,7 @@ def keep(mutant: Mutant) -> None:
     """Write down a mutant that was tried; how it went the first time stays."""
     every = known()
     first = every.get(mutant.key)
-    every[mutant.key] = (
-        replace(first, now=mutant.now, line=mutant.line) if first is not None else mutant
-    )
+    every[mutant.key] = replace(first, now=mutant.now) if first is not None else mutant
     order = sorted(every.values(), key=lambda one: (one.module, one.line, one.before, one.after))
     rows = ",\n".join(json.dumps(asdict(one)) for one in order)
     STATE.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
@@ -468,10 +469,13 @@ def document(tried: Sequence[Mutant]) -> str:
 HEAD = """# Mutants
 
 One thing broken at a time inside the functions of a module (a comparison, a condition, an operator,
-a constant, a deleted statement), a random sample per module, against those of the module's own test
-files that run the changed line, until the first failure. `bench/mutants.py` tries them again;
-`mutants.json` beside this page holds every one. A mutant is equivalent where no test can tell it
-from the original. Python 3.11, torch 2.x, pytest 9, two cores shared with other work.
+a constant, a deleted statement), a random sample per module, against the tests of its own test
+files that run the changed line, until the first failure. Lines that none of these files runs, and
+what stands at the level of a module, are left out. `bench/mutants.py` tries them again;
+`mutants.json` beside this page holds every one. "with the new tests" counts once more after a test
+was written for what had not been noticed. A mutant is equivalent where no test can tell it from the
+original. Python 3.11.7, torch 2.13.0, numpy 2.4.6, scipy 1.17.1, pytest 9.2.0; two processor cores,
+shared with other work.
 
 """
 
@@ -495,6 +499,7 @@ def main() -> None:
         "--only", default="", help="modules whose path holds this, or one of several with commas"
     )
     parser.add_argument("--survivors", action="store_true", help="those that were not noticed")
+    parser.add_argument("--tests", default="", help="those whose names fit, as in pytest's -k")
     parser.add_argument("--seen", type=Path, help="keep here what each test runs, and use it")
     given = parser.parse_args()
     chosen = sample(given.per_file, given.only, given.survivors)
@@ -512,7 +517,7 @@ def main() -> None:
         modules = {one.mutant.module for one in chosen}
         files = dict.fromkeys(f for m in TESTS if m in modules for f in TESTS[m])
         pytest.main(
-            ["-s", "-pno:cacheprovider", f"--basetemp={folder / 'tmp'}",
+            ["-s", "-pno:cacheprovider", f"--basetemp={folder / 'tmp'}", "-k", given.tests,
              "-Wignore:Module already imported", *(f"tests/{file}.py" for file in files)],
             plugins=[Trial(tree, chosen, given.seconds, folder, given.seen)],
         )  # fmt: skip

@@ -14,7 +14,9 @@ from analysis.diagnosis import diagnose
 from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import PARENTS, ancestors
 from analysis.explain.order import UNRECORDED, OnsetOrder
-from analysis.findings import Onset, Order, SignalVerdict
+from analysis.explain.suspects import _with_replays
+from analysis.findings import Cause, Onset, Order, SignalVerdict
+from analysis.replays.results import Replayed
 from analysis.signals import KIND, Measured
 from analysis.synthetic.runs import Cliff, Shift, synthetic_run
 from gradlab.store.run import open_run
@@ -159,3 +161,17 @@ def test_training_dates_a_fall_where_a_tenth_of_its_draws_are_within_those_of_th
         training_B = np.where(np.arange(100) < share, 100.0, 90.0)
         drawn_B = drawn_together(drop, [training_B], 100, np.random.default_rng(0))
         assert np.median(drawn_B) == began
+
+
+def test_a_replay_speaks_of_its_own_suspect_alone() -> None:
+    """By kind and by name, for the subject that it names or for any."""
+    cause = Cause("a KL up", "kl", "a", "preceded by", Onset(5, 5, 5), 3.0, 0.01)
+    for kind, subject, words in (
+        ("kl", "a", "confirmed by replay"),
+        ("a KL up", "", "confirmed by replay"),
+        ("kl", "b", "preceded by"),
+        ("entropy", "a", "preceded by"),
+        ("entropy", "", "preceded by"),
+    ):
+        replay = Replayed(kind, subject, "--with x=1", "confirmed", 0.1, None, None)
+        assert _with_replays(cause, (replay,)).words == words

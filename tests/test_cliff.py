@@ -18,7 +18,8 @@ from analysis.cliff.noise import (
     dispersion_of_problems,
     trimmed_mean,
 )
-from analysis.cliff.ramp import fit_ramp
+from analysis.cliff.ramp import Ramp, fit_ramp
+from analysis.cliff.scan import largest_loss
 from analysis.synthetic.runs import Cliff, accuracy_curve, evaluation_matrix
 
 SEEDS = range(12)
@@ -256,6 +257,20 @@ def test_dispersion_by_hand() -> None:
     assert Noise.of(series).dispersion == pytest.approx(mixed, rel=1e-4)
 
 
+def test_the_chance_of_a_loss_counts_draws_that_lose_as_much() -> None:
+    """Against a slow twin that takes every draw by itself."""
+    series, test = series_of(None, 3, evals=13), FallTest(num_bootstraps=200)
+    noise, null_T = Noise(series.trials_T, 1.0, 1e6), np.full(13, 0.4)
+    p_value, needed = test._chance(series, null_T, noise, np.random.default_rng(5))
+    drawn_BT = noise.simulate(null_T, 200, np.random.default_rng(5))
+    variance_T, weight_T = noise.variance_T(null_T), series.trials_T
+    seen = largest_loss(series.rate_T[None], variance_T, weight_T)[0]
+    loss_B = [largest_loss(one_T[None], variance_T, weight_T)[0] for one_T in drawn_BT]
+    assert p_value == (1 + sum(loss >= seen for loss in loss_B)) / 201
+    assert 0.1 < p_value < 0.9
+    assert sum(loss > needed for loss in loss_B) == round(200 * test.alpha)
+
+
 def test_one_abrupt_fall_in_a_short_run_is_no_noise() -> None:
     """Ten bends, of which the fall makes two: 0.2 (1, -1) of 0.005 expected."""
     rate_T = np.array([0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.60, 0.62, 0.40, 0.40])
@@ -352,3 +367,13 @@ def test_size_and_power_over_many_runs() -> None:
     assert sum(result.fell for result in fallen) >= 0.95 * num
     covered = [r.onset.lower <= 290 <= r.onset.upper for r in fallen if r.onset]
     assert np.mean(covered) >= 0.85
+
+
+def test_a_collapse_is_early_within_a_share_of_the_run_and_without_a_gain() -> None:
+    """0.15 of 100 steps: at 10 of them it is, at 20 not; nor where 0.1 had been gained."""
+    step_E = np.arange(0, 101, 5)
+    series = AccuracySeries(step_E, np.full(21, 40.0), np.full(21, 100.0))
+    test = FallTest(early=0.15)
+    for onset, top, is_early in ((2, 0.4, True), (4, 0.4, False), (2, 0.5, False), (1, 0.4, True)):
+        ramp = Ramp(onset, 10, series.rate_T)
+        assert test._is_early(series, ramp, top, 0.01, 0.03) == is_early

@@ -18,7 +18,7 @@ from analysis.detectors.shape import Context
 from analysis.detectors.spikes import SpikeRule, _log_density
 from analysis.findings import Onset
 from analysis.signals import KIND
-from analysis.synthetic.runs import Cliff, Shift, Spike, autoregressive, synthetic_run
+from analysis.synthetic.runs import Shift, Spike, autoregressive, synthetic_run
 from gradlab.records import (
     Agent,
     PolicyMeta,
@@ -174,8 +174,11 @@ def test_score_interval_by_hand() -> None:
 
 
 def test_a_detector_that_is_asked_alone_measures_the_fall_itself(tmp_path: Path) -> None:
-    run = open_run(synthetic_run(tmp_path, steps=100, evals=21, problems=200, cliff=Cliff(60, 0.3)))
-    series = AccuracySeries.of(run)
-    alone, planted = Context(run), Fall("cliff", 20, onset=Onset(2, 1, 3))
-    assert alone.fall.kind == FallTest().measure(series).kind == "cliff"
-    assert Context(run, given=(series, planted)).fall is planted
+    run = open_run(synthetic_run(tmp_path, steps=60, evals=13, problems=100))
+    series, planted = AccuracySeries.of(run), Fall("cliff", 20, onset=Onset(2, 1, 3))
+    measured = FallTest().measure(series)
+    assert Context(run).fall.p_value == measured.p_value
+    assert Context(run).series.rate_T.tolist() == series.rate_T.tolist()
+    given = Context(run, given=(series, planted))
+    assert given.fall is planted
+    assert given.series is series

@@ -97,6 +97,13 @@ def test_the_shuffle_depends_on_its_key_alone() -> None:
     assert first != other
 
 
+def test_a_batch_may_fill_its_budget_to_the_last_token() -> None:
+    rows = make_rows([4] * 5, 2)[::4]  # 4 prompt tokens and 1 of response, each
+    size = sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
+    assert [len(batch) for batch in micro_batches(rows, size)] == [2]
+    assert [len(batch) for batch in micro_batches(rows, size - 1)] == [1, 1]
+
+
 def voting_rows(problems: int, samples: int) -> dict[str, list[Turn]]:
     agents = [*(Agent("generator", i) for i in range(3)), Agent("aggregator")]
     rows = [

@@ -47,4 +47,5 @@ def test_inner_stretches_and_ends_have_two_points_unless_there_are_few() -> None
         assert length >= 2
         assert ((stops - starts >= 2) | (starts == 0)).all()
         assert (stops <= 20 - length).all()
+        assert starts[stops - starts == 1].tolist() == [0], "the base model is a level of its own"
     assert {length for length, _, _ in stretches(5)} == {1}

@@ -69,6 +69,7 @@ def test_few_updates_and_lone_agents_say_nothing(tmp_path: Path) -> None:
 def test_the_evidence_counts_in_percent(tmp_path: Path) -> None:
     """60 of 60 updates without a gradient; the siblings had one in each."""
     [found] = SilentAgentRule()(run_of(tmp_path, (1.0, 0.0)))
+    assert found.strength == 1
     assert found.summary.endswith("no gradient in 60 of 60 updates, while the others did in 100 %"
                                   " or more.")  # fmt: skip
     assert found.evidence[0].startswith("norm exactly 0 in 100 % of the updates")
@@ -79,6 +80,7 @@ def test_a_diagnosis_tells_it_and_what_to_look_at(tmp_path: Path) -> None:
     diagnosis = diagnose(run_of(tmp_path, (1.0, 1.0, 0.0)))
     [found] = diagnosis.of_kind("silent agent")
     assert found.p_family is None
+    assert SilentAgentRule().num_tested(run_of(tmp_path / "other", (1.0, 0.0))) == 0
     [remedy] = [r for r in diagnosis.remedies if "gets no gradient" in r.reason]
     assert "one agent of worker gets no gradient while its siblings do" in remedy.reason
 
