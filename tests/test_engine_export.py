@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,10 @@ from trainers.engines.padding import padded_adapter, padded_shapes, padded_weigh
 from trainers.engines.settings import engine_head_size, engine_rank, settings_of, token_bytes
 from trainers.models.language import load_language_model
 from trainers.policies import TrainingError, adapter_parameters
+from trainers.preview.dryrun import dry_run
+from trainers.preview.engine_memory import EngineMemory, _on_one_device
+from trainers.preview.estimates import plan
+from trainers.training import task_of
 
 
 def test_ranks_and_heads_are_rounded_up_to_what_an_engine_takes() -> None:
@@ -146,3 +151,37 @@ def test_an_adapter_that_is_not_finite_is_not_written(
         write_adapter(language, "b", tmp_path / "b@1")
     assert not (tmp_path / "b@1").exists()
     write_adapter(language, "a", tmp_path / "a@1")
+
+
+def test_a_dry_run_counts_the_engine(
+    small_config: SmallConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tiny-0.3m: 3 layers, 2 key-value heads of 24 that become 32, prompts measured."""
+    plain = small_config(rollout_rows=10, max_response_tokens=7)
+    config = replace(plain, sampler="vllm")
+    task = task_of(config)
+    before, found = plan(plain, task), plan(config, task)
+    assert (before.engine, found.memory.cache) == (None, 0)
+    engine = found.engine
+    assert engine is not None
+    assert engine.weights == found.parameters * 4 == before.memory.weights
+    sizes = [policy.num_parameters for policy in found.policies]
+    assert engine.adapters == sum(sizes) * 4 * 8 // 4, "rank 4 in slots of rank 8"
+    tokens = found.lengths.longest_prompt + 7
+    assert engine.cache == 10 * tokens * 3 * 2 * 2 * 32 * 4
+    dry_run(config)
+    said = capsys.readouterr().out
+    assert "engine      about 0.0 GiB: weights 0.0 GiB" in said
+    assert "beside memory above, all the time; of a GPU it takes 50%" in said
+
+
+def test_a_device_too_small_for_trainer_and_engine_is_told(small_config: SmallConfig) -> None:
+    """80 GiB: half of them for the engine are too few for it, and too many beside 50."""
+    gib = 1 << 30
+    need = EngineMemory(10 * gib, 2 * gib, 30 * gib)
+    config = small_config(sampler="vllm")
+    few, many = _on_one_device(config, need, 50 * gib, 80 * gib)
+    assert "--sampler-memory 0.5 is 40.0 GiB of 80.0 GiB, less than the engine needs" in few
+    assert "together take 90.0 GiB of 80.0 GiB" in many
+    sleeping = replace(config, sampler_sleep=True, sampler_memory=0.6)
+    assert not list(_on_one_device(sleeping, need, 50 * gib, 80 * gib))

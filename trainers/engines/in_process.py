@@ -133,13 +133,13 @@ def started(model: str, settings: EngineSettings) -> Any:
         os.environ.setdefault(name, value)
     # Another process would have to be started by a script that guards its main.
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm import LLM
 
     state = torch.get_rng_state()
     try:
         with tempfile.TemporaryDirectory(prefix="gradlab-engine-") as scratch:
             where = export_base(model, settings.dtype, Path(scratch) / "base")
-            return LLM(where, skip_tokenizer_init=True, **settings.arguments())
+            return LLM(where, **settings.arguments())
     finally:
         torch.set_rng_state(state)  # the engine seeds the generator of the whole process

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.advice import advice
+from trainers.preview.engine_memory import told_of_engine
 from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
 from trainers.tasks.problem import Task
 from trainers.training import task_of
@@ -66,6 +67,8 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
             f"            a rollout with every prompt at --max-prompt-tokens would hold "
             f"{size(memory.cache_at_limits)} of cache: --rollout-rows is {config.rollout_rows}"
         )
+    if found.engine is not None:
+        yield from told_of_engine(config, found.engine, memory.peak)
     disk = found.disk
     yield (
         f"disk        at most {size(disk.store + disk.adapters + disk.states + disk.episodes)}: "

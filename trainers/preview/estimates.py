@@ -40,6 +40,7 @@ from trainers.models.language import (
 )
 from trainers.policies import adapter_parameters
 from trainers.preview.dry_play import most_turns
+from trainers.preview.engine_memory import EngineMemory, engine_memory
 from trainers.preview.prompts import (
     COMPACT_REPLIES,
     COMPACT_SAMPLES,
@@ -135,6 +136,8 @@ class Plan:
     """Products measured here, FLOP/s."""
     lengths: Lengths
     disk: Disk
+    engine: EngineMemory | None
+    """Of an engine that draws the responses, if there is one."""
 
 
 def plan(config: TrainConfig, task: Task | None = None) -> Plan:
@@ -182,6 +185,10 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         lengths,
         disk_of(config, policies, updates, {k: v for p in parts for k, v in p.tensors.items()},
                 lengths, task),
+        None if config.sampler == "transformers" else engine_memory(
+            config, parts[0].shapes, parts[0].base,
+            {policy.name: policy.num_parameters for policy in policies}, lengths.longest_prompt,
+        ),
     )  # fmt: skip
 
 
@@ -367,6 +374,8 @@ def memory_of(
     answered = min(tokens, max(1, tokens // longest) * response)
     logits = answered * shapes.vocab_size * (element + 12)
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
+    if config.sampler != "transformers":
+        row_bytes = 0  # an engine keeps them
     probe = 0
     if config.probe != "off":
         probe = sum((2 * len(p.agents) + 2) * p.num_parameters * 4 for p in policies)
