@@ -8,7 +8,7 @@ from analysis.cliff.scan import FEW
 from analysis.detect import Detectors
 from analysis.explain.verdict import unfinished
 from analysis.findings import HELD_OUT, NotJudged
-from analysis.signals import Measured
+from analysis.signals import Measured, divided
 from gradlab.store.run import Run
 
 
@@ -38,6 +38,7 @@ def unjudged(
                 "train longer",
             )
         )
+    missing += _of_divided_roles(run)
     absent: dict[str, list[str]] = {}
     for signal in signals:
         if not signal.is_present:
@@ -51,6 +52,26 @@ def unjudged(
             )
         )
     return missing
+
+
+def _of_divided_roles(run: Run) -> list[NotJudged]:
+    """What is told of pairs of roles elsewhere, and is not defined for one of several policies."""
+    found = []
+    for role, policies in divided(run).items():
+        beside = dict.fromkeys(
+            agent.role for policy in policies for agent in policy.agents if agent.role != role
+        )
+        if beside:
+            found.append(
+                NotJudged(
+                    f"gradient cosines of {role} with {', '.join(beside)}",
+                    f"its agents train {', '.join(policy.name for policy in policies)}, and "
+                    "gradients of different policies have no common angle",
+                    f"give all agents of {role} one policy (--routing); by agent, "
+                    "Run.cosine(ROLE, Agent) reads them",
+                )
+            )
+    return found
 
 
 def _of_the_drop(run: Run, drop: Fall) -> list[NotJudged]:

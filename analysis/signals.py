@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit, xlogy
 
 from gradlab.arrays import Floats
-from gradlab.records import Signal
+from gradlab.records import Agent, PolicyMeta, Signal
 from gradlab.store.run import Run
 
 Scale = Literal["linear", "log", "logit"]
@@ -207,6 +207,27 @@ def routed(run: Run) -> dict[str, str]:
     """
     found = {role: run.meta.policies_of(role) for role in learners(run)}
     return {role: policies[0] for role, policies in found.items() if len(policies) == 1}
+
+
+def divided(run: Run) -> dict[str, tuple[PolicyMeta, ...]]:
+    """Role -> its policies, of the roles whose agents train several."""
+    found = {role: run.policies_of(role) for role in learners(run)}
+    return {role: policies for role, policies in found.items() if len(policies) > 1}
+
+
+def parallel_parts(run: Run) -> list[tuple[str, PolicyMeta]]:
+    """Role and policy wherever several agents of the role train the policy together."""
+    return [
+        (role, policy)
+        for role in learners(run)
+        for policy in run.policies_of(role)
+        if len(part_of(role, policy)) > 1
+    ]
+
+
+def part_of(role: str, policy: PolicyMeta) -> tuple[Agent, ...]:
+    """The role's agents that train the policy."""
+    return tuple(agent for agent in policy.agents if agent.role == role)
 
 
 def _role_signal(

@@ -11,9 +11,20 @@ from scipy.stats import ttest_1samp
 
 from analysis.detectors.amplification import AmplificationTest, Coherence, Components, path_length
 from analysis.detectors.shape import Context
+from analysis.diagnosis import diagnose
 from analysis.synthetic.runs import Rows, row_gradients, statistics_of, synthetic_run
-from gradlab.records import RowStatistics
+from gradlab.records import (
+    Agent,
+    PolicyMeta,
+    RowStatistics,
+    RunLedger,
+    RunMeta,
+    StepRecord,
+    UpdateRecord,
+    names,
+)
 from gradlab.store.run import open_run
+from gradlab.store.writer import RunStore
 
 
 def components_of(records: list[RowStatistics]) -> Components:
@@ -113,6 +124,59 @@ def test_findings_of_a_run(tmp_path: Path) -> None:
     assert findings[0].strength == pytest.approx(1 + 2 * 0.3 / 0.97, abs=0.15)
     assert findings[1].strength == pytest.approx(3.0)
     assert not judged.not_judged
+
+
+def test_agents_that_train_a_policy_together_are_judged_though_others_train_another(
+    tmp_path: Path,
+) -> None:
+    """generator[1] and [2] in policy b get what two agents of a whole role had."""
+    whole = open_run(
+        synthetic_run(
+            tmp_path / "whole",
+            steps=40,
+            evals=0,
+            problems=0,
+            routing="isolated",
+            agents={"generator": 2, "aggregator": 1},
+            amplification={"generator": 0.3},
+        )
+    )
+    [expected] = [
+        f for f in AmplificationTest().judge(Context(whole)).findings if f.kind == "amplification"
+    ]
+    first, second, third = (Agent("generator", n) for n in range(3))
+    aggregator = Agent("aggregator")
+    policies = [
+        PolicyMeta("a", (first,), ("all",), 10),
+        PolicyMeta("b", (second, third, aggregator), ("all",), 10),
+    ]
+    read = {n: whole.row_statistic(n, "generator").value_T for n in names(RowStatistics)}
+    with RunStore.create(tmp_path / "run.zarr", RunMeta.of_policies("r", policies)) as store:
+        for t, step in enumerate(whole.steps.tolist()):
+            rows = {"generator": RowStatistics(**{n: float(v[t]) for n, v in read.items()})}
+            store.append(UpdateRecord("a", step, np.ones((1, 1, 1))))
+            store.append(UpdateRecord("b", step, np.ones((1, 3, 3)), row_statistics=rows))
+            store.append(StepRecord(step, 1e9, RunLedger(), {}))
+    run = open_run(tmp_path / "run.zarr")
+    test = AmplificationTest()
+    judged = test.judge(Context(run))
+    [found] = judged.findings
+    assert (found.subject, found.strength, found.p_value) == (
+        "generator",
+        pytest.approx(expected.strength, rel=1e-5),
+        pytest.approx(expected.p_value, rel=1e-3),
+    )
+    assert "The 2 generator agents of policy 'b' repeat one another" in found.summary
+    assert test.num_tested(run) == 1
+    assert [one.what for one in judged.not_judged] == [
+        "amplification of generator[0]",
+        "path amplification of generator",
+    ]
+    told = {one.what: one.why for one in diagnose(run).not_judged}
+    assert (
+        "gradients of different policies" in told["gradient cosines of generator with aggregator"]
+    )
+    assert "capture in policy 'b'" in told
 
 
 def test_fixed_updates_have_no_path_amplification(tmp_path: Path) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from analysis.detectors.table import KINDS
 from analysis.diagnosis import diagnose
 from analysis.findings import Accuracy, Diagnosis
 from analysis.replays.propose import announced, meaning, propose
@@ -176,3 +178,18 @@ def test_every_change_has_words() -> None:
     assert meaning("lr:0.5") == "0.5 times the learning rate, at every step (--with lr:0.5)"
     assert meaning("kl-anchor:a=0.05").startswith("a KL anchor of 0.05 on a")
     assert meaning("equalize") == "--with equalize"
+
+
+def test_what_each_kind_needs_is_on_the_page_and_in_the_documentation(
+    fallen: tuple[Run, Diagnosis], tmp_path: Path
+) -> None:
+    run, diagnosis = fallen
+    text = text_of(write_page(diagnosis, run, tmp_path / "page.html").read_text())
+    document = Path(__file__).parent.parent / "docs" / "diagnosis.md"
+    section = document.read_text().partition("### What each kind of finding needs")[2]
+    section = section.partition("\n## ")[0]
+    _, _, *rows = re.findall(r"^\| ?([^|]+?) ?\| ?([^|]+?) ?\|$", section, flags=re.MULTILINE)
+    assert dict(rows) == {kind.name: kind.needs for kind in KINDS.values()}
+    for kind in KINDS.values():
+        assert escape(kind.name) in text
+        assert escape(kind.needs) in text

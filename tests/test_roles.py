@@ -234,13 +234,11 @@ def test_routing_is_kept_by_role_where_it_can_be() -> None:
 
 
 def test_tallies_of_a_role_are_joined_over_its_policies() -> None:
-    one = RoleTally(10, 5, 10, 11, 1, 0.5, 2, 1e-3, 0.1, 0.01)
-    other = RoleTally(30, 9, 31, 33, 2, 0.25, 1, 1e-3, 0.3, 0.03)
+    one = RoleTally(10, 5, 10, 11, 1, 0.5, 2, 0.1, 0.01)
+    other = RoleTally(30, 9, 31, 33, 2, 0.25, 1, 0.3, 0.03)
     # means by tokens: kl (10 x .1 + 30 x .3) / 40 = .25, gap (.1 + .9) / 40 = .025
     found = joined([one, other])
-    assert found == RoleTally(
-        40, 14, 41, 44, 3, 0.75, 3, 1e-3, pytest.approx(0.25), pytest.approx(0.025)
-    )
+    assert found == RoleTally(40, 14, 41, 44, 3, 0.75, 3, pytest.approx(0.25), pytest.approx(0.025))
     assert joined([one]) is one
 
 

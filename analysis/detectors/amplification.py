@@ -13,6 +13,7 @@ Legend: T steps, U updates, A agents.
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,8 +22,9 @@ from scipy.special import stdtr, stdtrit
 
 from analysis.detectors.shape import Context, Detector, Judged, Kind
 from analysis.findings import Confidence, Finding, NotJudged, percent
-from analysis.signals import aligned, routed
+from analysis.signals import aligned, divided, parallel_parts, part_of
 from gradlab.arrays import Floats
+from gradlab.records import PolicyMeta
 from gradlab.store.run import Run
 
 
@@ -106,8 +108,8 @@ class AmplificationTest(Detector):
     """Optimizer steps over those of a one-agent role: half as many again changes what Adam does."""
 
     def num_tested(self, run: Run) -> int:
-        """Roles with parallel agents."""
-        return sum(len(run.agents(role)) > 1 for role in routed(run))
+        """Roles with parallel agents, in each policy that several of them train."""
+        return len(parallel_parts(run))
 
     def thresholds(self) -> dict[str, float]:
         return {
@@ -119,16 +121,16 @@ class AmplificationTest(Detector):
         """Findings on every role with parallel agents, and what could not be judged."""
         run = context.run
         findings: list[Finding] = []
-        open_questions: list[NotJudged] = []
-        parallel = [role for role in routed(run) if len(run.agents(role)) > 1]
-        for role in parallel:
-            components = _components(run, role)
-            coherence = self.measure(components, len(run.agents(role)))
+        apart = divided(run)
+        open_questions = _apart(run)
+        for role, policy in parallel_parts(run):
+            components = _components(run, role, policy.name)
+            coherence = self.measure(components, len(part_of(role, policy)))
             if coherence is None:
                 known = int(_known(components).sum())
                 open_questions.append(
                     NotJudged(
-                        f"amplification of {role}",
+                        f"amplification of {_named(role, policy, apart)}",
                         f"{known} steps with row statistics; the test needs {self.min_steps}",
                         "train longer, and tag rows with prompts and samples"
                         if known
@@ -136,8 +138,8 @@ class AmplificationTest(Detector):
                     )
                 )
             elif coherence.p_value < self.alpha and coherence.deff >= self.min_deff:
-                findings.append(_coherence_finding(run, role, coherence))
-            path = self._path_finding(run, role)
+                findings.append(_coherence_finding(run, role, policy, coherence))
+            path = None if role in apart else self._path_finding(run, role)
             if path:
                 findings.append(path)
         return Judged(tuple(findings), tuple(open_questions))
@@ -228,9 +230,39 @@ def path_length(run: Run, role: str) -> Floats:
     return path_T
 
 
-def _components(run: Run, role: str) -> Components:
+def _named(role: str, policy: PolicyMeta, apart: Container[str]) -> str:
+    """The role, or those of its agents that train the policy where others train another."""
+    return ", ".join(map(str, part_of(role, policy))) if role in apart else role
+
+
+def _apart(run: Run) -> list[NotJudged]:
+    """Of roles whose agents train several policies: agents that no other trains beside, and paths,
+    of which each policy has its own."""
+    open_questions = []
+    for role, policies in divided(run).items():
+        alone = [part_of(role, policy)[0] for policy in policies if len(part_of(role, policy)) == 1]
+        if alone:
+            open_questions.append(
+                NotJudged(
+                    f"amplification of {', '.join(map(str, alone))}",
+                    "no other agent of the role trains the same policy: gradients of different "
+                    "policies have no common angle",
+                    f"give all agents of {role} one policy (--routing)",
+                )
+            )
+        open_questions.append(
+            NotJudged(
+                f"path amplification of {role}",
+                f"its optimizer steps are those of {len(policies)} policies together",
+                f"give all agents of {role} one policy (--routing)",
+            )
+        )
+    return open_questions
+
+
+def _components(run: Run, role: str, policy: str) -> Components:
     def read(name: str) -> Floats:
-        return aligned(run.steps, run.row_statistic(name, role))
+        return aligned(run.steps, run.row_statistic(name, role, policy))
 
     return Components(
         read("total"), read("signal"), read("prompt"), read("episode"), read("crosscov")
@@ -269,10 +301,11 @@ def _ratio(shared: Floats, own: Floats, num_agents: int) -> tuple[float, float]:
     return whole, float(stdtrit(num_blocks - 1, 0.975)) * math.sqrt(variance)
 
 
-def _coherence_finding(run: Run, role: str, coherence: Coherence) -> Finding:
+def _coherence_finding(run: Run, role: str, policy: PolicyMeta, coherence: Coherence) -> Finding:
+    of_policy = f" of policy '{policy.name}'" if role in divided(run) else ""
     worth = coherence.num_agents / coherence.deff
     confidence: Confidence = "high" if coherence.deff_lower > 1.1 else "moderate"
-    coherent = aligned(run.steps, run.row_statistic("coherence", role))
+    coherent = aligned(run.steps, run.row_statistic("coherence", role, policy.name))
     evidence = [
         f"centred cross-covariance between agents, p = {coherence.p_value:.2g} over "
         f"{coherence.num_steps} steps",
@@ -290,8 +323,8 @@ def _coherence_finding(run: Run, role: str, coherence: Coherence) -> Finding:
     return Finding(
         "amplification",
         role,
-        f"The {coherence.num_agents} {role} agents repeat one another on shared prompts: they are "
-        f"worth {worth:.1f} independent ones.",
+        f"The {coherence.num_agents} {role} agents{of_policy} repeat one another on shared "
+        f"prompts: they are worth {worth:.1f} independent ones.",
         coherence.deff,
         "DEFF",
         confidence,

@@ -16,6 +16,8 @@ from analysis.cliff.fall_words import (
     small_loss,
     what_fell,
 )
+from analysis.detectors.breakdown import BREAKDOWN
+from analysis.detectors.role_capture import CAPTURE
 from analysis.explain.order import UNRECORDED
 from analysis.findings import DROPS, HELD_OUT, Cause, Finding
 from analysis.replays.results import Replayed
@@ -65,12 +67,12 @@ def verdict(
         f"{finding.subject} {'may have ' if finding.confidence == 'low' else ''}captured policy "
         f"'{run.policy_of(finding.subject).name}' from step {finding.onset.step}."
         for finding in findings
-        if finding.onset and finding.kind == "capture"
+        if finding.onset and finding.kind == CAPTURE.name
     ]
     broken = sorted(
         (finding.onset.step, finding.subject)
         for finding in findings
-        if finding.onset and finding.kind == "role breakdown"
+        if finding.onset and finding.kind == BREAKDOWN.name
     )
     if broken:
         names = ", ".join(f"{role} (from step {step})" for step, role in broken)
@@ -130,7 +132,7 @@ def confidence(
     parts += [
         f"{finding.confidence} on the capture by {finding.subject}"
         for finding in capture
-        if finding.kind == "capture"
+        if finding.kind == CAPTURE.name
     ]
     return "; ".join(parts) or "none: nothing could be judged on accuracy"
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.detectors.role_capture import CaptureRule
+from analysis.detectors.role_capture import CAPTURE, CaptureRule
+from analysis.detectors.table import KINDS
 from analysis.findings import HELD_OUT, Diagnosis, Finding, SignalVerdict
 from analysis.replays.propose import announced, propose
 from analysis.report.glossary import glossary
@@ -50,7 +51,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
         captions = []
         if CaptureRule().num_tested(run) and _knows_loss(run):
             captions.append("Dashed horizontals: shares of the loss, the null of capture.")
-        if diagnosis.of_kind("capture"):
+        if diagnosis.of_kind(CAPTURE.name):
             captions.append("Dashed vertical: when the capture began.")
         roles_plot = _figure(plots.roles_svg(diagnosis, run), " ".join(captions))
     shown_levels = tiles(diagnosis, run)
@@ -66,6 +67,7 @@ def write_page(diagnosis: Diagnosis, run: Run, path: Path | str) -> Path:
             _section("Findings", "".join(_finding_card(f, run.roles) for f in diagnosis.findings)),
             _section("To try next", _remedy_table(diagnosis) + _replay_card(run, diagnosis)),
             _folded(f"Not judged ({len(diagnosis.not_judged)})", _open_questions(diagnosis)),
+            _what_is_needed(),
             _folded(f"Every signal ({len(diagnosis.signals)})", _all_signals(diagnosis)),
             _details(diagnosis, run),
         )
@@ -212,6 +214,19 @@ def _open_questions(diagnosis: Diagnosis) -> str:
     return _plain_table(
         (question.what, escape(question.why), escape(question.to_do))
         for question in diagnosis.not_judged
+    )
+
+
+def _what_is_needed() -> str:
+    """Every kind of finding, and what has to be recorded for it."""
+    rows = "".join(
+        f"<tr><td><b>{escape(kind.name)}</b></td><td>{escape(kind.needs)}</td></tr>"
+        for kind in KINDS.values()
+    )
+    return (
+        f"<details><summary>What each kind of finding needs ({len(KINDS)})</summary>"
+        f'<div class="card scroll"><table>{rows}</table><p class="kind">Where that was not '
+        "recorded, silence about the kind says nothing.</p></div></details>"
     )
 
 

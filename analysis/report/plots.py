@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.accuracy import AccuracySeries, rates_alone, wilson
+from analysis.detectors.role_capture import CAPTURE
 from analysis.findings import HELD_OUT, Diagnosis, Onset, SignalVerdict
 from analysis.report.shared import fall_of
 from analysis.signals import Measured, aligned, learners, routed
@@ -169,7 +170,7 @@ def roles_svg(diagnosis: Diagnosis, run: Run) -> str:
             panels[1].set_ylim(0, 100)
             panels[1].set_title("share of the step mass (%)")
         for axes in panels:
-            for finding in diagnosis.of_kind("capture"):
+            for finding in diagnosis.of_kind(CAPTURE.name):
                 if finding.onset:
                     color = role_color(finding.subject, run.roles)
                     axes.axvline(finding.onset.step, color=color, lw=1.3, ls="--")

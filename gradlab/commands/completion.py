@@ -16,7 +16,7 @@ from gradlab.commands.parsing import parse
 class CompletionOptions:
     """Print the completion of gradlab for a shell.
 
-    Put `source <(gradlab completion bash)` into ~/.bashrc, or, after compinit,
+    Put `source <(gradlab completion bash)` into ~/.bashrc, or
     `source <(gradlab completion zsh)` into ~/.zshrc.
     """
 
@@ -77,7 +77,7 @@ def train_choices() -> dict[str, Sequence[str]]:
         "--reward": list(REWARDS),
         "--advantage": list(estimators("zero")),
         "--device": ["auto", "cpu", "cuda"],
-        "--routing": ["isolated", "shared"],
+        "--routing": ["isolated", "shared", "agents"],
         "--split": ["paper", "seed"],
     }
 
@@ -85,14 +85,19 @@ def train_choices() -> dict[str, Sequence[str]]:
 def script(shell: str, known: Known) -> Iterator[str]:
     """A function of bash, and how it is asked; zsh runs it through its bashcompinit."""
     if shell == "zsh":
+        yield "(( $+functions[compdef] )) || { autoload -U compinit && compinit; }"
         yield "autoload -U +X bashcompinit && bashcompinit"
     yield "_gradlab() {"
     yield "    local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}"
-    yield "    local command=${COMP_WORDS[1]} options= choices="
+    yield "    local command=${COMP_WORDS[1]} options= choices= before= choice="
     yield "    COMPREPLY=()"
     yield "    # bash parts --option=value at the sign"
     yield "    if [[ $current == = ]]; then current="
-    yield "    elif [[ $previous == = ]]; then previous=${COMP_WORDS[COMP_CWORD-2]}; fi"
+    yield "    elif [[ $previous == = ]]; then previous=${COMP_WORDS[COMP_CWORD-2]}"
+    yield "    # zsh leaves it whole"
+    yield "    elif [[ $current == --*=* ]]; then"
+    yield "        previous=${current%%=*} before=${current%%=*}= current=${current#*=}"
+    yield "    fi"
     yield "    if ((COMP_CWORD == 1)); then"
     yield f'        choices="{" ".join([*known, "--help", "--version"])}"'
     yield "    else case $command in"
@@ -106,11 +111,19 @@ def script(shell: str, known: Known) -> Iterator[str]:
             yield f'                {command}) choices="{" ".join(options[""])}" ;;'
         yield "            esac ;;"
     yield "    esac; fi"
-    yield "    if [[ $current == -* && $previous != = ]]; then"
+    yield "    if [[ $current == -* && $previous != = && -z $before ]]; then"
     yield '        choices="$options $([[ $COMP_CWORD == 1 ]] && echo $choices)"'
     yield "    fi"
     yield "    # without choices the shell completes names of files"
-    yield '    [[ -n $choices ]] && COMPREPLY=($(compgen -W "$choices" -- "$current"))'
+    # compgen of zsh looks for the whole word, option and = included
+    yield "    for choice in $choices; do"
+    yield '        [[ $choice == "$current"* ]] && COMPREPLY+=("$before$choice")'
+    yield "    done"
+    yield "    if [[ -z $choices && -n $before ]]; then"
+    yield '        for choice in "$current"*; do'
+    yield '            [[ -e $choice ]] && COMPREPLY+=("$before$choice")'
+    yield "        done"
+    yield "    fi"
     yield "    return 0"
     yield "}"
     yield "complete -o default -F _gradlab gradlab"

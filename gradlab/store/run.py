@@ -451,9 +451,12 @@ class Run:
         unit = describe(UpdateMetrics)[name]["unit"]
         return Signal(name, unit, policy, group.array("step"), value_U)
 
-    def row_statistic(self, name: str, role: str) -> Signal:
-        """A field of `RowStatistics`, per step: the value of the step's last update."""
-        policy = self.policy_of(role)
+    def row_statistic(self, name: str, role: str, policy_name: str | None = None) -> Signal:
+        """A field of `RowStatistics`, per step: the value of the step's last update.
+
+        Of a role whose agents train several policies, over those of the one that is named.
+        """
+        policy = self.policy_of(role) if policy_name is None else self._policy(policy_name)
         group = self._groups[f"updates/{policy.name}"]
         place = _index(group.labels("role"), role, "role with agents in its policy")
         value_U = group.metric("rows", "row_metric", name, place)
