@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -57,23 +58,41 @@ def plan_updates(rows: Sequence[Turn], config: TrainConfig, key: Sequence[int]) 
     return updates
 
 
+EXTRA_BATCH = 256
+"""What one more micro-batch costs, in padded tokens: its overhead on a small model."""
+
+
 def micro_batches(rows: Sequence[Turn], max_tokens: int) -> list[list[Turn]]:
     """Batches of at most `max_tokens` padded tokens (one row at least), rows of like length.
 
-    Within a batch the rows of an agent stand together, which lets the probe slice instead of copy.
+    Among all cuts of the rows in order of length, the one with the fewest padded tokens, each batch
+    counting `EXTRA_BATCH` more. Within a batch the rows of an agent stand together, which lets the
+    probe slice instead of copy.
     """
-    batches: list[list[Turn]] = []
-    # Prompts and responses are padded each to their own longest: a long prompt with a short
-    # response next to a short prompt with a long response costs more than either.
-    prompt = response = 0
-    for row in sorted(rows, key=lambda row: (row.tokens, row.agent)):
-        prompt = max(prompt, len(row.prompt_ids))
-        response = max(response, len(row.response_ids))
-        if not batches or (prompt + response) * (len(batches[-1]) + 1) > max_tokens:
-            batches.append([])
-            prompt, response = len(row.prompt_ids), len(row.response_ids)
-        batches[-1].append(row)
-    return [sorted(batch, key=lambda row: row.agent) for batch in batches]
+    ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
+    prompt_n = np.array([len(row.prompt_ids) for row in ordered])
+    response_n = np.array([len(row.response_ids) for row in ordered])
+    least = np.zeros(len(ordered) + 1)  # cost of the rows before each place, at best
+    begin = np.zeros(len(ordered), dtype=np.int64)  # of the batch that ends with each row
+    for end in range(len(ordered)):
+        # Prompts and responses are padded each to their own longest: a long prompt with a short
+        # response next to a short prompt with a long response costs more than either. Lengths rise,
+        # so no batch that ends here holds more rows than of this length fit.
+        most = max(1, max_tokens // ordered[end].tokens)
+        back = slice(end, end - most if most <= end else None, -1)
+        width = np.maximum.accumulate(prompt_n[back]) + np.maximum.accumulate(response_n[back])
+        padded = width * np.arange(1, len(width) + 1)
+        fits = np.count_nonzero(padded <= max_tokens) or 1
+        cost = least[end + 1 - fits : end + 1][::-1] + padded[:fits] + EXTRA_BATCH
+        size = int(cost.argmin())
+        least[end + 1], begin[end] = cost[size], end - size
+    cuts = [len(ordered)]
+    while cuts[-1]:
+        cuts.append(int(begin[cuts[-1] - 1]))
+    return [
+        sorted(ordered[start:end], key=lambda row: row.agent)
+        for end, start in reversed(list(pairwise(cuts)))
+    ]
 
 
 @dataclass(frozen=True)
