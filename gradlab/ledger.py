@@ -59,6 +59,17 @@ class RoleTally:
     """Effective sample size of the importance weights of a rollout correction, as a share."""
     correction_cut: float = math.nan
     """Share of them that the correction cut."""
+    compared_turns: float = 0.0
+    """Turns that the two are means over; 0 where nobody said."""
+    compared_tokens: float = 0.0
+
+    def compared(self, tokens: float, gap: float, divergence: float) -> None:
+        """Take another turn into the monitored means, by its sums over tokens."""
+        before, self.compared_tokens = self.compared_tokens, self.compared_tokens + tokens
+        for name, total in (("logprob_gap", gap), ("kl", divergence)):
+            known = getattr(self, name) * before if before else 0.0
+            setattr(self, name, (known + total) / self.compared_tokens)
+        self.compared_turns += 1
 
     def per_token(self, name: str) -> float:
         return float(getattr(self, name)) / self.tokens if self.tokens else math.nan
@@ -97,7 +108,8 @@ def joined(tallies: Sequence[RoleTally]) -> RoleTally:
     """The tally of a role out of those of its policies; means are weighted by tokens."""
     if len(tallies) == 1:
         return tallies[0]
-    names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates")
+    names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates",
+             "compared_turns", "compared_tokens")  # fmt: skip
     whole = RoleTally(**{name: sum(getattr(t, name) for t in tallies) for name in names})
     for name in ("kl", "logprob_gap", "correction_ess", "correction_cut"):
         known = [(getattr(t, name), t.tokens) for t in tallies if math.isfinite(getattr(t, name))]
@@ -148,6 +160,7 @@ def role_ledger(
         logprob_gap=tally.logprob_gap,
         correction_ess=tally.correction_ess,
         correction_cut=tally.correction_cut,
+        compared_turns=tally.compared_turns or math.nan,
     )
 
 

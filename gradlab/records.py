@@ -302,6 +302,10 @@ class RoleLedger:
         "correction before they are cut",
     )
     correction_cut: float = measured("1", "share of these weights that the correction cut")
+    compared_turns: float = measured(
+        "count",
+        "turns of the role that logprob_gap and kl are means over, where a few stand for all",
+    )
 
 
 @dataclass(frozen=True)

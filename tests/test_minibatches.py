@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -73,6 +74,49 @@ def test_every_row_is_in_exactly_one_micro_batch_within_the_budget(
         prompt = max(len(row.prompt_ids) for row in batch)
         response = max(len(row.response_ids) for row in batch)
         assert len(batch) * (prompt + response) <= max_tokens or len(batch) == 1
+
+
+def padded(batch: list[Turn]) -> int:
+    longest = (
+        max(map(len, side))
+        for side in zip(*((r.prompt_ids, r.response_ids) for r in batch), strict=True)
+    )
+    return len(batch) * sum(longest)
+
+
+@given(
+    st.builds(make_rows, st.lists(st.integers(1, 40), min_size=1, max_size=8), st.just(3)),
+    st.integers(1, 200),
+    st.sampled_from([0, 5, 40, 256]),
+)
+def test_no_other_cut_by_length_is_cheaper(rows: list[Turn], max_tokens: int, price: int) -> None:
+    """Against all cuts of the same order, tried one by one: 128 of 8 rows."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.batches.EXTRA_BATCH", price)
+        found = sum(padded(batch) + price for batch in micro_batches(rows, max_tokens))
+    ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
+    costs = []
+    for cuts in product([False, True], repeat=len(rows) - 1):
+        places = [0, *(i for i, is_cut in enumerate(cuts, start=1) if is_cut), len(rows)]
+        batches = [ordered[start:end] for start, end in pairwise(places)]
+        if all(padded(batch) <= max_tokens or len(batch) == 1 for batch in batches):
+            costs.append(sum(padded(batch) + price for batch in batches))
+    assert found == min(costs)
+
+
+def test_long_prompts_are_cut_off_from_short_ones() -> None:
+    """48 generators of 10 + 6 tokens, 16 aggregators of 80 + 3: 64 x 86 = 5,504 tokens in one
+    micro-batch, 48 x 16 + 16 x 83 = 2,096 in two, with a price of 256 each."""
+    generators = [
+        make_turn(prompt_ids=(5,) * 10, response_ids=(7,) * 6, sample=i) for i in range(48)
+    ]
+    aggregators = [
+        make_turn(Agent("aggregator"), prompt_ids=(5,) * 80, response_ids=(7,) * 3, sample=i)
+        for i in range(16)
+    ]
+    found = micro_batches([*generators, *aggregators], 16384)
+    assert [len(batch) for batch in found] == [48, 16]
+    assert sum(map(padded, found)) == 2096
 
 
 @given(rows_strategy, st.integers(1, 300))

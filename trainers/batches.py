@@ -1,14 +1,17 @@
-"""Split turns into updates and micro-batches; turns to tensors to log-probs.
+"""Turn a policy's rows into updates, micro-batches, tensors and log-probabilities.
 
-Legend: B turns of a micro-batch, T response tokens (right-padded), P prompt tokens (left-padded),
-V vocabulary.
+Legend: B rows of a micro-batch, T response tokens (right-padded), S prompt (left-padded) and
+response tokens, N response tokens of all rows, C those of a chunk, H hidden units, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,23 +58,41 @@ def plan_updates(rows: Sequence[Turn], config: TrainConfig, key: Sequence[int]) 
     return updates
 
 
+EXTRA_BATCH = 256
+"""What one more micro-batch costs, in padded tokens: its overhead on a small model."""
+
+
 def micro_batches(rows: Sequence[Turn], max_tokens: int) -> list[list[Turn]]:
     """Batches of at most `max_tokens` padded tokens (one row at least), rows of like length.
 
-    Within a batch the rows of an agent stand together, which lets the probe slice instead of copy.
+    Among all cuts of the rows in order of length, the one with the fewest padded tokens, each batch
+    counting `EXTRA_BATCH` more. Within a batch the rows of an agent stand together, which lets the
+    probe slice instead of copy.
     """
-    batches: list[list[Turn]] = []
-    # Prompts and responses are padded each to their own longest: a long prompt with a short
-    # response next to a short prompt with a long response costs more than either.
-    prompt = response = 0
-    for row in sorted(rows, key=lambda row: (row.tokens, row.agent)):
-        prompt = max(prompt, len(row.prompt_ids))
-        response = max(response, len(row.response_ids))
-        if not batches or (prompt + response) * (len(batches[-1]) + 1) > max_tokens:
-            batches.append([])
-            prompt, response = len(row.prompt_ids), len(row.response_ids)
-        batches[-1].append(row)
-    return [sorted(batch, key=lambda row: row.agent) for batch in batches]
+    ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
+    prompt_n = np.array([len(row.prompt_ids) for row in ordered])
+    response_n = np.array([len(row.response_ids) for row in ordered])
+    least = np.zeros(len(ordered) + 1)  # cost of the rows before each place, at best
+    begin = np.zeros(len(ordered), dtype=np.int64)  # of the batch that ends with each row
+    for end in range(len(ordered)):
+        # Prompts and responses are padded each to their own longest: a long prompt with a short
+        # response next to a short prompt with a long response costs more than either. Lengths rise,
+        # so no batch that ends here holds more rows than of this length fit.
+        most = max(1, max_tokens // ordered[end].tokens)
+        back = slice(end, end - most if most <= end else None, -1)
+        width = np.maximum.accumulate(prompt_n[back]) + np.maximum.accumulate(response_n[back])
+        padded = width * np.arange(1, len(width) + 1)
+        fits = np.count_nonzero(padded <= max_tokens) or 1
+        cost = least[end + 1 - fits : end + 1][::-1] + padded[:fits] + EXTRA_BATCH
+        size = int(cost.argmin())
+        least[end + 1], begin[end] = cost[size], end - size
+    cuts = [len(ordered)]
+    while cuts[-1]:
+        cuts.append(int(begin[cuts[-1] - 1]))
+    return [
+        sorted(ordered[start:end], key=lambda row: row.agent)
+        for end, start in reversed(list(pairwise(cuts)))
+    ]
 
 
 @dataclass(frozen=True)
@@ -139,20 +160,102 @@ def response_logprobs(
     language: LanguageModel, batch: Batch, *, entropy_grad: bool = False
 ) -> tuple[Tensor, Tensor]:
     """[B, T] log-probability of each response token under the temperature-scaled policy, and the
-    entropy of the distribution it was drawn from (nats), with a gradient only if asked for."""
-    longest = batch.target_BT.shape[1]
-    logits = language.model(
-        input_ids=batch.ids_BT,
-        attention_mask=batch.mask_BT,
-        position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=longest + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    logprobs_BTV = torch.log_softmax(logits.float() / batch.temperature, dim=-1)
-    chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
-    return chosen, entropy
+    entropy of the distribution it was drawn from (nats), with a gradient only if asked for.
+
+    Both are 0 on padding.
+    """
+    is_token = batch.is_token_BT
+    head = language.head
+    with contextlib.nullcontext() if head is None else giving_hidden_states(head):
+        output_BTX = language.model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=is_token.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+    output_NX, target_N, temperature = (
+        output_BTX[is_token],
+        batch.target_BT[is_token],
+        batch.temperature,
+    )
+    if isinstance(temperature, Tensor):
+        temperature = temperature.expand(*is_token.shape, 1)[is_token]
+    if head is None:
+        logprobs_NV = torch.log_softmax(output_NX.float() / temperature, dim=-1)
+        logprob_N = logprobs_NV.gather(1, target_N[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    else:
+        logprob_N, entropy_N = FrozenHead.apply(
+            output_NX, head.weight, head.bias, target_N, temperature, entropy_grad
+        )  # type: ignore[no-untyped-call]
+    zero_BT = torch.zeros(is_token.shape, dtype=logprob_N.dtype, device=is_token.device)
+    return zero_BT.masked_scatter(is_token, logprob_N), zero_BT.masked_scatter(is_token, entropy_N)
+
+
+@contextlib.contextmanager
+def giving_hidden_states(head: torch.nn.Linear) -> Iterator[None]:
+    """Within it a model gives what its head would have read, in place of logits."""
+    head.forward = lambda hidden: hidden  # type: ignore[assignment]  # the argument is named otherwise
+    try:
+        yield
+    finally:
+        del head.forward  # the class's shows again
+
+
+CHUNK_LOGITS = 2**25
+"""Most logits at once (128 MiB in float32, of which there are three)."""
+
+
+class FrozenHead(torch.autograd.Function):
+    """[N] log-probability of each target, and entropy, without [N, V] logits.
+
+    The head does not learn, so that the gradient of a token's hidden state is one number times a
+    vector that is known when the logits are: they need not be kept, nor made again.
+
+        d logprob / d h = (W[target] - sum_v p_v W_v) / temperature
+        d entropy / d h = -sum_v p_v (log p_v + entropy) W_v / temperature
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None,
+        target_N: Tensor, temperature: float | Tensor, entropy_grad: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+        needs_grad = context.needs_input_grad[0]
+        chunk = max(1, CHUNK_LOGITS // len(weight_VH))
+        found: list[list[Tensor]] = [[], [], [], []]
+        for start in range(0, len(hidden_NH), chunk):
+            part = slice(start, start + chunk)
+            heat = temperature[part] if isinstance(temperature, Tensor) else temperature
+            logits_CV = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).to(dtype)
+            logprobs_CV = torch.log_softmax(logits_CV.div_(heat), dim=-1)
+            del logits_CV
+            p_CV, target_C1 = logprobs_CV.exp(), target_N[part, None]
+            entropy_C1 = -(p_CV * logprobs_CV).sum(-1, keepdim=True)
+            found[0].append(logprobs_CV.gather(1, target_C1)[:, 0])
+            found[1].append(entropy_C1[:, 0])
+            if needs_grad and entropy_grad:
+                slope_CV = logprobs_CV.add_(entropy_C1).mul_(p_CV).div_(heat).neg_()
+                found[3].append(slope_CV.to(weight_VH.dtype) @ weight_VH)
+            if needs_grad:
+                slope_CV = p_CV.neg_()
+                slope_CV.scatter_add_(1, target_C1, torch.ones_like(entropy_C1)).div_(heat)
+                found[2].append(slope_CV.to(weight_VH.dtype) @ weight_VH)
+        logprob_N, entropy_N = torch.cat(found[0]), torch.cat(found[1])
+        context.save_for_backward(*(torch.cat(slopes) for slopes in found[2:] if slopes))
+        if not entropy_grad:
+            context.mark_non_differentiable(entropy_N)
+        return logprob_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *upstream_N: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = context.saved_tensors
+        parts = [g[:, None] * slope_NH for g, slope_NH in zip(upstream_N, slopes, strict=False)]
+        return sum(parts[1:], parts[0]).to(slopes[0].dtype), None, None, None, None, None
 
 
 @torch.no_grad()

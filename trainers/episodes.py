@@ -69,6 +69,8 @@ class Turn:
     """[T] denominator of the ratio; None: `logprobs`."""
     correction: NDArray[np.float32] | None = field(default=None, compare=False)
     """[T] factor of each token's policy loss, for the gap between sampler and trainer; None: 1."""
+    reference_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    """[T] under the base model, of the turns on which sampler, trainer and base are compared."""
 
     @property
     def is_solved(self) -> bool:

@@ -37,7 +37,7 @@ from trainers.episodes import Turn
 from trainers.interventions import role_factors
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy, TrainingError, adapter_parameters, not_finite
-from trainers.watch.monitor import monitor
+from trainers.watch.monitor import compare, warn_of_gaps, with_reference
 
 
 def learn(
@@ -52,15 +52,17 @@ def learn(
         return tallies
     language.activate(policy.name)
     language.model.train()
-    monitor(language, policy, rows, config, tallies)
     rows = corrected(with_old_logprobs(language, rows, config), config, tallies)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())
-    for update in plan_updates(rows, config, key):
+    updates = plan_updates(rows, config, key)
+    updates[0] = with_reference(language, policy, rows, updates[0], config, tallies)
+    for update in updates:
         for role in {row.agent.role for row in update}:
             tallies[role].updates += 1
         accumulate(language, policy, update, problems, config, step, tallies)
         clip_and_step(language, policy, config, step)
+    warn_of_gaps(policy, config, tallies)
     return tallies
 
 
@@ -182,6 +184,7 @@ def batch_loss(
     logprob_BT, entropy_BT = response_logprobs(
         language, batch, entropy_grad=config.entropy_coefficient > 0
     )
+    compare(batch, logprob_BT, tallies)
     token = policy_loss(logprob_BT, batch.old_BT, batch.advantage_B, config)
     loss_BT = token.loss_BT * batch.correction_BT
     coefficient_B = torch.tensor(
