@@ -481,7 +481,8 @@ class RunMeta:
     reward_components: tuple[str, ...] = ()
     """Names of what the reward is the sum of, where it has names."""
     config: Mapping[str, Any] = field(default_factory=dict)
-    """The whole configuration, JSON-able. Detectors read only its `steps` and `dtype`, if there."""
+    """The whole configuration, JSON-able. Detectors read only its `steps`, `dtype` and
+    `row_statistics`, if there."""
     versions: Mapping[str, str] = field(default_factory=dict)
     frozen: tuple[str, ...] = ()
     """Roles that speak with the base model and are not trained; they have no policy."""

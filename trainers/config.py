@@ -46,7 +46,7 @@ _LOWEST: tuple[tuple[tuple[str, ...], int, str], ...] = (
         (
             "clip_low", "clip_high", "dual_clip", "clip_norm", "warmup_steps", "weight_decay",
             "entropy_coefficient", "threads", "keep_states", "keep_state_every",
-            "coherence_damping", "extend_to",
+            "coherence_damping", "extend_to", "row_statistics",
         ),
         0,
         "0 or more",
@@ -61,7 +61,7 @@ EARLIER: Mapping[str, Any] = {
     "policy_lora_alpha": {}, "rollout_correction": "none", "rollout_correction_level": "token",
     "rollout_correction_cap": 2.0, "sampler": "transformers", "sampler_url": [],
     "sampler_directory": None, "sampler_seconds": 600.0, "sampler_memory": 0.5,
-    "sampler_sleep": False,
+    "sampler_sleep": False, "row_statistics": 1,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -312,6 +312,10 @@ class TrainConfig:
     probe: Literal["exact", "fused", "off"] = "exact"
     """Measure gradients by agent: beside the ordinary backward, which stays bitwise what it was, or
     fused into it, which is cheaper and changes gradients by rounding. Off only for timing."""
+    row_statistics: int = 1
+    """Steps between those in which gradients of single rows are measured, too, from the first on:
+    1 is every step, 0 none. They say how parallel agents repeat one another, and are the dearer
+    part of the probe for small models."""
     sketch_buckets: Literal[0, 4093, 16381] = 0
     """Keep sketches of this size of every agent's gradient and part of the step, to compare updates
     with each other (0: none). Cosines are off by 1 / sqrt of it; 16 KB or 64 KB per agent and
@@ -351,6 +355,11 @@ class TrainConfig:
             )
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
+        if self.probe == "off" and self.row_statistics != 1:
+            raise ValueError(
+                f"--row-statistics is {self.row_statistics} and --probe is off, which measures no "
+                "rows; expected --probe exact or fused, or no --row-statistics"
+            )
         self._check_sizes()
         self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gradlab.ledger import RoleTally
+from gradlab.probe.probe import Probe
 from gradlab.readout.gram import grouped, grouping
 from gradlab.records import Agent
 from trainers.batches import (
@@ -92,12 +93,7 @@ def accumulate(
         batch = to_batch(micro, language)
         if policy.probe:
             policy.probe.step = step
-            policy.probe.tag(
-                [row.agent for row in micro],
-                prompts=[problems[row.problem] for row in micro],
-                samples=[row.sample for row in micro],
-                advantages=[row.advantage for row in micro],
-            )
+            tag(policy.probe, micro, problems, measures_rows(config, step))
         loss = batch_loss(language, batch, config, tallies)
         if not torch.isfinite(loss):
             raise TrainingError(blame(language, batch, policy, step, loss))
@@ -127,6 +123,25 @@ def token_weights(
     if aggregation == "sequence_sum":
         return np.full(len(lengths), 1.0 / rows)
     return 1.0 / (rows * lengths)
+
+
+def tag(probe: Probe, rows: Sequence[Turn], problems: Mapping[str, int], has_rows: bool) -> None:
+    """Say whose rows the next forward holds; with `has_rows`, what their statistics need."""
+    agents = [row.agent for row in rows]
+    if not has_rows:
+        probe.tag(agents)
+        return
+    probe.tag(
+        agents,
+        prompts=[problems[row.problem] for row in rows],
+        samples=[row.sample for row in rows],
+        advantages=[row.advantage for row in rows],
+    )
+
+
+def measures_rows(config: TrainConfig, step: int) -> bool:
+    """Whether gradients of single rows are measured in this step."""
+    return config.row_statistics > 0 and (step - 1) % config.row_statistics == 0
 
 
 def clip_and_step(language: LanguageModel, policy: Policy, config: TrainConfig, step: int) -> None:

@@ -128,11 +128,15 @@ class AmplificationTest(Detector):
             coherence = self.measure(components, len(part_of(role, policy)))
             if coherence is None:
                 known = int(_known(components).sum())
+                gap = run.row_statistics_gap
+                reason = f"{known} steps with row statistics; the test needs {self.min_steps}"
                 open_questions.append(
                     NotJudged(
                         f"amplification of {_named(role, policy, apart)}",
-                        f"{known} steps with row statistics; the test needs {self.min_steps}",
-                        "train longer, and tag rows with prompts and samples"
+                        reason if gap is None else f"{reason}; {gap}",
+                        "train with --row-statistics 1"
+                        if gap
+                        else "train longer, and tag rows with prompts and samples"
                         if known
                         else "tag rows with prompts and samples",
                     )

@@ -14,6 +14,7 @@ Example:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -79,6 +80,7 @@ def synthetic_run(
     rng = np.random.default_rng(seed)
     planned = steps if planned is None else planned
     meta = _meta(Path(path).name, agents, routing, problems, samples, seed, planned)
+    meta = replace(meta, config={**meta.config, "row_statistics": int(row_statistics)})
     rows = {role: Rows(prompt=(amplification or {}).get(role, 0.0)) for role in agents}
     step_E = np.unique(np.linspace(0, steps, evals).round().astype(np.int64))
     rate_E = accuracy_curve(step_E, steps, cliff)

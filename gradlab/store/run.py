@@ -463,6 +463,16 @@ class Run:
         unit = describe(RowStatistics)[name]["unit"]
         return self._signal(name, unit, role, policy, value_U, "step", last_update)
 
+    @property
+    def row_statistics_gap(self) -> str | None:
+        """Why most steps have no row statistics, where the run was told so; else None."""
+        every = self.meta.config.get("row_statistics", 1)
+        if every == 0:
+            return "row statistics were switched off (--row-statistics 0)"
+        if every == 1:
+            return None
+        return f"row statistics were measured every {every} steps (--row-statistics {every})"
+
     def noise_scale(self, role: str, *, window: int = 1) -> Signal:
         """trS / mu2, per step: prompts at which signal and noise of the role's gradient are equal.
 

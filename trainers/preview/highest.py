@@ -8,7 +8,9 @@ COUNT, PER_STEP, TOKENS = 10**9, 10**6, 10**7
 
 HIGHEST: dict[str, float] = {
     # A run that long is none; larger numbers are slips of the finger, or overflow on their way.
-    **dict.fromkeys(("steps", "extend_to", "eval_every", "checkpoint_every"), COUNT),
+    **dict.fromkeys(
+        ("steps", "extend_to", "eval_every", "checkpoint_every", "row_statistics"), COUNT
+    ),
     **dict.fromkeys(("keep_states", "keep_state_every", "warmup_steps"), COUNT),
     **dict.fromkeys(("problems_per_step", "samples", "rollout_rows", "rows_per_update"), PER_STEP),
     **dict.fromkeys(("fixed_updates", "coherence_window", "eval_problems"), PER_STEP),
