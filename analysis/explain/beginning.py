@@ -17,9 +17,8 @@ from analysis.series.bend import bins, bridged
 from gradlab.arrays import Floats
 
 TRUST = 0.5
-"""Chance that training fell when held-out accuracy did. Of 42 falls of the second world, draws of
-this mixture lie after the true beginning as often as those of the evaluations alone; draws that
-believe training throughout do so twice as often."""
+"""Chance that training fell when held-out accuracy did. The true beginnings of 70 falls of the
+second world lay below 10 % of the draws in 14 %; at 0 (evaluations alone) in 19, at 1 in 23 %."""
 APART = 0.1
 """Share of training's own beginnings within those of the evaluations, below which it fell for
 itself."""
