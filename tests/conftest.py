@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from rich.console import Console
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
@@ -20,6 +22,12 @@ from trainers.models.tiny import build_tokenizer
 from trainers.watch.progress import Progress
 
 torch.set_num_threads(1)
+
+# A busy machine must not decide whether a test passes.
+hypothesis_settings.register_profile(
+    "untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("untimed")
 
 # A shell starts background jobs with Ctrl-C ignored, children inherit that, and tests that stop
 # a child would wait for ever.
