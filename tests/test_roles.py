@@ -34,7 +34,7 @@ from trainers.training import train
 from trainers.watch.progress import Progress
 
 ORCHESTRATOR = {"workflow": "orchestrator_workers", "workers": 2, "problems_per_step": 2}
-LEARNED = ("entropy", "kl", "logprob_gap", "loss_weight", "learning_rate", "clip_fraction")
+LEARNED = ("entropy", "kl", "logprob_gap", "loss_weight", "clip_fraction")
 
 
 def base_model(config: TrainConfig) -> Any:
