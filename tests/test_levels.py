@@ -129,6 +129,15 @@ def test_spike_is_a_finding_where_accuracy_fell_after_it(
         assert found[0].onset == Onset(50, 50, 50)
 
 
+def test_gradients_of_rounding_alone_make_no_spike_of_the_others() -> None:
+    """Where no group has reward spread, what is left of a gradient is 1e-17 of it."""
+    norm_T = np.exp(0.3 * np.random.default_rng(1).standard_normal(300))
+    assert SpikeRule().measure(norm_T) is None
+    norm_T[200:240] = 1e-17 * norm_T[200:240]
+    norm_T[220] *= 1e17
+    assert SpikeRule().measure(norm_T) is None
+
+
 def test_norms_with_heavy_tails_are_no_spikes() -> None:
     """Of the null t(5), a fixed t(8) flags a fifth and t(3) two thirds; nominal is 5 %."""
     for degrees, most in ((5, 4), (3, 6)):

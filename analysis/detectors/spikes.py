@@ -24,6 +24,8 @@ from gradlab.store.run import Run
 
 DEGREES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0, 8.0, 12.0, 20.0)
 """Of freedom, that the tails of log norms may have."""
+ROUNDING = 1e-6
+"""Share of the usual norm, below which a gradient is none."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,8 @@ class SpikeRule(Detector):
     def measure(self, norm_T: Floats) -> Spikes | None:
         """Spikes of one series of norms; None without any."""
         known = np.flatnonzero(np.isfinite(norm_T) & (norm_T > 0))
+        if len(known):  # what is left where rewards have no spread is rounding
+            known = known[norm_T[known] > ROUNDING * np.median(norm_T[known])]
         if len(known) < self.min_steps:
             return None
         log_T = np.log(norm_T[known])
