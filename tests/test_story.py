@@ -11,6 +11,7 @@ from analysis.detectors.multiplicity import correct, weights
 from analysis.diagnosis import diagnose
 from analysis.findings import Finding
 from analysis.replays.results import read_replays
+from analysis.synthetic.planted import Spike
 from analysis.synthetic.runs import synthetic_run
 from analysis.synthetic.scenarios import SCENARIOS
 from gradlab.store.run import open_run
@@ -65,6 +66,16 @@ def test_innocent_runs_have_no_suspects(name: str, tmp_path: Path) -> None:
     assert not diagnosis.causes
     if SCENARIOS[name].truth == "healthy":
         assert diagnosis.status in ("healthy", "unresolved drop")
+
+
+def test_a_spike_is_no_suspect_beside_what_stayed_changed(tmp_path: Path) -> None:
+    """Alone it is one (above), and beside a suspect that lasts it is told as a finding."""
+    settings = SCENARIOS["entropy collapse, then a cliff"].settings(200, seed=0)
+    spike = Spike("generator", settings["cliff"].step - 12, 60.0, 1)
+    path = synthetic_run(tmp_path / "run", evals=41, spikes=(spike,), **settings)
+    diagnosis = diagnose(open_run(path))
+    assert [finding.subject for finding in diagnosis.of_kind("gradient spike")] == ["generator"]
+    assert [cause.kind for cause in diagnosis.causes] == ["entropy collapse"]
 
 
 def test_one_event_in_several_policies_is_one_suspect(tmp_path: Path) -> None:

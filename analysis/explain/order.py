@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.cliff.fall import Fall
-from analysis.explain.beginning import drawn_together
+from analysis.explain.beginning import beginnings
 from analysis.explain.graph import undominated
 from analysis.explain.settings import BATCH_TOLERANCE, Timing, setting_verdict, verdict_of
 from analysis.explain.signal_words import TrendShape, told_event, told_trend
@@ -30,8 +30,9 @@ from analysis.signals import BY_BATCH, Measured, unscaled
 from gradlab.arrays import Floats
 
 UNRECORDED = "an unrecorded cause"
-FALLS = ("own_accuracy", "reward_mean")
-"""Outcomes of training that fall with accuracy, and are recorded at every step."""
+FALLS = ("reward_mean", "own_accuracy")
+"""Outcomes of training that fall with accuracy, and are recorded at every step: the first that is
+there."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,10 @@ class OnsetOrder:
     event_alpha: float = 0.005
     """Largest p-value of an event beyond every smooth way: those are a few percent off the truth,
     and at 0.05 a tenth of steep S-shapes pass."""
-    min_probability: float = 0.8
-    """That nothing that began with the fall is said to precede it: Bonferroni over the signals with
-    an onset, which is strict, since all are held against the same beginning of the fall: at 0.9 a
-    planted cause came first in 24 of 32 runs of the second world, at 0.8 in 29, with as many wrong
-    suspects (1 of 32 beside a cause, 5 of 24 without one)."""
+    min_probability: float = 0.9
+    """That the fall began after a signal that is said to precede it. All signals are held against
+    one beginning of the fall, which is too early for any only if it is for the earliest of those
+    that began with it: nothing is corrected here. Each signal's own date is, see `settings`."""
     max_lead: int = 100
     """Steps; an earlier change is too far away to be named."""
     min_before: int = 2
@@ -60,6 +60,8 @@ class OnsetOrder:
     """Points that a change is dated on: the search is quadratic."""
     num_draws: int = 200
     """Bootstrap draws of an onset: a probability of 0.9 is known to +-0.02."""
+    num_beginnings: int = 1000
+    """Draws of the fall's beginning."""
     alpha: float = 0.025
     """Of a candidate's change against wander, corrected (Bonferroni) for the signals judged."""
     min_steps: int = 20
@@ -77,7 +79,7 @@ class OnsetOrder:
         span = self._span(step_T, drop)
         seen = [(s, self._seen(s, step_T, span)) for s in present if not s.kind.is_set]
         moves = [(signal, move) for signal, move in seen if move is not None]
-        timing = self._timing(drop, moves)
+        timing = self._timing(drop, moves, step_T[slice(*span)], _rewards(present, span))
         batches = [s for s in present if s.kind.name == "episodes"]
         jumps = _jump_steps(batches, step_T)
         verdicts = []
@@ -151,24 +153,22 @@ class OnsetOrder:
         after = bend.after + float(did.smooth_T[int(bend.end)])
         return _Move("event", before, after, did.p_value, bend.effect, pace, onset, fine_B)
 
-    def _timing(self, drop: Fall, moves: list[tuple[Measured, _Move]]) -> Timing:
+    def _timing(
+        self,
+        drop: Fall,
+        moves: list[tuple[Measured, _Move]],
+        step_T: NDArray[np.int64],
+        reward_T: Floats,
+    ) -> Timing:
         """When the fall began: in the evaluations, and in training if that fell with them.
 
         Training is looked at in every step. What began after it fell began after the fall, although
         the next evaluation was still to come.
         """
         rng = np.random.default_rng(self.seed)
-        fell = [
-            move
-            for signal, move in moves
-            if drop.onset is not None
-            and drop.outcome == HELD_OUT  # else training is what was dated already
-            and signal.kind.name in FALLS
-            and move.onset is not None
-            and move.after < move.before
-            and drop.onset.lower - self.max_lead <= move.onset.step <= drop.onset.upper
-        ]
-        drawn_B = drawn_together(drop, [move.onset_B for move in fell], self.num_draws, rng)
+        if drop.outcome != HELD_OUT:  # training is what was dated already
+            reward_T = np.zeros(0)
+        drawn_B = beginnings(drop, step_T, reward_T, self.num_beginnings, rng)
         # What began after the fall cannot be taken for its cause, and is not asked.
         middle = float(np.median(drawn_B)) if len(drawn_B) else math.inf
         asked = sum(
@@ -231,6 +231,17 @@ class _Move:
     onset: Onset | None = None
     onset_B: Floats = field(default_factory=lambda: np.zeros(0))
     shape: TrendShape = ""
+
+
+def _rewards(signals: list[Measured], span: tuple[int, int]) -> Floats:
+    """[T] rewards of training in these rows, the mean of the roles; empty: none are recorded."""
+    for name in FALLS:
+        value_RT = np.array([s.value_T[slice(*span)] for s in signals if s.kind.name == name])
+        if len(value_RT):
+            known_T = np.isfinite(value_RT).all(axis=0)
+            reward_T: Floats = np.where(known_T, value_RT.mean(axis=0), math.nan)
+            return reward_T
+    return np.zeros(0)
 
 
 def _jump_steps(batches: list[Measured], step_T: NDArray[np.int64]) -> list[int]:

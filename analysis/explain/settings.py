@@ -22,6 +22,8 @@ from gradlab.arrays import Floats
 
 BATCH_TOLERANCE = 0.1
 """Share by which the size of a batch varies without having been changed: episodes that failed."""
+DATED_LATE = 0.05
+"""Chance that any of the signals began later than the latest date that is held against the fall."""
 SUSPECTS = ("learning_rate",)
 """Settings that can fell a run by being raised."""
 
@@ -37,24 +39,31 @@ class Timing:
     min_probability: float
     still_moving: float
     num_dated: int = 1
-    """Signals whose order is asked: each has its share of `1 - min_probability` to be wrong."""
+    """Signals whose order is asked: each has its share of `DATED_LATE`."""
 
     def order(self, onset_B: Floats) -> tuple[Order, tuple[float, float, float], str]:
         """The word for an onset, its lead with its 90 % interval, and why."""
         nowhere = (math.nan, math.nan, math.nan)
         if not len(self.fall_B):
             return "no evidence", nowhere, "changed"
-        lead_B = self.fall_B - onset_B
+        num = min(len(self.fall_B), len(onset_B))
+        lead_B = self.fall_B[:num] - onset_B[:num]
         lower, lead, upper = (float(q) for q in np.quantile(lead_B, [0.05, 0.5, 0.95]))
         chance = self.chance(onset_B)
         leads = (lower, lead, upper)
         if lead > self.max_lead:
             return "no evidence", leads, f"changed {lead:.0f} steps before: too early to be named"
-        if 1 - chance <= (1 - self.min_probability) / self.num_dated and lead >= 1:
+        if self._after_all_of(onset_B) >= self.min_probability and lead >= 1:
             return "precedes", leads, f"in {100 * chance:.0f} % of the draws"
         if chance < 1 - self.min_probability and lead <= -1:
             return "follows", leads, f"in {100 * (1 - chance):.0f} % of the draws"
         return "coincides", leads, "began with the fall: no order is resolved"
+
+    def _after_all_of(self, onset_B: Floats) -> float:
+        """That the fall began after the latest date of a signal that is plausible, corrected for
+        the number of signals; a setting has but one date."""
+        latest = float(np.quantile(onset_B, 1 - DATED_LATE / self.num_dated))
+        return float(np.mean(self.fall_B > latest))
 
     def chance(self, onset_B: Floats) -> float:
         """That an onset is before the fall's: of all pairs of the draws, which are independent."""
@@ -89,7 +98,7 @@ def setting_verdict(signal: Measured, step_T: NDArray[np.int64], timing: Timing)
         order, leads, note = timing.order(np.full(len(timing.fall_B), float(step)))
         note = f"lowered; {note}"
     elif path.rises(factor, tolerance):
-        note = "settled long before the drop: a start-up, not an event"
+        note = "settled before the drop: a start-up, not an event"
     changed = not path.is_constant
     return verdict_of(
         signal,
@@ -163,11 +172,13 @@ def _rise(path: Schedule, factor: float, timing: Timing, tolerance: float) -> Ri
 
 
 def _still_moves(path: Schedule, rise: Rise, factor: float, timing: Timing) -> bool:
-    """Was a warm-up still going on shortly before the fall?"""
+    """Did the fall rather begin while a warm-up was going on? Its end is no event: the rate merely
+    reached what it was set to."""
     assert timing.drop.onset is not None
     start = timing.drop.onset.lower - timing.still_moving * timing.max_lead
     first, last = path.at(start), path.at(timing.drop.onset.upper)
-    return rise.end > start and last > first * factor**timing.still_moving
+    is_before = float(np.mean(timing.fall_B <= rise.end)) >= 0.5
+    return is_before and last > first * factor**timing.still_moving
 
 
 def _at(rise: Rise, timing: Timing) -> Onset:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from analysis.cliff.fall import Fall
+from analysis.detectors.spikes import SPIKE
 from analysis.detectors.table import KINDS
 from analysis.explain.constant_rate import TooLarge
 from analysis.explain.graph import ancestors
@@ -54,7 +55,7 @@ class Storyteller:
             return ()
         found = [cause for f in findings if (cause := self._of_finding(f, drop, verdicts))]
         signals = [v for v in verdicts if v.is_candidate and not _stands_for(v, found, policy_of)]
-        causes = found + [self._of_signal(verdict) for verdict in signals]
+        causes = _lasting(found + [self._of_signal(verdict) for verdict in signals])
         if not causes:
             causes = [self._of_signal(v) for v in verdicts if _raised_with_the_fall(v)]
         if not causes:
@@ -178,6 +179,16 @@ class Storyteller:
         if cause.place == "with":
             against.append("whether it came before the drop is not resolved")
         return replace(cause, against=tuple(against))
+
+
+def _lasting(causes: list[Cause]) -> list[Cause]:
+    """Without single updates where something else changed before the fall, and stayed changed.
+
+    A spike was over when the fall began, and norms with heavy tails have one before every fortieth
+    fall by chance.
+    """
+    kept = [cause for cause in causes if cause.kind != SPIKE.name]
+    return kept or causes
 
 
 def _raised_with_the_fall(verdict: SignalVerdict) -> bool:
