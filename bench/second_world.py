@@ -1,7 +1,7 @@
 """Measure the diagnosis on a second world: runs written to resemble real ones, not the detectors.
 
     python bench/second_world.py --runs 100 --jobs 8
-    python bench/second_world.py --only runs --runs 20
+    python bench/second_world.py --only falling-runs --runs 20
 
 Writes bench/results/second_world.md. Seeds are fixed: the same code gives the same tables. Nothing
 that draws runs (`world_paths`, `world_families`, `world_curves`, `world_signals`, `world_stores`,
