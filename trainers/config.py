@@ -59,8 +59,8 @@ here, whatever its default: a run of an earlier version is continued, audited an
 
 REWARDS = ("outcome", "own", "rubric", "mix")
 """Rewards by name, see `trainers.credit`."""
-SIZES = ("votes", "rounds", "workers")
-"""Options that are keyword arguments of the built-in workflows."""
+SIZES = {"votes": 16, "rounds": 9, "workers": 9}
+"""Options that are keyword arguments of the built-in workflows, and the highest value of each."""
 
 
 @dataclass(frozen=True)
@@ -353,9 +353,9 @@ class TrainConfig:
         self._check_interventions(self.roles_by_policy())
 
     def _check_sizes(self) -> None:
-        for name in SIZES:
-            if not 1 <= getattr(self, name) <= 9:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
+        for name, high in SIZES.items():
+            if not 1 <= getattr(self, name) <= high:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to {high}")
             if is_own(self.workflow):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise ValueError(
