@@ -5,8 +5,8 @@
 Rows are made, not sampled, with the lengths that voting has on the embedded model: a generator
 reads 8 tokens and says 7, the aggregator reads 6 and every vote, and says 4. Times are CPU seconds
 of `learn` under a shared policy, the least of alternating repetitions: without probe, with the
-exact one, and without probe when rows of all lengths share a micro-batch. The exponent of a sweep
-is the slope of log time over its upper half: 1 is linear.
+exact one, and without probe in as few micro-batches as the tokens of one allow. The exponent of a
+sweep is the slope of log time over its upper half: 1 is linear.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from trainers.policies import Policy, build_policies
 EPISODES = 32
 SWEEPS = {"votes": (1, 2, 4, 8, 16), "rows": (1, 2, 4, 8), "tokens": (8, 16, 32, 64),
           "roles": (1, 2, 4, 8)}  # fmt: skip
-WAYS = ("off", "exact", "off, uncut")
+WAYS = ("off", "exact", "off, fewest")
 
 
 def rows_of(agents: dict[Agent, tuple[int, int]], episodes: int) -> list[Turn]:
@@ -97,7 +97,7 @@ def runner(folder: Path, sweep: str, size: int, way: str) -> Callable[[], float]
     config, policy = policy_of(folder, list(lengths), "exact" if way == "exact" else "off")
 
     def run() -> float:
-        with uncut(way == "off, uncut"):
+        with uncut(way == "off, fewest"):
             started = time.process_time()
             learn(policy.language, policy, rows, config, 1)
             return time.process_time() - started

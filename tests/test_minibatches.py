@@ -87,12 +87,13 @@ def padded(batch: list[Turn]) -> int:
 @given(
     st.builds(make_rows, st.lists(st.integers(1, 40), min_size=1, max_size=8), st.just(3)),
     st.integers(1, 200),
-    st.sampled_from([0, 5, 40, 256]),
+    st.sampled_from([0.0, 0.125, 1.0]),
 )
-def test_no_other_cut_by_length_is_cheaper(rows: list[Turn], max_tokens: int, price: int) -> None:
+def test_no_other_cut_by_length_is_cheaper(rows: list[Turn], max_tokens: int, share: float) -> None:
     """Against all cuts of the same order, tried one by one: 128 of 8 rows."""
+    price = share * max_tokens
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainers.batches.EXTRA_BATCH", price)
+        patch.setattr("trainers.batches.EXTRA_BATCH", share)
         found = sum(padded(batch) + price for batch in micro_batches(rows, max_tokens))
     ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
     costs = []
