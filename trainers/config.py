@@ -50,7 +50,7 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {},
+    "policy_lora_alpha": {}, "micro_batches": "filled", "logits": "whole",
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -232,6 +232,12 @@ class TrainConfig:
     """Denominator of a smaller last mini-batch: its own size, or the full one as in the paper."""
     micro_tokens: int = 16384
     """Most padded tokens per forward and backward."""
+    micro_batches: Literal["cut", "filled"] = "cut"
+    """How rows, in order of length, become micro-batches: cut where padding would cost more than
+    one more, or each filled up to --micro-tokens. The numbers differ by rounding."""
+    logits: Literal["chunks", "whole"] = "chunks"
+    """Take log-probs from hidden states by chunks of tokens, which needs least memory, or from the
+    logits of a whole micro-batch. The numbers differ by rounding."""
 
     learning_rate: float = 1e-3
     """Learning rate of AdamW after warm-up (constant)."""
