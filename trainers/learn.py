@@ -89,7 +89,7 @@ def accumulate(
         for row, weight in zip(update, weights, strict=True)
     ]
     total_loss = 0.0
-    for micro in micro_batches(weighed, config.micro_tokens):
+    for micro in micro_batches(weighed, config):
         batch = to_batch(micro, language)
         if policy.probe:
             policy.probe.step = step

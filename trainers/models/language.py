@@ -134,7 +134,7 @@ def load_language_model(
     device = pick_device(config.device)
     model, tokenizer = load_base(name or config.model, getattr(torch, config.dtype))
     model.to(device)
-    head = head_of(model)
+    head = head_of(model) if config.logits == "chunks" else None
     prompts = prompts_for(tokenizer, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

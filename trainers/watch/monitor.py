@@ -61,13 +61,13 @@ def with_reference(
         # Spread over them: the first ones would all belong to one problem.
         chosen += mine[:: max(1, len(mine) // max(1, some))][:some]
     known: dict[Turn, Turn] = {}
-    for micro in micro_batches(chosen, config.micro_tokens):
+    for micro in micro_batches(chosen, config):
         reference_BT = reference_logprobs(language, to_batch(micro, language)).float().cpu().numpy()
         for row, values in zip(micro, reference_BT, strict=True):
             known[row] = replace(row, reference_logprobs=values[: len(row.response_ids)])
     in_first = set(first)
     later = [marked for row, marked in known.items() if row not in in_first]
-    for micro in micro_batches(later, config.micro_tokens):
+    for micro in micro_batches(later, config):
         batch = to_batch(micro, language)
         compare(batch, response_logprobs(language, batch)[0], tallies)
     return [known.get(row, row) for row in first]
