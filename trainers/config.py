@@ -50,7 +50,7 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {},
+    "policy_lora_alpha": {}, "problem_seed": None,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -75,6 +75,9 @@ class TrainConfig:
     """With --resume: train up to this many steps, more than the run's own number."""
     seed: int = 0
     """Seed of everything random: problems, sampling, adapters, mini-batches."""
+    problem_seed: int | None = None
+    """Seed of which problems there are and which are held out, in its place: runs of different
+    --seed then have the same test set."""
     replay_seed: int | None = None
     """Seed of sampling and mini-batches in its place: replays vary it, and keep the problems, their
     order and the evaluations."""
@@ -313,6 +316,11 @@ class TrainConfig:
             )
         if self.probe == "off" and (self.sketch_buckets or self.effective):
             raise ValueError("--sketch-buckets and --effective need a probe; expected none of them")
+        if self.problem_seed is not None and self.split != "seed":
+            raise ValueError(
+                f"--problem-seed is {self.problem_seed} and --split {self.split} says what is held "
+                "out; expected one of the two"
+            )
         self._check_sizes()
         self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
@@ -479,6 +487,11 @@ class TrainConfig:
     def training_seed(self) -> int:
         """Seed of what a training step draws."""
         return self.seed if self.replay_seed is None else self.replay_seed
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of which problems there are and which are held out."""
+        return self.seed if self.problem_seed is None else self.problem_seed
 
     def build_workflow(self) -> Workflow:
         """The workflow with its options.

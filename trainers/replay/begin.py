@@ -38,7 +38,8 @@ FIXED = (
 )  # fmt: skip
 """Options that a checkpoint fits only as they were: its weights, its roles, its adapters."""
 DATA = (
-    "task", "data", "task_options", "split", "seed", "eval_problems", "difficulty", "math_rule",
+    "task", "data", "task_options", "split", "seed", "problem_seed", "eval_problems", "difficulty",
+    "math_rule",
 )  # fmt: skip
 """Options that say which problems there are."""
 
