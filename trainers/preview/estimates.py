@@ -137,8 +137,9 @@ class Plan:
     disk: Disk
 
 
-def plan(config: TrainConfig, task: Task | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here.
+def plan(config: TrainConfig, task: Task | None = None, rate: float | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `rate`: of its
+    device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
@@ -166,7 +167,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         )
         flops += tokens * (spoken * forward + learned * learning)
         evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
-    rate = measured_rate(config)
+    rate = rate or measured_rate(config)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),
