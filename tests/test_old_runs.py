@@ -22,9 +22,8 @@ from gradlab.store.disk import StoreError
 from gradlab.store.run import open_run
 from trainers.config import EARLIER, TrainConfig
 from trainers.replay.arms import ReplayPlan, begin
-from trainers.replay.begin import config_of
 from trainers.rundir import directory
-from trainers.rundir.directory import read_run_directory, stored_config
+from trainers.rundir.directory import config_of, read_run_directory, stored_config
 
 VERSIONS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 OLD = [archive for version in VERSIONS for archive in sorted(version.glob("*.tar.gz"))]

@@ -105,12 +105,12 @@ def base_of(arguments: Sequence[str]) -> Base:
             "beside it"
         )
     if source is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         origin = config_of(Path(source))
         return Base(vars(origin) | given, "", origin, frozenset(given))
     if like is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         new = TrainConfig()
         where = {"out": new.out, "extend_to": new.extend_to}

@@ -50,7 +50,6 @@ from trainers.preview.prompts import (
 from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
-GIB = 1 << 30
 TYPICAL_PROMPT = 1024
 """Tokens of a prompt where none can be measured and the limit is not lower; limits of 20,000 are
 for rare long ones."""
