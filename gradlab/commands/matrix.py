@@ -41,7 +41,8 @@ class MatrixOptions:
     status: Path | None = None
     """Print how far every cell of this folder is, whoever trains it."""
     dry_run: bool = False
-    """Add up what the cells take that are not finished: time, memory, disk."""
+    """Add up what the cells take that are not finished: time, memory, disk. Status 2 where the
+    problems of a task are not there."""
     at_once: int = 1
     """Cells trained at a time; with --on ray and slurm 0: as many as fit."""
     threads_each: int = 0
@@ -65,30 +66,11 @@ class MatrixOptions:
     cell: str = ""
     """Train this one cell of --out, by name or number, in this process."""
 
-    def __post_init__(self) -> None:
-        if self.at_once < 0 or (self.at_once == 0 and self.on == "here"):
-            raise ValueError(f"--at-once is {self.at_once}; expected 1 or more")
-        for name in ("threads_each", "gpus_each", "spare_disk"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)}; expected 0 or more"
-                )
-        if self.gpus_each and self.on == "here":
-            raise ValueError(
-                "--gpus-each is for --on ray and slurm; here each cell has one of the GPUs in "
-                "CUDA_VISIBLE_DEVICES, in turn"
-            )
-        if self.address and self.on != "ray":
-            raise ValueError(f"--address {self.address} is that of a Ray cluster; add --on ray")
-        if (self.submit or self.sbatch) and self.on != "slurm":
-            raise ValueError("--submit and --sbatch are about Slurm; add --on slurm")
-        if self.on == "slurm" and self.gpus_each != int(self.gpus_each):
-            raise ValueError(f"--gpus-each is {self.gpus_each}; Slurm gives whole ones")
-
 
 def matrix(arguments: Sequence[str]) -> int:
     """Train every cell of an experiment matrix."""
     options = parse(MatrixOptions, "matrix", arguments)
+    check_options(options)
     if options.list:
         return list_plans()
     if options.status is not None:
@@ -116,6 +98,28 @@ def matrix(arguments: Sequence[str]) -> int:
     if options.on == "slurm":
         return write_array(folder, options)
     return run_cells(folder, options)
+
+
+def check_options(options: MatrixOptions) -> None:
+    """Raise ValueError for options that do not go together."""
+    if options.at_once < 0 or (options.at_once == 0 and options.on == "here"):
+        raise ValueError(f"--at-once is {options.at_once}; expected 1 or more")
+    for name in ("threads_each", "gpus_each", "spare_disk"):
+        if not getattr(options, name) >= 0:
+            raise ValueError(
+                f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 0 or more"
+            )
+    if options.gpus_each and options.on == "here":
+        raise ValueError(
+            "--gpus-each is for --on ray and slurm; here each cell has one of the GPUs in "
+            "CUDA_VISIBLE_DEVICES, in turn"
+        )
+    if options.address and options.on != "ray":
+        raise ValueError(f"--address {options.address} is that of a Ray cluster; add --on ray")
+    if (options.submit or options.sbatch) and options.on != "slurm":
+        raise ValueError("--submit and --sbatch are about Slurm; add --on slurm")
+    if options.on == "slurm" and options.gpus_each != int(options.gpus_each):
+        raise ValueError(f"--gpus-each is {options.gpus_each}; Slurm gives whole ones")
 
 
 def list_plans() -> int:
@@ -175,9 +179,10 @@ def dry_run(plan: Plan, out: Path, options: MatrixOptions) -> int:
         for cell in plan.cells
         if is_finished(Kept(cell.name, cell.place, replace(cell.config, out=out / cell.name)))
     )
-    for line in described(kinds_of(plan.cells), finished, max(options.at_once, 1), out):
+    kinds = kinds_of(plan.cells)
+    for line in described(kinds, finished, max(options.at_once, 1), out):
         print(line)
-    return 0
+    return 2 if any(kind.missing for kind in kinds) else 0
 
 
 def train_one(options: MatrixOptions) -> int:

@@ -151,9 +151,11 @@ def last_words(states: Mapping[str, State], say: Callable[[str], None]) -> bool:
         if state.status == "interrupted":
             say(f"interrupted: {state.name}: {state.said}")
     if rest:
-        say(f"{len(rest)} cells are left; the same command goes on with them")
+        cells = "cell is" if len(rest) == 1 else "cells are"
+        say(f"{len(rest)} {cells} left; the same command goes on")
     if failed:
-        say(f"{len(failed)} cells failed; --retry-failed tries them again")
+        cells, them = ("cell", "it") if len(failed) == 1 else ("cells", "them")
+        say(f"{len(failed)} {cells} failed; --retry-failed tries {them} again")
     return not failed and not rest
 
 
