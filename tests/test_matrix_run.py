@@ -500,7 +500,7 @@ def test_slurm_gets_what_is_left_and_is_asked_once(
     ("words", "message"),
     [
         ([], "expected a plan"),
-        (["sharing", "--at-once", "0"], "--at-once is 0; expected 1 or more"),
+        (["sharing", "--at-once", "-1"], "--at-once is -1; expected 0 or more"),
         (["sharing", "--spare-disk", "-1"], "--spare-disk is -1.0; expected 0 or more"),
         (["sharing", "--gpus-each", "1"], "--gpus-each is for --on ray and slurm"),
         (["sharing", "--address", "x"], "add --on ray"),

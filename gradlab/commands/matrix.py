@@ -43,8 +43,8 @@ class MatrixOptions:
     dry_run: bool = False
     """Add up what the cells take that are not finished: time, memory, disk. Status 2 where the
     problems of a task are not there."""
-    at_once: int = 1
-    """Cells trained at a time; with --on ray and slurm 0: as many as fit."""
+    at_once: int = 0
+    """Cells trained at a time; 0: one here, with --on ray and slurm as many as fit."""
     threads_each: int = 0
     """Threads of a cell; 0: here an equal share of the cores, elsewhere 1."""
     gpus_each: float = 0.0
@@ -102,9 +102,7 @@ def matrix(arguments: Sequence[str]) -> int:
 
 def check_options(options: MatrixOptions) -> None:
     """Raise ValueError for options that do not go together."""
-    if options.at_once < 0 or (options.at_once == 0 and options.on == "here"):
-        raise ValueError(f"--at-once is {options.at_once}; expected 1 or more")
-    for name in ("threads_each", "gpus_each", "spare_disk"):
+    for name in ("at_once", "threads_each", "gpus_each", "spare_disk"):
         if not getattr(options, name) >= 0:
             raise ValueError(
                 f"--{name.replace('_', '-')} is {getattr(options, name)}; expected 0 or more"
@@ -161,8 +159,7 @@ def print_status(out: Path) -> int:
     states = Watcher(open_folder(out)).look()
     for line in plain_table(list(states.values())):
         print(line)
-    running = sum(state.status == "running" for state in states.values())
-    print(summary(states, max(running, 1)))
+    print(summary(states, 1))
     return 0
 
 
@@ -265,7 +262,7 @@ def engine_of(folder: Folder, options: MatrixOptions) -> Engine:
         )  # fmt: skip
     from trainers.matrix.processes import Processes
 
-    return Processes(folder, options.at_once, options.threads_each, options.retry_failed)
+    return Processes(folder, max(options.at_once, 1), options.threads_each, options.retry_failed)
 
 
 def board_of(options: MatrixOptions) -> LiveBoard | LineBoard:
@@ -275,7 +272,7 @@ def board_of(options: MatrixOptions) -> LiveBoard | LineBoard:
 
     console = Console()
     kind = LiveBoard if console.is_terminal else LineBoard
-    return kind(console, max(options.at_once, 1))
+    return kind(console, options.at_once)
 
 
 @contextmanager

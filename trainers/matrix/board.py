@@ -135,7 +135,7 @@ def summary(states: Mapping[str, State], at_once: int) -> str:
     """How many cells are how far, and about how long the rest takes."""
     counts = counted(states)
     said = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
-    left = seconds_left(states, at_once)
+    left = seconds_left(states, max(at_once, counts["running"], 1))
     return f"{len(states)} cells: {said}" + (f"; about {duration(left)} left" if left else "")
 
 
@@ -145,7 +145,7 @@ def seconds_left(states: Mapping[str, State], at_once: int) -> float | None:
     Failed ones are left out. None before any step was timed.
     """
     known = [s.progress.seconds for s in states.values() if s.progress.seconds is not None]
-    if not known or at_once < 1:
+    if not known:
         return None
     mean = sum(known) / len(known)
     total = 0.0
