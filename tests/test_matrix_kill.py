@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 from test_train import assert_same_runs, assert_same_states
 
+from gradlab.commands.matrix import train_named
 from trainers.matrix.board import LineBoard
 from trainers.matrix.claim import owner_of
 from trainers.matrix.cluster import Cluster
@@ -229,8 +230,6 @@ def two_nodes() -> Iterator[Any]:
 
 
 def test_a_lost_node_loses_nothing(plan: Path, undisturbed: Path, two_nodes: Any) -> None:
-    from gradlab.commands.matrix import train_named
-
     folder = begin(read_plan(plan), plan.parent / "map")
     said = io.StringIO()
 
@@ -263,14 +262,19 @@ def test_a_lost_node_loses_nothing(plan: Path, undisturbed: Path, two_nodes: Any
     assert_as_if_nothing_had_been(undisturbed, folder)
 
 
+def test_a_cell_that_no_node_has_room_for_is_refused(plan: Path, two_nodes: Any) -> None:
+    folder = begin(read_plan(plan), plan.parent / "map")
+    for wanted, message in (({"threads": 2}, "has 2 CPUs"), ({"gpus": 0.5}, "and 0.5 GPUs")):
+        with pytest.raises(ValueError, match=message):
+            Cluster(folder, train_named, address=two_nodes.address, **wanted)  # type: ignore[arg-type]
+
+
 def test_a_cell_that_fails_on_a_cluster_keeps_its_text(plan: Path, two_nodes: Any) -> None:
     folder = begin(read_plan(plan), plan.parent / "map")
     path = folder.out / "matrix" / "cells.json"
     said = json.loads(path.read_text())
     said["cells"][1]["config"]["model"] = "nowhere/none"
     path.write_text(json.dumps(said))
-    from gradlab.commands.matrix import train_named
-
     folder = open_folder(folder.out)
     engine = Cluster(folder, train_named, address=two_nodes.address)
     states = Runner(folder, engine, LineBoard(Console(file=io.StringIO()), 2)).run()

@@ -52,8 +52,8 @@ class MatrixOptions:
     on: Literal["here", "ray", "slurm"] = "here"
     """Where: processes of this machine, tasks of a Ray cluster, or an array of Slurm."""
     address: str = ""
-    """With --on ray: of a running cluster, e.g. ray://head:10001; without it one is looked for, and
-    else begun here."""
+    """With --on ray: of a running cluster, e.g. head:6379; without it one is looked for, and else
+    begun here."""
     submit: bool = False
     """With --on slurm: submit the script, not only write and print it."""
     sbatch: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

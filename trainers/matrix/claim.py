@@ -26,6 +26,8 @@ import psutil
 BEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0
 """An owner on another machine that was not heard of for so long is dead."""
+CLOCK_SECONDS = 60.0
+"""When a process began is told by a clock that may be set meanwhile."""
 OUSTED = 75
 """Exit status of a process that lost its cell."""
 
@@ -101,7 +103,7 @@ def is_alive(owner: Owner, path: Path) -> bool:
     if owner.machine == machine():
         try:
             process = psutil.Process(owner.pid)
-            is_same = abs(process.create_time() - owner.started) < 1
+            is_same = abs(process.create_time() - owner.started) < CLOCK_SECONDS
             return is_same and bool(process.status() != psutil.STATUS_ZOMBIE)
         except psutil.NoSuchProcess:
             return False
@@ -180,5 +182,5 @@ def _beat(cell: Path, path: Path, number: int, over: threading.Event) -> None:
     while not over.wait(BEAT_SECONDS):
         with suppress(OSError):
             os.utime(path)
-        if max(_numbered(cell), default=number) > number:
-            os._exit(OUSTED)  # nothing more of this process may reach the run's files
+            if max(_numbered(cell), default=number) > number:
+                os._exit(OUSTED)  # nothing more of this process may reach the run's files

@@ -57,6 +57,13 @@ class Cluster:
             num_cpus=threads, num_gpus=gpus, max_retries=0, max_calls=1
         )(logged)  # fmt: skip
         self._train = train
+        if not self._room():
+            self.close()
+            raise ValueError(
+                f"no node of the Ray cluster has {threads} CPUs"
+                + (f" and {gpus:g} GPUs" if gpus else "")
+                + " for a cell; lower --threads-each or --gpus-each, or add a node"
+            )
         self._refs: dict[Any, str] = {}
 
     def _connect(self, address: str) -> None:
@@ -77,13 +84,17 @@ class Cluster:
     def free(self) -> int:
         """As many as the nodes that are there now have room for, so that no cell waits in a queue
         that nobody sees."""
-        there = self._ray.cluster_resources()
-        room = int(there.get("CPU", 0) // self.threads)
-        if self.gpus:
-            room = min(room, int(there.get("GPU", 0) / self.gpus))
-        if self.at_once:
-            room = min(room, self.at_once)
-        return room - len(self._refs)
+        room = self._room()
+        return (min(room, self.at_once) if self.at_once else room) - len(self._refs)
+
+    def _room(self) -> int:
+        """Cells that all nodes together can train at a time; each is on one node."""
+        total = 0
+        for node in self._ray.nodes():
+            there = node["Resources"] if node["Alive"] else {}
+            room = int(there.get("CPU", 0) // self.threads)
+            total += min(room, int(there.get("GPU", 0) / self.gpus)) if self.gpus else room
+        return total
 
     def start(self, name: str) -> None:
         log = (self.folder.about(name) / LOG).resolve()
@@ -109,6 +120,8 @@ class Cluster:
         except self._ray.exceptions.RayTaskError as error:
             return Exit(name, "failed", str(error).strip().splitlines()[-1])
         except self._ray.exceptions.RayError as error:  # its worker or its node is gone
+            if read(self.folder.about(name) / ENDED, Ended):  # stopped, and said so itself
+                return Exit(name)
             first = str(error).strip().splitlines()[0]
             return Exit(name, "killed", f"lost: {type(error).__name__}: {first}")
         if status in (FINISHED, TAKEN) or read(self.folder.about(name) / ENDED, Ended):

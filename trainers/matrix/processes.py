@@ -27,6 +27,11 @@ def cell_command(folder: Folder, cell: str, threads: int, retry_failed: bool) ->
     return words + (["--retry-failed"] if retry_failed else [])
 
 
+def cores_here() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def gpus_here() -> list[str]:
     """What CUDA_VISIBLE_DEVICES calls the GPUs that can be used."""
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -52,7 +57,7 @@ class Processes:
     ) -> None:
         self.folder = folder
         self.at_once = at_once
-        self.threads = threads or max(1, len(os.sched_getaffinity(0)) // at_once)
+        self.threads = threads or max(1, cores_here() // at_once)
         self.gpus = gpus_here()
         self.retry_failed = retry_failed
         self._running: dict[str, _Running] = {}

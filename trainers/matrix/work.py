@@ -86,6 +86,11 @@ def train_cell(folder: Folder, cell: Kept, train: Train, *, threads: int = 0) ->
     except Taken as taken:
         print(taken, file=sys.stderr)
         return TAKEN
+    except OSError as error:
+        if not is_refusal(error):
+            raise
+        print(f"cannot write to {about}: {error}", file=sys.stderr)
+        return DISK
 
 
 def _train(folder: Folder, cell: Kept, train: Train, threads: int) -> int:
