@@ -23,9 +23,8 @@ from gradlab.store.run import open_run
 from gradlab.store.schema import RETIRED
 from trainers.config import EARLIER, TrainConfig
 from trainers.replay.arms import ReplayPlan, begin
-from trainers.replay.begin import config_of
 from trainers.rundir import directory
-from trainers.rundir.directory import read_run_directory, stored_config
+from trainers.rundir.directory import config_of, read_run_directory, stored_config
 
 VERSIONS = sorted(path for path in (Path(__file__).parent / "old_runs").iterdir() if path.is_dir())
 OLD = [archive for version in VERSIONS for archive in sorted(version.glob("*.tar.gz"))]

@@ -59,11 +59,13 @@ EARLIER: Mapping[str, Any] = {
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
     "policy_lora_alpha": {},
-    "rollout_correction": "none", "rollout_correction_level": "token", "rollout_correction_cap": 2.0,
+    "rollout_correction": "none", "rollout_correction_level": "token",
+    "rollout_correction_cap": 2.0,
     "sampler": "transformers", "sampler_url": [], "sampler_directory": None,
     "sampler_seconds": 600.0, "sampler_memory": 0.5, "sampler_sleep": False,
     "row_statistics": 1,
     "micro_batches": "filled", "logits": "whole",
+    "problem_seed": None,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -90,6 +92,9 @@ class TrainConfig:
     """With --resume: train up to this many steps, more than the run's own number."""
     seed: int = 0
     """Seed of everything random: problems, sampling, adapters, mini-batches."""
+    problem_seed: int | None = None
+    """Seed of which problems there are and which are held out, in its place: runs of different
+    --seed then have the same test set."""
     replay_seed: int | None = None
     """Seed of sampling and mini-batches in its place: replays vary it, and keep the problems, their
     order and the evaluations."""
@@ -368,6 +373,11 @@ class TrainConfig:
                 f"--row-statistics is {self.row_statistics} and --probe is off, which measures no "
                 "rows; expected --probe exact or fused, or no --row-statistics"
             )
+        if self.problem_seed is not None and self.split != "seed":
+            raise ValueError(
+                f"--problem-seed is {self.problem_seed} and --split {self.split} says what is held "
+                "out; expected one of the two"
+            )
         self._check_sizes()
         self._check_credit()
         object.__setattr__(self, "code_packages", tuple(self.code_packages))  # a list in JSON
@@ -587,6 +597,11 @@ class TrainConfig:
     def training_seed(self) -> int:
         """Seed of what a training step draws."""
         return self.seed if self.replay_seed is None else self.replay_seed
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of which problems there are and which are held out."""
+        return self.seed if self.problem_seed is None else self.problem_seed
 
     def build_workflow(self) -> Workflow:
         """The workflow with its options.

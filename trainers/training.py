@@ -245,7 +245,7 @@ def task_of(config: TrainConfig) -> Task:
     Raises ValueError where they cannot be read, or are too few.
     """
     task = load_task(
-        config.task, heldout=config.eval_problems, seed=config.seed, data=config.data,
+        config.task, heldout=config.eval_problems, seed=config.data_seed, data=config.data,
         difficulty=config.difficulty, options=config.task_options, math_rule=config.math_rule,
         split=config.split,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from gradlab.commands.demo import DemoOptions, demo
 from gradlab.commands.diagnose import DiagnoseOptions, diagnose
 from gradlab.commands.figures import FiguresOptions, figures
 from gradlab.commands.import_log import ImportOptions, import_log
+from gradlab.commands.matrix import MatrixOptions, matrix
 from gradlab.commands.note import note
 from gradlab.commands.parsing import check_once
 from gradlab.commands.prompts import PromptsOptions, prompts
@@ -33,6 +34,7 @@ def complete(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "matrix": matrix,
     "diagnose": diagnose,
     "figures": figures,
     "show": show,
@@ -46,6 +48,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 OPTIONS: dict[str, type[Any]] = {
+    "matrix": MatrixOptions,
     "diagnose": DiagnoseOptions,
     "figures": FiguresOptions,
     "show": ShowOptions,
@@ -59,7 +62,7 @@ OPTIONS: dict[str, type[Any]] = {
 }
 """What each command but train takes; the options of train are a configuration's."""
 
-REPEATABLE = frozenset({"--with", "--sampler-url"})
+REPEATABLE = frozenset({"--with", "--sampler-url", "--sbatch"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

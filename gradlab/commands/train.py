@@ -105,12 +105,12 @@ def base_of(arguments: Sequence[str]) -> Base:
             "beside it"
         )
     if source is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         origin = config_of(Path(source))
         return Base(vars(origin) | given, "", origin, frozenset(given))
     if like is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         new = TrainConfig()
         where = {"out": new.out, "extend_to": new.extend_to}
@@ -154,11 +154,9 @@ def refuse_other_options(arguments: Sequence[str]) -> None:
 
 def preset_for(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> str:
     """The preset that goes with the model or the task that is asked for, here or in a file."""
+    from trainers.presets import fitting
+
     written = given or {}
     model = take_option(arguments, "--model")[1] or written.get("model")
     task = take_option(arguments, "--task")[1] or written.get("task")
-    if model == "smollm2-135m":
-        return "smollm2"
-    if model == "tiny-code" or (model is None and task == "programs"):
-        return "programs"
-    return "clean"
+    return fitting(model, task)

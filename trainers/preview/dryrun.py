@@ -8,7 +8,8 @@ from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.advice import advice
 from trainers.preview.engine_memory import told_of_engine
-from trainers.preview.estimates import GIB, UTILIZATION, Plan, plan
+from trainers.preview.estimates import UTILIZATION, Plan, plan
+from trainers.preview.words import duration, size
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
@@ -88,17 +89,3 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
         )
     for text in advice(config):
         yield f"warning     {text}"
-
-
-def size(num_bytes: float) -> str:
-    """In the unit that suits it."""
-    for unit, name in ((GIB, "GiB"), (1 << 20, "MiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:,.1f} {name}"
-    return f"{num_bytes / 1024:,.1f} KiB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

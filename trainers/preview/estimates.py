@@ -51,7 +51,6 @@ from trainers.preview.prompts import (
 from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
-GIB = 1 << 30
 TYPICAL_PROMPT = 1024
 """Tokens of a prompt where none can be measured and the limit is not lower; limits of 20,000 are
 for rare long ones."""
@@ -140,8 +139,9 @@ class Plan:
     """Of an engine that draws the responses, if there is one."""
 
 
-def plan(config: TrainConfig, task: Task | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here.
+def plan(config: TrainConfig, task: Task | None = None, rate: float | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `rate`: of its
+    device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
@@ -169,7 +169,7 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         )
         flops += tokens * (spoken * forward + learned * learning)
         evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
-    rate = measured_rate(config)
+    rate = rate or measured_rate(config)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),

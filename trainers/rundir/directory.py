@@ -25,6 +25,14 @@ from trainers.rundir.own_parts import copy_parts, own_parts
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
 
+WHERE = frozenset(
+    {
+        "out", "resume", "extend_to", "device", "threads", "sampler_url", "sampler_directory",
+        "sampler_seconds", "sampler_memory", "sampler_sleep",
+    }
+)  # fmt: skip
+"""Options that say where and how far, not what."""
+
 
 def create_run_directory(
     config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
@@ -179,6 +187,29 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a run was made with, device and threads included.
+
+    Raises ValueError for what was not trained here, such as an imported run.
+    """
+    check_trained(
+        run, "what was imported or made up holds figures only, and cannot be trained again"
+    )
+    about = read_run_directory(run)
+    stored = about["config"]
+    where = TrainConfig(
+        out=run, device=stored.get("device", "auto"), threads=stored.get("threads", 0)
+    )
+    return replace(stored_config(about, where), resume=False)
+
+
+def changes(original: TrainConfig, config: TrainConfig) -> dict[str, list[Any]]:
+    """Option -> its value there and here, as JSON values."""
+    old, new = original.to_json(), config.to_json()
+    names = [field.name for field in fields(TrainConfig) if field.name not in WHERE]
+    return {name: [old[name], new[name]] for name in names if old[name] != new[name]}
 
 
 def last_recorded(out: Path) -> int:
