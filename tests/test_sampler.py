@@ -40,7 +40,11 @@ class Scripted:
         return "".join(map(chr, ids))
 
     def ask(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self,
+        speaker: Speaker,
+        prompts: Sequence[tuple[int, ...]],
+        key: Sequence[int],
+        rows: Sequence[Sequence[int]] | None = None,
     ) -> list[Sample]:
         self.asked.append((speaker.policy, len(prompts), tuple(key)))
         said = "[1]" if speaker.policy == "judge" else "[5]"

@@ -17,7 +17,7 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
-from trainers.models.sampling import left_padded
+from trainers.models.sampling import left_padded, precise
 
 
 def num_updates(num_rows: int, config: TrainConfig) -> int:
@@ -143,7 +143,7 @@ def response_logprobs(
         logits_to_keep=longest + 1,
         use_cache=False,
     ).logits[:, :-1]
-    logprobs_BTV = torch.log_softmax(logits.float() / batch.temperature, dim=-1)
+    logprobs_BTV = torch.log_softmax(precise(logits) / batch.temperature, dim=-1)
     chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
     with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
         entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)

@@ -50,7 +50,7 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {},
+    "policy_lora_alpha": {}, "draws": "batch",
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -100,8 +100,9 @@ class TrainConfig:
     policy_model: dict[str, str] = field(default_factory=dict)
     """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
     names are those of --routing. All models are asked in the same style, compact or as a chat."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the frozen weights; adapters are always float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of the frozen weights; adapters are float32, or float64 with it: to compare runs to more
+    digits than training needs."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 16
@@ -185,6 +186,10 @@ class TrainConfig:
     """--max-response-tokens of single roles, e.g. aggregator 8."""
     rollout_rows: int = 512
     """Most responses generated at once."""
+    draws: Literal["auto", "batch", "problem"] = "auto"
+    """Random numbers of sampling: batch (one stream for all that is sampled at once), problem (each
+    response by numbers of its own, so that it does not depend on what is sampled beside it, or on
+    how many processes), or auto: batch in one process, problem in several."""
 
     reward: str = "outcome"
     """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of

@@ -32,7 +32,9 @@ def evaluate(
 ) -> tuple[EvalRecord, list[Episode]]:
     """Play every held-out problem `eval_samples` times with the policies as they are."""
     key = (config.seed, step, EVALUATION)
-    episodes = rollout(sampler, workflow, speakers, problems, config.eval_samples, key, judge)
+    episodes = rollout(
+        sampler, workflow, speakers, problems, config.eval_samples, key, judge, config.draws
+    )
     return evaluation_record(
         episodes, problems, workflow.roles, config.eval_samples, step
     ), episodes

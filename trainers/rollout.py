@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -40,8 +41,12 @@ def rollout(
     samples: int,
     key: tuple[int, ...],
     judge: Judge,
+    draws: str = "batch",
 ) -> list[Episode]:
     """Play `samples` episodes of every problem. `key` seeds the sampling.
+
+    `draws`: 'problem' where every response draws from numbers of its own, by the problem, the
+    episode and the place in it; else all that is asked at once draws from one stream.
 
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
     Raises TrainingError naming the speaker whose output is not finite.
@@ -53,7 +58,7 @@ def rollout(
     ]
     wave = 0
     while any(not seat.is_over for seat in seats):
-        _play_wave(sampler, speakers, seats, (*key, wave), judge)
+        _play_wave(sampler, speakers, seats, (*key, wave), judge, draws)
         wave += 1
     grades = judge.grades([(seat.problem, seat.answer) for seat in seats])
     return [_episode(seat, grade) for seat, grade in zip(seats, grades, strict=True)]
@@ -75,6 +80,7 @@ def _play_wave(
     seats: Sequence[_Seat],
     key: tuple[int, ...],
     judge: Judge,
+    draws: str,
 ) -> None:
     by_speaker: dict[Speaker, list[_Asked]] = defaultdict(list)
     for number, seat in enumerate(seats):
@@ -89,7 +95,7 @@ def _play_wave(
         for slot, (ask, prompt) in enumerate(zip(seat.wave, prompts, strict=True)):
             by_speaker[speakers[ask.agent]].append((number, slot, prompt))
 
-    said = _speak(sampler, by_speaker, key)
+    said = _speak(sampler, by_speaker, key, seats if draws == "problem" else None)
     playing = [(number, seat) for number, seat in enumerate(seats) if not seat.is_over]
     heard = [
         [
@@ -117,17 +123,36 @@ def _play_wave(
 
 
 def _speak(
-    sampler: Sampler, by_speaker: Mapping[Speaker, Sequence[_Asked]], key: tuple[int, ...]
+    sampler: Sampler,
+    by_speaker: Mapping[Speaker, Sequence[_Asked]],
+    key: tuple[int, ...],
+    seats: Sequence[_Seat] | None,
 ) -> dict[tuple[int, int], tuple[tuple[int, ...], Sample]]:
-    """Prompt and response by (seat, slot), one batch per speaker."""
+    """Prompt and response by (seat, slot), one batch per speaker.
+
+    `seats`: of the episodes, where each draws by numbers of its own.
+    """
     said: dict[tuple[int, int], tuple[tuple[int, ...], Sample]] = {}
     # In the order of their names, so that the numbers drawn do not depend on who speaks first.
     for index, speaker in enumerate(sorted(by_speaker)):
         asked = by_speaker[speaker]
-        responses = sampler.ask(speaker, [prompt for _, _, prompt in asked], (*key, index))
+        prompts = [prompt for _, _, prompt in asked]
+        if seats is None:
+            responses = sampler.ask(speaker, prompts, (*key, index))
+        else:
+            rows = [
+                (number_of(seats[number].problem.id), seats[number].sample, slot)
+                for number, slot, _ in asked
+            ]
+            responses = sampler.ask(speaker, prompts, key, rows)
         for (number, slot, prompt), response in zip(asked, responses, strict=True):
             said[number, slot] = (prompt, response)
     return said
+
+
+def number_of(name: str) -> int:
+    """A number of 64 bits for a name, the same in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 @dataclass(frozen=True)

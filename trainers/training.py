@@ -188,7 +188,14 @@ def train_step(run: Run, step: int) -> StepRecord:
     key = (config.training_seed, step, TRAINING)
     run.judge.forget()  # the next step has other problems
     episodes = rollout(
-        run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
+        run.sampler,
+        run.workflow,
+        run.speakers,
+        problems,
+        config.samples,
+        key,
+        run.judge,
+        config.draws,
     )
     ungraded = run.judge.ungraded
     episodes = credit(episodes, config)

@@ -38,16 +38,21 @@ class LocalSampler:
         return self.languages[speaker.model].decode(ids, keep_special=keep_special)
 
     def ask(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self,
+        speaker: Speaker,
+        prompts: Sequence[tuple[int, ...]],
+        key: Sequence[int],
+        rows: Sequence[Sequence[int]] | None = None,
     ) -> list[Sample]:
         """Raises TrainingError naming the policy whose output is not finite, and why."""
         language = self.languages[speaker.model]
         options = replace(
             language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
         )
+        keys = None if rows is None else [(*key, *row) for row in rows]
         with language.speaking(speaker.policy) as model:
             try:
-                return sample(model, prompts, options, rng(language.device, *key))
+                return sample(model, prompts, options, rng(language.device, *key), keys)
             except FloatingPointError as error:
                 bad = not_finite(language, speaker.policy) if speaker.policy else []
                 cause = (

@@ -56,9 +56,16 @@ class Sampler(Protocol):
         """The text of token ids."""
 
     def ask(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self,
+        speaker: Speaker,
+        prompts: Sequence[tuple[int, ...]],
+        key: Sequence[int],
+        rows: Sequence[Sequence[int]] | None = None,
     ) -> list[Sample]:
         """A response to each prompt, in their order, drawn with numbers that depend on `key` alone.
+
+        `rows`: one key more for each prompt. Its response then depends on both keys and on the
+        prompt, and not on what else is asked with it.
 
         Raises TrainingError for a speaker whose output is not finite.
         """

@@ -50,7 +50,7 @@ def monitor(
             divergence += float(kl_k3(trainer_BT, reference_BT)[is_token].sum())
         if tokens:
             tallies[role].logprob_gap = gap / tokens
-            largest = LARGEST_GAP_FLOAT32 if config.dtype == "float32" else LARGEST_GAP
+            largest = LARGEST_GAP if config.dtype == "bfloat16" else LARGEST_GAP_FLOAT32
             if gap / tokens > largest:
                 warnings.warn(
                     f"policy '{policy.name}', role '{role}': rollout and trainer log-probs differ "
