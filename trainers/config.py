@@ -101,8 +101,8 @@ class TrainConfig:
     """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
     names are those of --routing. All models are asked in the same style, compact or as a chat."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Dtype of the frozen weights; adapters are float32, or float64 with it: to compare runs to more
-    digits than training needs."""
+    """Dtype of the frozen weights; adapters are float32, or float64 with it, which compares runs to
+    more digits than training needs."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 16

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 Draw = Callable[[Tensor, Tensor, int], Tensor]
-"""(probability_BV, rows_B, token) -> [B, 1] the tokens drawn; `rows_B` are the places of the rows in
-the batch as it was begun, `token` counts those of the responses."""
+"""(probability_BV, rows_B, token) -> [B, 1] the tokens drawn; `rows_B` are the places of the rows
+in the batch as it was begun, `token` counts those of the responses."""
 
 
 def from_one_stream(rng: torch.Generator) -> Draw:
