@@ -31,13 +31,21 @@ from trainers.interventions import role_factors
 from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy, TrainingError, adapter_parameters, not_finite
+from trainers.ranks.peers import ALONE, Peers
 from trainers.watch.monitor import monitor
 
 
 def learn(
-    language: LanguageModel, policy: Policy, rows: Sequence[Turn], config: TrainConfig, step: int
+    language: LanguageModel,
+    policy: Policy,
+    rows: Sequence[Turn],
+    config: TrainConfig,
+    step: int,
+    peers: Peers = ALONE,
 ) -> dict[str, RoleTally]:
     """Run all of the policy's updates of one training step; what the tokens were like, by role.
+
+    `rows` are those of the whole step, of which each of the `peers` trains its share.
 
     Raises TrainingError when a loss or a gradient is not finite, naming what caused it.
     """
@@ -47,15 +55,17 @@ def learn(
     language.activate(policy.name)
     language.model.train()
     monitor(language, policy, rows, config, tallies)
-    rows = with_old_logprobs(language, rows, config)
+    rows = peers.spread(rows, lambda mine: with_old_logprobs(language, mine, config))
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())
     for update in plan_updates(rows, config, key):
         for role in {row.agent.role for row in update}:
             tallies[role].updates += 1
             tallies[role].learning_rate = policy.learning_rate
-        accumulate(language, policy, update, problems, config, step, tallies)
+        accumulate(language, policy, update, problems, config, step, tallies, peers=peers)
+        peers.reduce(policy)
         clip_and_step(language, policy, config, step)
+    peers.add_up(tallies)
     return tallies
 
 
@@ -69,9 +79,11 @@ def accumulate(
     tallies: dict[str, RoleTally],
     *,
     only: Agent | None = None,
+    peers: Peers = ALONE,
 ) -> None:
     """Forward and backward of one update, its rows tagged for the probe.
 
+    Weights are those in the whole update, whichever of its rows are this process's.
     `only`: rows of all other agents weigh nothing, as an audit needs it.
     """
     full = config.rows_per_update if config.partial_minibatch == "full" else None
@@ -81,10 +93,11 @@ def accumulate(
         for row, weight in zip(update, weights, strict=True)
     ]
     total_loss = 0.0
-    for micro in micro_batches(weighed, config.micro_tokens):
+    if policy.probe:
+        policy.probe.step = step
+    for micro in micro_batches(peers.share(weighed), config.micro_tokens):
         batch = to_batch(micro, language)
         if policy.probe:
-            policy.probe.step = step
             policy.probe.tag(
                 [row.agent for row in micro],
                 prompts=[problems[row.problem] for row in micro],
