@@ -131,13 +131,11 @@ class Lifeline:
     def _listen(self) -> None:
         with selectors.DefaultSelector() as selector:
             for connection in self._peers:
-                selector.register(connection, selectors.EVENT_READ)
+                selector.register(connection, selectors.EVENT_READ, connection)
             while selector.get_map():
                 for key, _ in selector.select():
-                    connection = key.fileobj
-                    assert isinstance(connection, socket.socket)
-                    if not self._read(connection):
-                        selector.unregister(connection)
+                    if not self._read(key.data):
+                        selector.unregister(key.data)
 
     def _read(self, connection: socket.socket) -> bool:
         """Take in what has come; False once the connection is closed."""
