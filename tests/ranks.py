@@ -43,16 +43,14 @@ def _begin(
     file = os.open(out / f"rank{told['RANK']}.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     sys.exit(act(*arguments))
 
 
 class Processes:
     """Processes of one run, forked from the test: what is imported here is imported there."""
 
-    def __init__(
-        self, out: Path, act: Callable[..., Any], *arguments: Any, size: int = 2
-    ) -> None:
+    def __init__(self, out: Path, act: Callable[..., Any], *arguments: Any, size: int = 2) -> None:
         """Each calls `act(*arguments)` and exits with what that returns."""
         self.out = out
         out.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+from trainers.ranks.agreement import check_same_code
 from trainers.ranks.launch import Launch, launched
 from trainers.ranks.lifeline import Lifeline, RankFailed
 from trainers.ranks.peers import Agreed, Peers
@@ -50,6 +51,7 @@ def joined(device: str = "auto") -> Iterator[Peers]:
     _joined.append(Peers(launch))
     before = signal.signal(signal.SIGTERM, _ending(lifeline))
     try:
+        check_same_code(_joined[0])
         with _quiet(launch):
             yield _joined[0]
         _joined[0].most(0)  # nobody leaves while another needs it

@@ -171,9 +171,9 @@ def with_draws(config: TrainConfig, size: int) -> TrainConfig:
 
     Raises ValueError for one stream of numbers that several processes cannot share.
     """
-    if config.draws == "auto":
-        return replace(config, draws="problem" if size > 1 else "batch")
-    if config.draws == "batch" and size > 1:
+    # Runs of before there was a choice are resumed with 'auto': one process drew for them.
+    is_of_one = config.draws == "batch" or (config.draws == "auto" and config.resume)
+    if size > 1 and is_of_one:
         where = f"{config.out} was begun with it" if config.resume else "--draws batch is set"
         how = (
             f"Continue it in one process, or begin a new run where it is: torchrun … -m gradlab "
@@ -185,6 +185,8 @@ def with_draws(config: TrainConfig, size: int) -> TrainConfig:
             f"{size} processes cannot draw from the one stream of numbers of --draws batch, and "
             f"{where}. {how}"
         )
+    if config.draws == "auto":
+        return replace(config, draws="problem" if size > 1 else "batch")
     return config
 
 
