@@ -82,8 +82,21 @@ def _noting(now: Now, train_step: Callable[..., Any]) -> Callable[..., Any]:
     return noted
 
 
-def on_rows(now: Now, patch: Patch, name: str, change: Callable[[list[Turn]], list[Turn]]) -> None:
-    """Change the rows that `rewarded` or `with_advantages` of the trainer gives back."""
+def on_reward(now: Now, patch: Patch, change: Callable[[Turn, float], float]) -> None:
+    """Change the reward that the trainer gives a turn."""
+
+    def wrap(turn_reward: Callable[..., float]) -> Callable[..., float]:
+        def wrapped(turn: Turn, config: Any) -> float:
+            reward = turn_reward(turn, config)
+            return change(turn, reward) if now.is_on else reward
+
+        return wrapped
+
+    patch(trainers.credit, "turn_reward", wrap)
+
+
+def on_rows(now: Now, patch: Patch, change: Callable[[list[Turn]], list[Turn]]) -> None:
+    """Change the rows that `with_advantages` of the trainer gives back."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
@@ -92,7 +105,7 @@ def on_rows(now: Now, patch: Patch, name: str, change: Callable[[list[Turn]], li
 
         return wrapped
 
-    patch(trainers.credit, name, wrap)
+    patch(trainers.credit, "with_advantages", wrap)
 
 
 def at_start(now: Now, patch: Patch, change: Callable[[Run], None]) -> None:
@@ -181,10 +194,9 @@ def anchor_sign(now: Now, patch: Patch) -> None:
 
 def reward_sign(now: Now, patch: Patch) -> None:
     """The generators are rewarded for what is wrong: minus their reward."""
-    on_rows(now, patch, "rewarded", lambda rows: [
-        replace(row, reward=-row.reward) if row.agent.role == "generator" else row
-        for row in rows
-    ])  # fmt: skip
+    on_reward(now, patch, lambda turn, reward: (
+        -reward if turn.agent.role == "generator" else reward
+    ))  # fmt: skip
 
 
 def end_token(now: Now, patch: Patch) -> None:
@@ -206,7 +218,7 @@ def end_token(now: Now, patch: Patch) -> None:
 
 def advantage_times_10(now: Now, patch: Patch) -> None:
     """The aggregator's advantages are ten times what they should be."""
-    on_rows(now, patch, "with_advantages", lambda rows: [
+    on_rows(now, patch, lambda rows: [
         replace(row, advantage=10 * row.advantage) if row.agent.role == "aggregator" else row
         for row in rows
     ])  # fmt: skip
@@ -214,14 +226,12 @@ def advantage_times_10(now: Now, patch: Patch) -> None:
 
 def reward_of_length(now: Now, patch: Patch) -> None:
     """The reward is the number of tokens of the response."""
-    on_rows(now, patch, "rewarded", lambda rows: [
-        replace(row, reward=float(len(row.response_ids))) for row in rows
-    ])  # fmt: skip
+    on_reward(now, patch, lambda turn, reward: float(len(turn.response_ids)))
 
 
 def no_baseline(now: Now, patch: Patch) -> None:
     """Advantages are the rewards less 1: no group's mean is taken away, nothing is ever good."""
-    on_rows(now, patch, "with_advantages", lambda rows: [
+    on_rows(now, patch, lambda rows: [
         replace(row, advantage=row.reward - 1.0) for row in rows
     ])  # fmt: skip
 

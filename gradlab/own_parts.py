@@ -82,6 +82,12 @@ def load_part(option: str, name: str, is_fit: Callable[[Any], bool], what: str) 
     return Part(name, value, file, digest)
 
 
+def num_required(function: Callable[..., Any]) -> int:
+    """Parameters of a function without default."""
+    parameters = inspect.signature(function).parameters.values()
+    return sum(parameter.default is parameter.empty for parameter in parameters)
+
+
 def hash_of(name: str, option: str) -> str:
     """SHA-256 of the file that a name stands for as it is now, without running it."""
     return hashlib.sha256(_file_of(option, name, name.rpartition(":")[0]).read_bytes()).hexdigest()

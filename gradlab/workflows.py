@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any, Generic, Literal, TypeVar
 
-from gradlab.own_parts import PartError, failed_at, file_of, in_words, where_of
+from gradlab.own_parts import PartError, failed_at, file_of, in_words, num_required, where_of
 from gradlab.records import Agent
 
 Value = TypeVar("Value")
@@ -203,7 +203,7 @@ class Workflow:
         Raises PartError, with file and line, for a wave or an answer that cannot be used, and where
         the function or a reader raises.
         """
-        parameters = (problem, prompts)[: _num_required(self.function)]
+        parameters = (problem, prompts)[: num_required(self.function)]
         episode = self.function(*parameters, **self.options)
         asked, agents, at = Counter[Agent](), self.agents, where_of(self.function)
         replies: list[Reply] | None = None
@@ -307,7 +307,7 @@ def workflow(*, roles: Mapping[str, int | str]) -> Callable[[Callable[..., Play]
                 f"{where}: {function.__name__} yields nothing; expected a generator function that "
                 "yields waves of asks: replies = yield [Ask(…)]"
             )
-        if not 1 <= _num_required(function) <= 2:
+        if not 1 <= num_required(function) <= 2:
             raise PartError(
                 f"{where}: {function.__name__}{inspect.signature(function)}; expected the problem, "
                 "maybe the prompts, and options with defaults"
@@ -364,12 +364,6 @@ def _line(episode: Play) -> int:
     assert isinstance(episode, GeneratorType)
     assert episode.gi_frame is not None, "it has just yielded"
     return episode.gi_frame.f_lineno
-
-
-def _num_required(function: Callable[..., Any]) -> int:
-    """Parameters without default."""
-    parameters = inspect.signature(function).parameters.values()
-    return sum(parameter.default is parameter.empty for parameter in parameters)
 
 
 def _short(value: Any) -> str:

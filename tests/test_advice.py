@@ -15,7 +15,7 @@ from rich.console import Console
 
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.credit import rewarded, with_advantages
+from trainers.credit import turn_reward, with_advantages
 from trainers.episodes import Turn
 from trainers.presets import PRESETS, preset, usual_preset
 from trainers.preview.advice import advice
@@ -59,7 +59,8 @@ def test_roles_that_one_episode_teaches_nothing_are_named(workflow: str) -> None
         for _ in range(100):
             outcome = draw.random() < 0.5
             rows = [replace(turn, outcome=outcome) for turn in turns_of_an_episode(config, draw)]
-            credited = with_advantages(rewarded(rows, config), config)
+            paid = [replace(row, reward=turn_reward(row, config)) for row in rows]
+            credited = with_advantages(paid, config)
             taught |= {row.agent.role for row in credited if abs(row.advantage) > 1e-9}
         silent = [role for role in config.build_workflow().roles if role not in taught]
         told = list(advice(config))

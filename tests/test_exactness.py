@@ -24,8 +24,7 @@ from trainers.batches import micro_batches, plan_updates, to_batch
 from trainers.config import TrainConfig
 from trainers.episodes import Turn, trained_turns
 from trainers.judge import Judge
-from trainers.learn import batch_loss, learn
-from trainers.losses import token_weights
+from trainers.learn import batch_loss, learn, token_weights
 from trainers.models.language import LanguageModel, load_language_model
 from trainers.models.local_sampler import LocalSampler
 from trainers.policies import Policy, adapter_parameters, build_policies

@@ -15,11 +15,10 @@ from torch import Tensor
 
 from gradlab.ledger import RoleTally
 from gradlab.records import Agent
-from trainers.batches import response_logprobs, to_batch
+from trainers.batches import kl_k3, response_logprobs, to_batch
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
-from trainers.learn import batch_loss
-from trainers.losses import kl_k3, policy_loss, token_weights
+from trainers.learn import batch_loss, policy_loss, token_weights
 from trainers.models.language import LanguageModel, load_language_model
 
 AGGREGATIONS = ("sequence_mean_token_mean", "token_mean", "sequence_sum")

@@ -58,7 +58,7 @@ def test_every_bug_is_taken_out_again() -> None:
     places: list[tuple[Any, str]] = [
         (trainers.judge, "is_right"), (trainers.learn, "batch_loss"), (trainers.learn, "kl_k3"),
         (trainers.learn, "with_old_logprobs"), (Probe, "tag"), (CompactPrompts, "read_choice"),
-        (trainers.credit, "rewarded"), (trainers.credit, "with_advantages"),
+        (trainers.credit, "turn_reward"), (trainers.credit, "with_advantages"),
         *((trainers.training, name) for name in ("train_step", "rollout", "step_problems")),
     ]  # fmt: skip
     before = [getattr(*place) for place in places]

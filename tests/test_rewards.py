@@ -9,7 +9,7 @@ import pytest
 from conftest import SmallConfig, make_turn
 
 from gradlab.records import Agent
-from trainers.credit import credit, rewarded, rubric_reward, turn_reward
+from trainers.credit import credit, rubric_reward, turn_reward
 from trainers.episodes import Episode, Turn, trained_turns
 from trainers.tasks.problem import Problem
 
@@ -95,7 +95,8 @@ def test_the_rubric(turn: Turn, outcome: bool, reward: float) -> None:
 def test_outcome_own_correctness_and_reward_are_kept_apart(small_config: SmallConfig) -> None:
     episode = episode_of(RIGHT, WRONG, PLAN, outcome=False)
     config = small_config(reward="mix", mix=0.5)
-    rows = rewarded(trained_turns([episode]), config)
+    turns = trained_turns([episode])
+    rows = [replace(turn, reward=turn_reward(turn, config)) for turn in turns]
     assert [(row.own_correct, row.outcome, row.reward) for row in rows] == [
         (True, False, 0.5),
         (False, False, 0.0),

@@ -24,6 +24,7 @@ from gradlab.own_parts import (
     in_words,
     is_own,
     load_part,
+    num_required,
     where_of,
 )
 
@@ -143,7 +144,7 @@ EXPECTED = "a function of the rewards of a group, or of (rewards, group numbers)
 
 def is_estimator(value: Any) -> bool:
     """Whether it is a function of one array or of two."""
-    return inspect.isfunction(value) and _num_required(value) in (1, 2)
+    return inspect.isfunction(value) and num_required(value) in (1, 2)
 
 
 def own_estimator(part: Part, singleton: str) -> Estimator:
@@ -153,7 +154,7 @@ def own_estimator(part: Part, singleton: str) -> Estimator:
     def of_group(reward_K: Floats) -> Floats:
         return _shaped(np.asarray(function(reward_K), dtype=np.float64), reward_K, part)
 
-    inner = by_group(of_group, singleton) if _num_required(function) == 1 else function
+    inner = by_group(of_group, singleton) if num_required(function) == 1 else function
 
     def estimate(reward_n: Floats, group_n: NDArray[np.int64]) -> Floats:
         try:
@@ -180,8 +181,3 @@ def _shaped(advantage_n: Floats, reward_n: Floats, part: Part) -> Floats:
             "rewards; expected one finite number for each"
         )
     return advantage_n
-
-
-def _num_required(function: Callable[..., Any]) -> int:
-    parameters = inspect.signature(function).parameters.values()
-    return sum(parameter.default is parameter.empty for parameter in parameters)

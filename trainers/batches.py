@@ -1,14 +1,16 @@
-"""Split turns into updates and micro-batches; turns to tensors to log-probs.
+"""Turn a policy's rows into updates, micro-batches, tensors and log-probabilities.
 
-Legend: B turns of a micro-batch, T response tokens (right-padded), P prompt tokens (left-padded),
-V vocabulary.
+Legend: B rows of a micro-batch, T response tokens (right-padded), S prompt (left-padded) and
+response tokens, N response tokens of all rows, C those of a chunk, H hidden units, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
-from trainers.models.sampling import left_padded, precise
+from trainers.models.sampling import precise
 
 
 def num_updates(num_rows: int, config: TrainConfig) -> int:
@@ -95,25 +97,25 @@ class Batch:
 
 def to_batch(rows: list[Turn], language: LanguageModel) -> Batch:
     pad, device = language.sampling.pad_id, language.device
-    prompt_BP, prompt_mask_BP = left_padded([row.prompt_ids for row in rows], pad, device)
+    start = max(len(row.prompt_ids) for row in rows)
     longest = max(len(row.response_ids) for row in rows)
-    target = torch.full((len(rows), longest), pad)
-    is_token = torch.zeros((len(rows), longest), dtype=torch.bool)
-    old_BT = torch.zeros((len(rows), longest))
+    ids = np.full((len(rows), start + longest), pad)
+    mask = np.zeros_like(ids)
+    old = np.zeros((len(rows), longest), dtype=np.float32)
     for i, row in enumerate(rows):
-        length = len(row.response_ids)
-        target[i, :length] = torch.tensor(row.response_ids)
-        is_token[i, :length] = True
-        old = row.logprobs if row.old_logprobs is None else row.old_logprobs
-        old_BT[i, :length] = torch.as_tensor(np.asarray(old, dtype=np.float32))
-    target, is_token = target.to(device), is_token.to(device)
+        here = slice(start - len(row.prompt_ids), start + len(row.response_ids))
+        ids[i, here] = row.prompt_ids + row.response_ids
+        mask[i, here] = 1
+        known = row.logprobs if row.old_logprobs is None else row.old_logprobs
+        old[i, : len(known)] = known
+    ids_BS, mask_BS = torch.tensor(ids, device=device), torch.tensor(mask, device=device)
     return Batch(
         rows,
-        torch.cat([prompt_BP, target], dim=1),
-        torch.cat([prompt_mask_BP, is_token.long()], dim=1),
-        target,
-        is_token,
-        old_BT.to(device),
+        ids_BS,
+        mask_BS,
+        ids_BS[:, start:],
+        mask_BS[:, start:].bool(),
+        torch.tensor(old, device=device),
         torch.tensor([row.advantage for row in rows], device=device),
         torch.tensor([row.weight for row in rows], device=device),
         temperature_of(rows, device),
@@ -134,20 +136,102 @@ def response_logprobs(
     language: LanguageModel, batch: Batch, *, entropy_grad: bool = False
 ) -> tuple[Tensor, Tensor]:
     """[B, T] log-probability of each response token under the temperature-scaled policy, and the
-    entropy of the distribution it was drawn from (nats), with a gradient only if asked for."""
-    longest = batch.target_BT.shape[1]
-    logits = language.model(
-        input_ids=batch.ids_BT,
-        attention_mask=batch.mask_BT,
-        position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
-        logits_to_keep=longest + 1,
-        use_cache=False,
-    ).logits[:, :-1]
-    logprobs_BTV = torch.log_softmax(precise(logits) / batch.temperature, dim=-1)
-    chosen = logprobs_BTV.gather(2, batch.target_BT[:, :, None])[:, :, 0]
-    with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
-        entropy = -(logprobs_BTV.exp() * logprobs_BTV).sum(-1)
-    return chosen, entropy
+    entropy of the distribution it was drawn from (nats), with a gradient only if asked for.
+
+    Both are 0 on padding.
+    """
+    is_token = batch.is_token_BT
+    head = language.head
+    with contextlib.nullcontext() if head is None else giving_hidden_states(head):
+        output_BTX = language.model(
+            input_ids=batch.ids_BT,
+            attention_mask=batch.mask_BT,
+            position_ids=(batch.mask_BT.cumsum(1) - 1).clamp(min=0),
+            logits_to_keep=is_token.shape[1] + 1,
+            use_cache=False,
+        ).logits[:, :-1]
+    output_NX, target_N, temperature = (
+        output_BTX[is_token],
+        batch.target_BT[is_token],
+        batch.temperature,
+    )
+    if isinstance(temperature, Tensor):
+        temperature = temperature.expand(*is_token.shape, 1)[is_token]
+    if head is None:
+        logprobs_NV = torch.log_softmax(precise(output_NX) / temperature, dim=-1)
+        logprob_N = logprobs_NV.gather(1, target_N[:, None])[:, 0]
+        with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
+            entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
+    else:
+        logprob_N, entropy_N = FrozenHead.apply(
+            output_NX, head.weight, head.bias, target_N, temperature, entropy_grad
+        )  # type: ignore[no-untyped-call]
+    zero_BT = torch.zeros(is_token.shape, dtype=logprob_N.dtype, device=is_token.device)
+    return zero_BT.masked_scatter(is_token, logprob_N), zero_BT.masked_scatter(is_token, entropy_N)
+
+
+@contextlib.contextmanager
+def giving_hidden_states(head: torch.nn.Linear) -> Iterator[None]:
+    """Within it a model gives what its head would have read, in place of logits."""
+    head.forward = lambda hidden: hidden  # type: ignore[assignment]  # the argument is named otherwise
+    try:
+        yield
+    finally:
+        del head.forward  # the class's shows again
+
+
+CHUNK_LOGITS = 2**25
+"""Most logits at once (128 MiB in float32, of which there are three)."""
+
+
+class FrozenHead(torch.autograd.Function):
+    """[N] log-probability of each target, and entropy, without [N, V] logits.
+
+    The head does not learn, so that the gradient of a token's hidden state is one number times a
+    vector that is known when the logits are: they need not be kept, nor made again.
+
+        d logprob / d h = (W[target] - sum_v p_v W_v) / temperature
+        d entropy / d h = -sum_v p_v (log p_v + entropy) W_v / temperature
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None,
+        target_N: Tensor, temperature: float | Tensor, entropy_grad: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        dtype = torch.promote_types(hidden_NH.dtype, torch.float32)
+        needs_grad = context.needs_input_grad[0]
+        chunk = max(1, CHUNK_LOGITS // len(weight_VH))
+        found: list[list[Tensor]] = [[], [], [], []]
+        for start in range(0, len(hidden_NH), chunk):
+            part = slice(start, start + chunk)
+            heat = temperature[part] if isinstance(temperature, Tensor) else temperature
+            logits_CV = torch.nn.functional.linear(hidden_NH[part], weight_VH, bias_V).to(dtype)
+            logprobs_CV = torch.log_softmax(logits_CV.div_(heat), dim=-1)
+            del logits_CV
+            p_CV, target_C1 = logprobs_CV.exp(), target_N[part, None]
+            entropy_C1 = -(p_CV * logprobs_CV).sum(-1, keepdim=True)
+            found[0].append(logprobs_CV.gather(1, target_C1)[:, 0])
+            found[1].append(entropy_C1[:, 0])
+            if needs_grad and entropy_grad:
+                slope_CV = logprobs_CV.add_(entropy_C1).mul_(p_CV).div_(heat).neg_()
+                found[3].append(slope_CV.to(weight_VH.dtype) @ weight_VH)
+            if needs_grad:
+                slope_CV = p_CV.neg_()
+                slope_CV.scatter_add_(1, target_C1, torch.ones_like(entropy_C1)).div_(heat)
+                found[2].append(slope_CV.to(weight_VH.dtype) @ weight_VH)
+        logprob_N, entropy_N = torch.cat(found[0]), torch.cat(found[1])
+        context.save_for_backward(*(torch.cat(slopes) for slopes in found[2:] if slopes))
+        if not entropy_grad:
+            context.mark_non_differentiable(entropy_N)
+        return logprob_N, entropy_N
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(context: Any, *upstream_N: Tensor) -> tuple[Tensor | None, ...]:
+        slopes = context.saved_tensors
+        parts = [g[:, None] * slope_NH for g, slope_NH in zip(upstream_N, slopes, strict=False)]
+        return sum(parts[1:], parts[0]).to(slopes[0].dtype), None, None, None, None, None
 
 
 @torch.no_grad()
@@ -159,6 +243,12 @@ def reference_logprobs(language: LanguageModel, batch: Batch) -> Tensor:
         logprob_BT, _ = response_logprobs(language, batch)
     language.model.train(was_training)
     return logprob_BT
+
+
+def kl_k3(logprob_BT: Tensor, reference_BT: Tensor) -> Tensor:
+    """[B, T] Schulman's k3 estimate of KL(policy to reference): exp(d) - d - 1, d = ref - pol."""
+    difference = (reference_BT - logprob_BT).clamp(-20, 20)
+    return torch.exp(difference) - difference - 1
 
 
 @torch.no_grad()

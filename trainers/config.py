@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 from collections.abc import Mapping
@@ -10,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from gradlab.own_parts import is_own
+from gradlab.own_parts import Part, is_own, load_part, num_required
 from gradlab.records import Agent
 from gradlab.workflows import Workflow, parse_options
 from trainers.advantages import find_estimator
 from trainers.models.routing import parse_routing
 from trainers.models.sampler import Speaker
 from trainers.preview.highest import HIGHEST, LOWEST_TEMPERATURE, ROLE_VALUE, check_highest
-from trainers.rewards import load_reward
 from trainers.sandbox.pool import package_path
 from trainers.workflows import find_workflow
 
@@ -380,7 +380,7 @@ class TrainConfig:
                 "of your own as FILE.py:NAME or package.module:NAME"
             )
         if is_own(self.reward):
-            load_reward(self.reward)
+            self.own_reward()
         find_estimator(self.advantage, singleton=self.singleton, normalize_std=self.normalize_std)
 
     def _check_packages(self) -> None:
@@ -495,6 +495,18 @@ class TrainConfig:
         if not is_own(self.workflow):
             given |= {name: getattr(self, name) for name in SIZES if name in found.options}
         return found.with_options(given)
+
+    def own_reward(self) -> Part:
+        """The function that `--reward FILE.py:NAME` names.
+
+        Raises PartError where it cannot be found or loaded.
+        """
+        return load_part(
+            "--reward",
+            self.reward,
+            lambda value: inspect.isfunction(value) and num_required(value) == 2,
+            "a function of (episode, turn) that returns a number, or {name: number}",
+        )
 
     def policy_by_agent(self) -> dict[Agent, str]:
         """agent -> policy name, for every agent that is trained, in the workflow's order."""

@@ -1,4 +1,4 @@
-"""Reward and group-relative advantage of every turn.
+"""Give every turn its reward and its group-relative advantage.
 
 `own_correct`, `outcome` and `reward` stay three separate numbers; `is_solved` is a fourth
 truth, that accuracy is made of. A group holds the rewards that are compared with each other. Its
@@ -11,19 +11,21 @@ key is a declared option:
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gradlab.own_parts import is_own
+from gradlab.own_parts import Part, PartError, failed_at, file_of, in_words, is_own, where_of
 from gradlab.records import Agent
 from trainers.advantages import find_estimator
 from trainers.config import TrainConfig
 from trainers.episodes import Episode, Group, Turn, trained_turns
-from trainers.rewards import load_reward, paid
 
 GroupKey = tuple[str, str, int, int]
 
@@ -44,12 +46,14 @@ def compared(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
 def with_rewards(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
     """The episodes with a reward in every turn that is to be trained."""
     if is_own(config.reward):
-        reward = load_reward(config.reward)
+        reward = config.own_reward()
         turns = [
             turn for episode in episodes if not episode.failure for turn in paid(episode, reward)
         ]
     else:
-        turns = rewarded(trained_turns(episodes), config)
+        turns = [
+            replace(turn, reward=turn_reward(turn, config)) for turn in trained_turns(episodes)
+        ]
     return replaced(episodes, turns)
 
 
@@ -62,11 +66,6 @@ def replaced(episodes: Sequence[Episode], turns: Sequence[Turn]) -> list[Episode
         else episode
         for episode in episodes
     ]
-
-
-def rewarded(turns: Sequence[Turn], config: TrainConfig) -> list[Turn]:
-    """The turns with their rewards."""
-    return [replace(turn, reward=turn_reward(turn, config)) for turn in turns]
 
 
 def turn_reward(turn: Turn, config: TrainConfig) -> float:
@@ -108,6 +107,73 @@ def rubric_reward(turn: Turn) -> float:
     return 0.5 * turn.own_correct + 0.5 * turn.outcome - 1.0 * is_confidently_wrong
 
 
+def paid(episode: Episode, reward: Part) -> list[Turn]:
+    """The episode's turns with their rewards; a named one is the sum of its components.
+
+    Raises PartError, with file and line, for what is not a finite number.
+    """
+    turns = []
+    for turn in episode.turns:
+        try:
+            given = reward.value(episode, turn)
+        except Exception as error:  # whatever a function of one's own raises
+            raise PartError(
+                f"{failed_at(error, file_of(reward.value))}: --reward {reward.name} raised "
+                f"{in_words(error)} for {_which(episode, turn)}; expected a number"
+            ) from error
+        components = _checked(given, reward, _which(episode, turn))
+        total = sum(value for _, value in components)
+        turns.append(
+            replace(turn, reward=total, components=components if isinstance(given, Mapping) else ())
+        )
+    return turns
+
+
+def _checked(given: Any, reward: Part, who: str) -> tuple[tuple[str, float], ...]:
+    named = given if isinstance(given, Mapping) else {"reward": given}
+    where = f"{where_of(reward.value)}: --reward {reward.name} gave"
+    if not named or not all(isinstance(name, str) and name for name in named):
+        raise PartError(f"{where} {given!r} for {who}; expected a number, or {{name: number}}")
+    for name, value in named.items():
+        part = f"{name} = {value!r}" if isinstance(given, Mapping) else repr(value)
+        if not isinstance(value, numbers.Real):
+            raise PartError(
+                f"{where} {part}, a {type(value).__name__}, for {who}; expected a number, or "
+                "{name: number}"
+            )
+        try:
+            is_finite = math.isfinite(float(value))
+        except OverflowError:
+            is_finite = False
+        if not is_finite:
+            raise PartError(f"{where} {part} for {who}; expected a finite number")
+    components = tuple((name, float(value)) for name, value in named.items())
+    if not math.isfinite(sum(value for _, value in components)):
+        raise PartError(f"{where} {given!r} for {who}; expected a finite sum")
+    return components
+
+
+def check_components(
+    episodes: Iterable[Episode], known: Sequence[str], config: TrainConfig
+) -> None:
+    """Raise PartError for a component that the canned episodes did not have: the store was made
+    without it."""
+    for episode in episodes:
+        for turn in episode.turns:
+            new = [component for component, _ in turn.components if component not in known]
+            if new:
+                where = where_of(config.own_reward().value)
+                raise PartError(
+                    f"{where}: --reward {config.reward} gave component '{new[0]}' for "
+                    f"{_which(episode, turn)}; expected {', '.join(known) or 'none'}"
+                    ", as on canned replies: give every name for every turn, 0 where it is nothing"
+                )
+
+
+def _which(episode: Episode, turn: Turn) -> str:
+    return f"{turn.agent}, round {turn.round + 1}, on problem '{episode.problem.id}'"
+
+
 def group_key(turn: Turn, group_by: str) -> GroupKey:
     """(problem, role, number, round) of the group of `turn`; 0 for what the group ignores."""
     number = 0 if group_by == "role" else turn.agent.number
@@ -126,7 +192,11 @@ def with_advantages(turns: Sequence[Turn], config: TrainConfig) -> list[Turn]:
     advantage_n = advantages(turns, reward_n, group_n, config)
     credited = list(turns)
     for indices in members.values():
-        group = group_of([turns[i].is_solved for i in indices], reward_n[indices])
+        is_flat = len(indices) > 1 and bool(np.ptp(reward_n[indices]) == 0)
+        is_solved = [turns[i].is_solved for i in indices]
+        group = Group(
+            len(indices), is_flat, is_flat and all(is_solved), is_flat and not any(is_solved)
+        )
         for i in indices:
             credited[i] = replace(turns[i], advantage=float(advantage_n[i]), group=group)
     return credited
@@ -169,9 +239,3 @@ def batch_by_agent(config: TrainConfig) -> dict[Agent, str]:
         together.append(mine.union(*touching))
     names = {policy: " ".join(sorted(batch)) for batch in together for policy in batch}
     return {agent: names[policy] for agent, policy in policies.items()}
-
-
-def group_of(outcomes: Sequence[bool], reward_K: NDArray[np.float64]) -> Group:
-    """What a group of these outcomes and rewards is like."""
-    is_flat = len(reward_K) > 1 and bool(np.ptp(reward_K) == 0)
-    return Group(len(reward_K), is_flat, is_flat and all(outcomes), is_flat and not any(outcomes))

@@ -1,4 +1,8 @@
-"""Train one policy on one step's rows: forward, backward under the probe, clip, optimizer step.
+"""Train one policy on one step's rows: loss, backward under the probe, clip, optimizer step.
+
+The loss is PPO with clipping, dual clip, a KL anchor per role and an entropy bonus: a weighted sum
+over tokens. The weights are fixed for the whole update (`token_weights`), so that splitting an
+update into micro-batches changes nothing.
 
 Legend: B rows of a micro-batch, T response tokens (right-padded).
 """
@@ -7,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradlab.ledger import RoleTally
@@ -18,6 +23,7 @@ from gradlab.readout.gram import grouped, grouping
 from gradlab.records import Agent
 from trainers.batches import (
     Batch,
+    kl_k3,
     micro_batches,
     plan_updates,
     reference_logprobs,
@@ -28,7 +34,6 @@ from trainers.batches import (
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.interventions import role_factors
-from trainers.losses import kl_k3, policy_loss, token_weights
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy, TrainingError, adapter_parameters, not_finite
 from trainers.ranks.peers import ALONE, Peers
@@ -114,6 +119,27 @@ def accumulate(
             policy.probe.loss = total_loss
 
 
+def token_weights(
+    lengths_B: Sequence[int], aggregation: str, full_rows: int | None = None
+) -> NDArray[np.float64]:
+    """[B] weight of each token of a row, such that loss = sum over tokens of weight * token loss.
+
+    sequence_mean_token_mean  1 / (rows * row length)
+    token_mean                1 / tokens of the update
+    sequence_sum              1 / rows
+
+    `full_rows` replaces the number of rows: the paper's code divides a partial mini-batch by the
+    full mini-batch size.
+    """
+    lengths = np.asarray(lengths_B, dtype=np.float64)
+    rows = full_rows or len(lengths)
+    if aggregation == "token_mean":
+        return np.full(len(lengths), len(lengths) / rows / lengths.sum())
+    if aggregation == "sequence_sum":
+        return np.full(len(lengths), 1.0 / rows)
+    return 1.0 / (rows * lengths)
+
+
 def clip_and_step(language: LanguageModel, policy: Policy, config: TrainConfig, step: int) -> None:
     intervene(policy, config)
     limit = config.clip_norm or float("inf")
@@ -196,6 +222,34 @@ def batch_loss(
         total.clipped += clipped
         total.weight += row.weight * len(row.response_ids)
     return loss
+
+
+@dataclass(frozen=True)
+class TokenLoss:
+    """Per-token loss and what is worth knowing about it; all [B, T], zero or masked outside."""
+
+    loss_BT: Tensor
+    ratio_BT: Tensor
+    is_clipped_BT: Tensor
+
+
+def policy_loss(
+    logprob_BT: Tensor, old_BT: Tensor, advantage_B: Tensor, config: TrainConfig
+) -> TokenLoss:
+    """PPO surrogate per token (arXiv 1707.06347; asymmetric clip: DAPO, dual clip: 1912.09729)."""
+    # Bounded so that one absurd ratio cannot overflow; exp(20) is far outside any clip.
+    ratio = torch.exp((logprob_BT - old_BT).clamp(-20, 20))
+    advantage = advantage_B[:, None]
+    plain = -advantage * ratio
+    clipped = -advantage * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss = torch.maximum(plain, clipped)
+    is_clipped = clipped > plain
+    if config.dual_clip > 0:
+        bound = -advantage * config.dual_clip
+        is_negative = advantage < 0
+        is_clipped = is_clipped | (is_negative & (loss > bound))
+        loss = torch.where(is_negative, torch.minimum(loss, bound), loss)
+    return TokenLoss(loss, ratio.detach(), is_clipped.detach())
 
 
 def blame(language: LanguageModel, batch: Batch, policy: Policy, step: int, loss: Tensor) -> str:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from gradlab.records import Agent
-from gradlab.workflows import Ask, Play, Reading, Reply, Workflow
+from gradlab.workflows import Ask, Play, Reply, Workflow
 from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
 from trainers.models.sampler import Sample, Sampler, Speaker
 from trainers.tasks.problem import Problem
 
-_Asked = tuple[int, int, tuple[int, ...]]
-"""Number of the seat, slot in its wave, prompt."""
+Prompt = tuple[int, ...]
 
 
 @dataclass
@@ -27,10 +24,12 @@ class _Seat:
     sample: int
     play: Play
     wave: list[Ask]
-    turns: list[Turn]
+    """Who is asked next; nobody when the episode is over."""
+    turns: list[Turn] = field(default_factory=list)
+    replies: list[Reply] = field(default_factory=list)
+    """To the wave."""
     answer: str | None = None
     failure: str | None = None
-    is_over: bool = False
 
 
 def rollout(
@@ -51,27 +50,24 @@ def rollout(
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
     Raises TrainingError naming the speaker whose output is not finite.
     """
-    seats = [
-        _seat(workflow.play(problem, sampler.prompts), problem, number)
-        for problem in problems
-        for number in range(samples)
-    ]
+    seats = []
+    for problem in problems:
+        for number in range(samples):
+            play = workflow.play(problem, sampler.prompts)
+            seats.append(_Seat(problem, number, play, next(play)))
     wave = 0
-    while any(not seat.is_over for seat in seats):
+    while any(seat.wave for seat in seats):
         _play_wave(sampler, speakers, seats, (*key, wave), judge, draws)
         wave += 1
+    episodes = []
     grades = judge.grades([(seat.problem, seat.answer) for seat in seats])
-    return [_episode(seat, grade) for seat, grade in zip(seats, grades, strict=True)]
-
-
-def _seat(play: Play, problem: Problem, number: int) -> _Seat:
-    return _Seat(problem, number, play, next(play), [])
-
-
-def _episode(seat: _Seat, grade: float) -> Episode:
-    outcome = False if seat.failure is not None else grade
-    turns = tuple(replace(turn, outcome=outcome) for turn in seat.turns)
-    return Episode(seat.problem, seat.sample, turns, seat.answer, outcome, seat.failure)
+    for seat, grade in zip(seats, grades, strict=True):
+        outcome = False if seat.failure is not None else grade
+        turns = tuple(replace(turn, outcome=outcome) for turn in seat.turns)
+        episodes.append(
+            Episode(seat.problem, seat.sample, turns, seat.answer, outcome, seat.failure)
+        )
+    return episodes
 
 
 def _play_wave(
@@ -82,111 +78,44 @@ def _play_wave(
     judge: Judge,
     draws: str,
 ) -> None:
-    by_speaker: dict[Speaker, list[_Asked]] = defaultdict(list)
-    for number, seat in enumerate(seats):
-        if seat.is_over:
-            continue
+    """Ask everybody whose turn it is, and hand the replies to the workflows for their next wave."""
+    asked: list[tuple[_Seat, Ask, Prompt]] = []
+    for seat in seats:
         prompts = [sampler.encode(speakers[ask.agent], ask.messages) for ask in seat.wave]
-        longest = max(map(len, prompts))
+        longest = max(map(len, prompts), default=0)
         if longest > sampler.max_prompt_tokens:
             seat.failure = f"prompt of {longest} tokens, limit {sampler.max_prompt_tokens}"
-            seat.is_over = True
-            continue
-        for slot, (ask, prompt) in enumerate(zip(seat.wave, prompts, strict=True)):
-            by_speaker[speakers[ask.agent]].append((number, slot, prompt))
+            seat.wave = []
+        else:
+            asked += [(seat, ask, prompt) for ask, prompt in zip(seat.wave, prompts, strict=True)]
 
-    said = _speak(sampler, by_speaker, key, seats if draws == "problem" else None)
-    playing = [(number, seat) for number, seat in enumerate(seats) if not seat.is_over]
-    heard = [
-        [
-            _hear(sampler, speakers[ask.agent], ask, *said[number, slot])
-            for slot, ask in enumerate(seat.wave)
-        ]
-        for number, seat in playing
+    rows = [
+        (number_of(seat.problem.id), seat.sample, slot)
+        for seat in seats
+        for slot in range(len(seat.wave))
     ]
+    wanted = [(speakers[ask.agent], prompt) for _, ask, prompt in asked]
+    said = _speak(sampler, wanted, key, rows if draws == "problem" else None)
+    texts = [
+        sampler.decode(speakers[ask.agent], sample.ids)
+        for (_, ask, _), sample in zip(asked, said, strict=True)
+    ]
+    readings = [ask.reading(text) for (_, ask, _), text in zip(asked, texts, strict=True)]
     of_answers = iter(
         judge(
             [
-                (seat.problem, one.reading.value)
-                for (_, seat), all_said in zip(playing, heard, strict=True)
-                for one in all_said
-                if one.ask.kind == "answer"
+                (seat.problem, reading.value)
+                for (seat, ask, _), reading in zip(asked, readings, strict=True)
+                if ask.kind == "answer"
             ]
         )
     )
-    for (_, seat), all_said in zip(playing, heard, strict=True):
-        _advance(
-            seat,
-            all_said,
-            [next(of_answers) if one.ask.kind == "answer" else None for one in all_said],
-        )
-
-
-def _speak(
-    sampler: Sampler,
-    by_speaker: Mapping[Speaker, Sequence[_Asked]],
-    key: tuple[int, ...],
-    seats: Sequence[_Seat] | None,
-) -> dict[tuple[int, int], tuple[tuple[int, ...], Sample]]:
-    """Prompt and response by (seat, slot), one batch per speaker.
-
-    `seats`: of the episodes, where each draws by numbers of its own.
-    """
-    said: dict[tuple[int, int], tuple[tuple[int, ...], Sample]] = {}
-    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
-    for index, speaker in enumerate(sorted(by_speaker)):
-        asked = by_speaker[speaker]
-        prompts = [prompt for _, _, prompt in asked]
-        if seats is None:
-            responses = sampler.ask(speaker, prompts, (*key, index))
-        else:
-            rows = [
-                (number_of(seats[number].problem.id), seats[number].sample, slot)
-                for number, slot, _ in asked
-            ]
-            responses = sampler.ask(speaker, prompts, key, rows)
-        for (number, slot, prompt), response in zip(asked, responses, strict=True):
-            said[number, slot] = (prompt, response)
-    return said
-
-
-def number_of(name: str) -> int:
-    """A number of 64 bits for a name, the same in every process."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """One response of a wave, and what was read in it."""
-
-    ask: Ask
-    temperature: float
-    prompt_ids: tuple[int, ...]
-    prompt: str
-    response: Sample
-    text: str
-    reading: Reading[Any]
-
-
-def _hear(
-    sampler: Sampler, speaker: Speaker, ask: Ask, prompt_ids: tuple[int, ...], response: Sample
-) -> _Heard:
-    text = sampler.decode(speaker, response.ids)
-    prompt = sampler.decode(speaker, prompt_ids, keep_special=True)
-    return _Heard(ask, speaker.temperature, prompt_ids, prompt, response, text, ask.reading(text))
-
-
-def _advance(
-    seat: _Seat,
-    heard: Sequence[_Heard],
-    is_correct: Sequence[bool | None],
-) -> None:
-    """Hand one wave's responses to the workflow and take its next wave."""
-    replies = []
-    for one, is_right in zip(heard, is_correct, strict=True):
-        ask, response = one.ask, one.response
-        replies.append(Reply(one.text, one.reading.value, is_right))
-        own = is_right if ask.judge is None else ask.is_right(one.reading.value)
+    for (seat, ask, prompt), sample, text, reading in zip(
+        asked, said, texts, readings, strict=True
+    ):
+        is_right = next(of_answers) if ask.kind == "answer" else None
+        seat.replies.append(Reply(text, reading.value, is_right))
+        speaker = speakers[ask.agent]
         seat.turns.append(
             Turn(
                 agent=ask.agent,
@@ -194,19 +123,47 @@ def _advance(
                 sample=seat.sample,
                 round=ask.round,
                 kind=ask.kind,
-                prompt=one.prompt,
-                prompt_ids=one.prompt_ids,
-                response=one.text,
-                response_ids=response.ids,
-                logprobs=response.logprobs,
-                temperature=one.temperature,
-                parse_ok=one.reading.parse_ok,
-                truncated=response.truncated,
-                own_correct=own,
+                prompt=sampler.decode(speaker, prompt, keep_special=True),
+                prompt_ids=prompt,
+                response=text,
+                response_ids=sample.ids,
+                logprobs=sample.logprobs,
+                temperature=speaker.temperature,
+                parse_ok=reading.parse_ok,
+                truncated=sample.truncated,
+                own_correct=is_right if ask.judge is None else ask.is_right(reading.value),
                 offered_correct=ask.offered_correct,
             )
         )
-    try:
-        seat.wave = seat.play.send(replies)
-    except StopIteration as stop:
-        seat.answer, seat.is_over = stop.value, True
+    for seat in seats:
+        if seat.wave:
+            replies, seat.replies = seat.replies, []
+            try:
+                seat.wave = seat.play.send(replies)
+            except StopIteration as stop:
+                seat.answer, seat.wave = stop.value, []
+
+
+def _speak(
+    sampler: Sampler,
+    asked: Sequence[tuple[Speaker, Prompt]],
+    key: tuple[int, ...],
+    rows: Sequence[tuple[int, ...]] | None,
+) -> list[Sample]:
+    """A response to each prompt, one batch per speaker; `rows`: keys of their own numbers."""
+    said: dict[int, Sample] = {}
+    # In the order of their names, so that the numbers drawn do not depend on who speaks first.
+    for number, speaker in enumerate(sorted({speaker for speaker, _ in asked})):
+        mine = [i for i, (who, _) in enumerate(asked) if who == speaker]
+        prompts = [asked[i][1] for i in mine]
+        if rows is None:
+            samples = sampler.ask(speaker, prompts, (*key, number))
+        else:
+            samples = sampler.ask(speaker, prompts, key, [rows[i] for i in mine])
+        said.update(zip(mine, samples, strict=True))
+    return [said[i] for i in range(len(asked))]
+
+
+def number_of(name: str) -> int:
+    """A number of 64 bits for a name, the same in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

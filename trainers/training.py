@@ -30,7 +30,7 @@ from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
-from trainers.credit import compared, with_rewards
+from trainers.credit import check_components, compared, with_rewards
 from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
@@ -45,7 +45,6 @@ from trainers.ranks.agreement import check_same_config, check_same_credit, check
 from trainers.ranks.joining import device_of, joined
 from trainers.ranks.peers import ALONE, Agreed, Peers, check_dealing, with_draws
 from trainers.ranks.writing import Nowhere, shared_watch
-from trainers.rewards import check_components
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
@@ -214,7 +213,7 @@ def train_step(run: Run, step: int) -> StepRecord:
             config.draws,
         )  # fmt: skip
         episodes = with_rewards(episodes, config)
-        check_components(episodes, run.components, config.reward)
+        check_components(episodes, run.components, config)
         return episodes
 
     episodes = compared(run.peers.play(problems, play), config)

@@ -45,6 +45,8 @@ class LanguageModel:
     device: torch.device
     sampling: SamplingOptions
     max_prompt_tokens: int
+    head: torch.nn.Linear | None = None
+    """Frozen, and its output is the model's logits; None where they are made in another way."""
 
     @contextlib.contextmanager
     def speaking(self, policy: str) -> Iterator[Any]:
@@ -132,6 +134,7 @@ def load_language_model(
     device = pick_device(config.device)
     model, tokenizer = load_base(name or config.model, getattr(torch, config.dtype))
     model.to(device)
+    head = head_of(model)
     prompts = prompts_for(tokenizer, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -148,7 +151,21 @@ def load_language_model(
             pad_id=tokenizer.pad_token_id,
         ),
         config.max_prompt_tokens,
+        head,
     )
+
+
+@torch.no_grad()
+def head_of(model: Any) -> torch.nn.Linear | None:
+    """A model's head; None if its logits are not just the head's output, but capped or scaled."""
+    head, given = model.get_output_embeddings(), list[torch.Tensor]()
+    if type(head) is not torch.nn.Linear:
+        return None
+    listening = head.register_forward_hook(lambda _, __, output: given.append(output))
+    # Several tokens: the first may be padding, whose logits are 0 whatever is done to them.
+    logits = model(input_ids=torch.arange(4, device=model.device)[None]).logits
+    listening.remove()
+    return head if torch.equal(given[0].float(), logits.float()) else None
 
 
 def prompts_for(tokenizer: Any, config: TrainConfig) -> Prompts:

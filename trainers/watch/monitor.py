@@ -8,10 +8,15 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from gradlab.ledger import RoleTally
-from trainers.batches import micro_batches, reference_logprobs, response_logprobs, to_batch
+from trainers.batches import (
+    kl_k3,
+    micro_batches,
+    reference_logprobs,
+    response_logprobs,
+    to_batch,
+)
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
-from trainers.losses import kl_k3
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy
 
