@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-SECONDS = 120
+SECONDS = 240
 
 
 def free_port() -> int:
@@ -44,6 +45,7 @@ def _begin(
     os.dup2(file, 1)
     os.dup2(file, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
+    faulthandler.dump_traceback_later(SECONDS - 20)  # where a rank waits that will be killed
     sys.exit(act(*arguments))
 
 

@@ -16,6 +16,7 @@ from conftest import SmallConfig
 from ranks import Processes
 from rich.console import Console
 from test_train import arrays
+from torch.distributed.tensor import DTensor
 
 from gradlab.commands.main import main
 from gradlab.run_directory import checkpoint_path, episodes_path
@@ -24,6 +25,7 @@ from trainers.config import TrainConfig
 from trainers.ranks.joining import joined
 from trainers.ranks.launch import launched
 from trainers.ranks.peers import fingerprint
+from trainers.ranks.sharding import layers_of
 from trainers.rundir.transcripts import read_episodes
 from trainers.training import train
 from trainers.watch.progress import Progress
@@ -171,6 +173,51 @@ def test_two_processes_train_what_one_does(tmp_path: Path, small_config: SmallCo
     two = tmp_path / "two" / "sparse"
     assert open_run(two).closed
     assert (checkpoint_path(two, 2) / "checkpoint.json").is_file()
+
+
+def train_sharded(configs: list[TrainConfig]) -> int:
+    """Layers are divided in half; how much of them a rank holds is written down."""
+    with joined("cpu") as peers:
+        for config in configs:
+            train(config, quiet())
+            (found,) = peers.lockstep
+            layers = layers_of(found._model)
+            whole = sum(p.numel() for n, p in layers.named_parameters() if ".lora_" not in n)
+            mine = sum(p.to_local().numel() for p in layers.parameters() if isinstance(p, DTensor))
+            print(f"{mine} of {whole}")
+            peers.lockstep.clear()
+    return 0
+
+
+@pytest.mark.slow
+def test_a_base_model_that_is_divided_between_ranks_trains_the_same(
+    tmp_path: Path, small_config: SmallConfig
+) -> None:
+    """Responses and rows differ between ranks, roles are anchored to the base model in one of them,
+    and one case has updates of a single row: passes meet all the same."""
+    cases: dict[str, dict[str, object]] = {
+        "anchored": {"kl_coefficient": {"aggregator": 0.05}, "old_logprobs": "trainer"},
+        "checkpointed": {"gradient_checkpointing": True, "routing": "shared"},
+        "sparse": {"workflow": "evaluator_optimizer", "rows_per_update": 1},
+    }
+    configs = {
+        name: small_config(**{**SMALL, **case, "out": tmp_path / "one" / name})
+        for name, case in cases.items()
+    }
+    divided = [
+        replace(config, out=tmp_path / "two" / name, shard_base=True)
+        for name, config in configs.items()
+    ]
+    pair = Processes(tmp_path / "said", train_sharded, divided)
+    for config in configs.values():
+        train(config, quiet())
+    assert pair.wait() == [0, 0], pair.said()
+    for name in cases:
+        assert_equal_runs(tmp_path / "one" / name, tmp_path / "two" / name)
+    for said in pair.said():
+        for line in said.splitlines():
+            mine, _, whole = line.split()
+            assert int(mine) == pytest.approx(int(whole) / 2, rel=0.01)
 
 
 @pytest.mark.slow

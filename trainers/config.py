@@ -50,7 +50,7 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {}, "draws": "auto",
+    "policy_lora_alpha": {}, "draws": "auto", "shard_base": False,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -111,6 +111,9 @@ class TrainConfig:
     """--lora-rank of single policies, e.g. aggregator 8; names are those of --routing."""
     policy_lora_alpha: dict[str, int] = field(default_factory=dict)
     """--lora-alpha of single policies."""
+    shard_base: bool = False
+    """Whether the frozen layers are divided between the processes that torchrun started, for a
+    model too large for one device (docs/gpu.md)."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
 

@@ -112,7 +112,7 @@ def accumulate(
         loss = batch_loss(language, batch, config, tallies)
         if not torch.isfinite(loss):
             raise TrainingError(blame(language, batch, policy, step, loss))
-        loss.backward()  # type: ignore[no-untyped-call]
+        peers.backward(loss)
         total_loss += loss.item()
         if policy.probe:
             policy.probe.untag()

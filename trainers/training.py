@@ -44,6 +44,7 @@ from trainers.preview.own_parts import check_own_parts
 from trainers.ranks.agreement import check_same_config, check_same_credit, check_same_start
 from trainers.ranks.joining import device_of, joined
 from trainers.ranks.peers import ALONE, Agreed, Peers, check_dealing, with_draws
+from trainers.ranks.sharding import check_sharding, shard_base
 from trainers.ranks.writing import Nowhere, shared_watch
 from trainers.rollout import rollout
 from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint, restore, save_checkpoint
@@ -297,6 +298,7 @@ def open_run_for_training(
         config = stored_config(about, config)
     config = with_draws(config, peers.size)
     check_dealing(config, peers.size)
+    check_sharding(config, peers.size)
     check_same_config(peers, config)
     check_watch(config, watch)
     if config.threads:
@@ -311,8 +313,10 @@ def open_run_for_training(
         )
     here = replace(config, device=device_of(peers.launch, config.device))
     languages = load_language_models(here)
+    check_same_start(peers, task, languages)
+    if config.shard_base:
+        shard_base(languages[config.model], peers)
     policies = build_policies(languages, config)
-    check_same_start(peers, task, languages, policies)
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused

@@ -176,7 +176,7 @@ def _check_source(arguments: Sequence[str], source: str | None) -> None:
         )
 
 
-RESUMABLE = ("--resume", "--out", "--extend-to", "--device", "--threads")
+RESUMABLE = ("--resume", "--out", "--extend-to", "--device", "--threads", "--shard-base")
 
 
 def refuse_other_options(arguments: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ import gradlab
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
-from trainers.policies import Policy
 from trainers.ranks.peers import Peers, fingerprint
 from trainers.rundir.directory import versions
 from trainers.rundir.own_parts import own_parts
@@ -40,21 +39,13 @@ def check_same_config(peers: Peers, config: TrainConfig) -> None:
     _compare(peers, options | parts, "was started otherwise than rank 0", "Give all the same")
 
 
-def check_same_start(
-    peers: Peers,
-    task: Task,
-    languages: Mapping[str, LanguageModel],
-    policies: Mapping[str, Policy],
-) -> None:
+def check_same_start(peers: Peers, task: Task, languages: Mapping[str, LanguageModel]) -> None:
     """Raise ValueError for ranks that have other problems or weights."""
     if peers.size == 1:
         return
     mine: dict[str, Any] = {"problems (SHA-256)": task.content_hash}
     for name, language in languages.items():
-        tensors = [p for key, p in language.model.named_parameters() if ".lora_" not in key]
-        mine[f"weights of model {name}"] = fingerprint(tensors)
-    for name, policy in policies.items():
-        mine[f"adapter of policy {name}"] = fingerprint(policy.parameters)
+        mine[f"weights of {name} and its adapters"] = fingerprint([*language.model.parameters()])
     _compare(peers, mine, "begins otherwise than rank 0", "Put the same files on every machine")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,11 +30,23 @@ class Agreed:
     """An error that every rank raises at the same point: none has to tell the others."""
 
 
+class InStep(Protocol):
+    """What makes the passes of a model happen on all ranks at once."""
+
+    def before_backward(self) -> None:
+        """Wait for everybody's."""
+
+    def drain(self) -> None:
+        """Take part in the others' passes until nobody has one."""
+
+
 @dataclass(frozen=True)
 class Peers:
     """The processes that train one run, and which of them this is."""
 
     launch: Launch = field(default_factory=Launch)
+    lockstep: list[InStep] = field(default_factory=list)
+    """Of the base model whose layers are divided between the ranks, if it is."""
 
     @property
     def rank(self) -> int:
@@ -55,6 +67,7 @@ class Peers:
         """What `act` returns on rank 0, which alone calls it; everybody has it afterwards."""
         if self.size == 1:
             return act()
+        self._meet()
         said = [act() if self.is_first else None]
         dist.broadcast_object_list(said, src=0)
         return said[0]  # type: ignore[return-value]  # rank 0's
@@ -63,9 +76,15 @@ class Peers:
         """What every rank has, by rank."""
         if self.size == 1:
             return [mine]
+        self._meet()
         everybody: list[Any] = [None] * self.size
         dist.all_gather_object(everybody, mine)
         return everybody
+
+    def _meet(self) -> None:
+        """Come to a point where no rank is in the middle of a pass."""
+        for lockstep in self.lockstep:
+            lockstep.drain()
 
     # A step's problems and rows.
 
@@ -103,10 +122,17 @@ class Peers:
 
     # An update.
 
+    def backward(self, loss: Tensor) -> None:
+        """The backward of a micro-batch of this rank."""
+        for lockstep in self.lockstep:
+            lockstep.before_backward()
+        loss.backward()  # type: ignore[no-untyped-call]
+
     def reduce(self, policy: Policy) -> None:
         """Add up the policy's gradients over the ranks, the agents' with them, in one message."""
         if self.size == 1:
             return
+        self._meet()
         if policy.probe is not None:
             policy.probe.reduce()
             return

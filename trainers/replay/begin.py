@@ -30,7 +30,7 @@ from trainers.rundir.own_parts import changed_parts, own_parts
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
-WHERE = frozenset({"out", "resume", "extend_to", "device", "threads"})
+WHERE = frozenset({"out", "resume", "extend_to", "device", "threads", "shard_base"})
 """Options that say where and how far, not what."""
 FIXED = (
     "model", "policy_model", "workflow", "lora_rank", "lora_alpha", "policy_lora_rank",

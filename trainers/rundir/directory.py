@@ -141,8 +141,8 @@ def read_run_directory(out: Path) -> dict[str, Any]:
 def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
-    Only --out, --extend-to, --device and --threads are taken from `given`: they say where and how
-    far, not what. Options that are younger than the run do what was done before there were any
+    Only --out, --extend-to, --device, --threads and --shard-base are taken from `given`: they say
+    where and how far, not what. Options that are younger than the run do what was done before there were any
     (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
@@ -162,7 +162,7 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
             "a newer one"
         )
     stored["data"] = Path(stored["data"]) if stored.get("data") else None
-    stored |= {"out": given.out, "device": given.device, "threads": given.threads}
+    stored |= {name: getattr(given, name) for name in ("out", "device", "threads", "shard_base")}
     config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
     if not given.extend_to:
         return config
