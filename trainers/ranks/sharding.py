@@ -52,7 +52,8 @@ def shard_base(language: LanguageModel, peers: Peers) -> None:
     adapters = {p for name, p in model.named_parameters() if ".lora_" in name}
     mesh = init_device_mesh(language.device.type, (peers.size,))
     for layer in layers_of(model):
-        fully_shard(layer, mesh=mesh, ignored_params=adapters)
+        # Said, since the default keeps a layer that stands in no larger one after its forward.
+        fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)
     model.to(language.device)
     peers.lockstep.append(Lockstep(model, [*adapters], language.device))
 
