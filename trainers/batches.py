@@ -20,6 +20,7 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
+from trainers.models.sampling import precise
 
 
 def num_updates(num_rows: int, config: TrainConfig) -> int:
@@ -200,7 +201,7 @@ def response_logprobs(
     if isinstance(temperature, Tensor):
         temperature = temperature.expand(*is_token.shape, 1)[is_token]
     if head is None:
-        logprobs_NV = torch.log_softmax(output_NX.float() / temperature, dim=-1)
+        logprobs_NV = torch.log_softmax(precise(output_NX) / temperature, dim=-1)
         logprob_N = logprobs_NV.gather(1, target_N[:, None])[:, 0]
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)

@@ -66,6 +66,7 @@ EARLIER: Mapping[str, Any] = {
     "row_statistics": 1,
     "micro_batches": "filled", "logits": "whole",
     "problem_seed": None,
+    "draws": "auto", "shard_base": False,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -120,8 +121,9 @@ class TrainConfig:
     policy_model: dict[str, str] = field(default_factory=dict)
     """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
     names are those of --routing. All models are asked in the same style, compact or as a chat."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the frozen weights; adapters are always float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of the frozen weights; adapters are float32, or float64 with it, which compares runs to
+    more digits than training needs."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 16
@@ -130,6 +132,9 @@ class TrainConfig:
     """--lora-rank of single policies, e.g. aggregator 8; names are those of --routing."""
     policy_lora_alpha: dict[str, int] = field(default_factory=dict)
     """--lora-alpha of single policies."""
+    shard_base: bool = False
+    """Whether the frozen layers are divided between the processes that torchrun started, for a
+    model too large for one device (docs/gpu.md)."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
 
@@ -221,6 +226,10 @@ class TrainConfig:
     sampler_sleep: bool = False
     """Whether the engine gives its memory back while policies are updated: for one GPU that both
     use."""
+    draws: Literal["auto", "batch", "problem"] = "auto"
+    """Random numbers of sampling: batch (one stream for all that is sampled at once), problem (each
+    response by numbers of its own, so that it does not depend on what is sampled beside it, or on
+    how many processes), or auto: batch in one process, problem in several."""
 
     reward: str = "outcome"
     """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of

@@ -87,6 +87,7 @@ def _run(given: list[str]) -> int:
     if given[0] not in COMMANDS:
         return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
     try:
+        check_one_process(given[0])
         take_ours()
         check_once(given[1:], REPEATABLE)
         return COMMANDS[given[0]](given[1:])
@@ -100,6 +101,18 @@ def _run(given: list[str]) -> int:
         if os.environ.get("GRADLAB_TRACEBACK"):
             raise
         return _fail(f"gradlab {given[0]}: {error}")
+
+
+def check_one_process(command: str) -> None:
+    """Raise ValueError for a command that several processes would all do."""
+    from trainers.ranks.launch import launched
+
+    launch = launched()
+    if launch.size > 1 and command != "train":
+        raise ValueError(
+            f"{launch.size} processes were started, and only train deals its work to them; run "
+            f"gradlab {command} in one, without torchrun or accelerate"
+        )
 
 
 def _fail(message: str) -> int:

@@ -28,7 +28,7 @@ from trainers.tasks.problem_list import write_problem_list
 WHERE = frozenset(
     {
         "out", "resume", "extend_to", "device", "threads", "sampler_url", "sampler_directory",
-        "sampler_seconds", "sampler_memory", "sampler_sleep",
+        "sampler_seconds", "sampler_memory", "sampler_sleep", "shard_base",
     }
 )  # fmt: skip
 """Options that say where and how far, not what."""
@@ -149,9 +149,9 @@ def read_run_directory(out: Path) -> dict[str, Any]:
 def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
-    Only --out, --extend-to, --device, --threads and a given --sampler-url are taken from `given`:
-    they say where and how far, not what. Options that are younger than the run do what was done
-    before there were any (`trainers.config.EARLIER`, else their defaults).
+    Only --out, --extend-to, --device, --threads, --shard-base and a given --sampler-url are taken
+    from `given`: they say where and how far, not what. Options that are younger than the run do
+    what was done before there were any (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
@@ -171,7 +171,7 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
         )
     stored["data"] = _path(stored.get("data"))
     stored["sampler_directory"] = _path(stored.get("sampler_directory"))
-    stored |= {"out": given.out, "device": given.device, "threads": given.threads}
+    stored |= {name: getattr(given, name) for name in ("out", "device", "threads", "shard_base")}
     if given.sampler_url:  # a server that was started anew may have another address
         stored["sampler_url"] = given.sampler_url
     config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
