@@ -152,8 +152,11 @@ def test_the_shuffle_depends_on_its_key_alone() -> None:
 def test_a_batch_may_fill_its_budget_to_the_last_token() -> None:
     rows = make_rows([4] * 5, 2)[::4]  # 4 prompt tokens and 1 of response, each
     size = sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
-    assert [len(batch) for batch in micro_batches(rows, size)] == [2]
-    assert [len(batch) for batch in micro_batches(rows, size - 1)] == [1, 1]
+    assert [len(batch) for batch in micro_batches(rows, TrainConfig(micro_tokens=size))] == [2]
+    assert [len(batch) for batch in micro_batches(rows, TrainConfig(micro_tokens=size - 1))] == [
+        1,
+        1,
+    ]
 
 
 def voting_rows(problems: int, samples: int) -> dict[str, list[Turn]]:
