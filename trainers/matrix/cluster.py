@@ -122,7 +122,7 @@ class Cluster:
         except self._ray.exceptions.RayError as error:  # its worker or its node is gone
             if read(self.folder.about(name) / ENDED, Ended):  # stopped, and said so itself
                 return Exit(name)
-            first = str(error).strip().splitlines()[0]
+            first = str(error).strip().splitlines()[0].partition(" This can happen")[0]
             return Exit(name, "killed", f"lost: {type(error).__name__}: {first}")
         if status in (FINISHED, TAKEN) or read(self.folder.about(name) / ENDED, Ended):
             return Exit(name, was_taken=status == TAKEN)
