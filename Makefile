@@ -18,7 +18,7 @@ $(READY): pyproject.toml constraints.txt
 		|| echo "reasoning-gym was not installed (it needs a C compiler): its tests will be skipped"
 	touch $@
 
-.PHONY: setup demo test test-slow lint format bench
+.PHONY: setup demo test test-slow test-ray lint format bench
 setup: $(READY)
 
 demo: $(READY)
@@ -30,6 +30,11 @@ test: $(READY) .venv/.reasoning
 
 test-slow: $(READY) .venv/.reasoning
 	$(BIN)/pytest -m slow
+
+# With a Ray cluster of two nodes on this machine.
+test-ray: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest -m slow tests/test_matrix_kill.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

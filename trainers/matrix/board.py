@@ -136,7 +136,8 @@ def summary(states: Mapping[str, State], at_once: int) -> str:
     counts = counted(states)
     said = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     left = seconds_left(states, max(at_once, counts["running"], 1))
-    return f"{len(states)} cells: {said}" + (f"; about {duration(left)} left" if left else "")
+    cells = "1 cell" if len(states) == 1 else f"{len(states)} cells"
+    return f"{cells}: {said}" + (f"; about {duration(left)} left" if left else "")
 
 
 def seconds_left(states: Mapping[str, State], at_once: int) -> float | None:
