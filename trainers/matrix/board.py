@@ -40,10 +40,9 @@ class LiveBoard:
             if state.status in ("running", "interrupted", "failed") or state.name in late
         ]  # fmt: skip
         room = max(3, self._console.height - 6)
-        hidden = f"; {len(shown) - room} more rows: gradlab matrix --status" if (
-            len(shown) > room
-        ) else ""  # fmt: skip
-        caption = summary(states, self._at_once) + hidden
+        caption = summary(states, self._at_once)
+        if len(shown) > room:
+            caption += f"; {len(shown) - room} more rows: gradlab matrix --status"
         self._live.update(table(shown[:room], caption), refresh=True)
 
     def note(self, text: str) -> None:
