@@ -139,8 +139,8 @@ class Plan:
     """Of an engine that draws the responses, if there is one."""
 
 
-def plan(config: TrainConfig, task: Task | None = None, rate: float | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here; `rate`: of its
+def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `speed`: of its
     device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
@@ -170,6 +170,7 @@ def plan(config: TrainConfig, task: Task | None = None, rate: float | None = Non
         flops += tokens * (spoken * forward + learned * learning)
         evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
     rate = rate or measured_rate(config)
+    times = times_of(config, loads, speed or CARD, engine)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),
