@@ -141,7 +141,8 @@ def closure(checkout: Checkout, start: str) -> tuple[set[str], set[str]]:
         kind = kind_of(checkout.file.get(name, "trainers/grading/"))
         if name in checkout.classes and kind is not None:
             classes.add(name)
-            waiting += [f"{name}.__post_init__"]
+            # Called by dataclasses, and by torch where a class is a function with a gradient.
+            waiting += [f"{name}.{one}" for one in ("__post_init__", "forward", "backward")]
         if name in seen or name not in checkout.functions or kind is None:
             continue
         seen.add(name)
