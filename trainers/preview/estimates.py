@@ -373,10 +373,11 @@ def memory_of(
     response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
     longest = lengths.longest_prompt + response
     answered = min(tokens, max(1, tokens // longest) * response)
-    # By chunks, three times in float32 and once in the model's dtype; of a token, its hidden state
-    # and that one's gradient are kept.
-    chunk = min(answered * shapes.vocab_size, CHUNK_LOGITS) * (element + 12)
-    logits = chunk + 2 * answered * hidden * element
+    # Three times in float32 and once in the model's dtype. By chunks a token's hidden state and
+    # its gradient are kept.
+    logits = answered * shapes.vocab_size * (element + 12)
+    if config.logits == "chunks":
+        logits = min(logits, CHUNK_LOGITS * (element + 12)) + 2 * answered * hidden * element
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
     if config.sampler != "transformers":
         row_bytes = 0  # an engine keeps them
