@@ -142,8 +142,8 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
     Only --out, --extend-to, --device, --threads and --shard-base are taken from `given`: they say
-    where and how far, not what. Options that are younger than the run do what was done before there were any
-    (`trainers.config.EARLIER`, else their defaults).
+    where and how far, not what. Options that are younger than the run do what was done before there
+    were any (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
