@@ -57,6 +57,17 @@ class RoleTally:
     """Mean k3 per token against the base model."""
     logprob_gap: float = math.nan
     """Mean |sampler - trainer| log-prob per token."""
+    compared_turns: float = 0.0
+    """Turns that the two are means over; 0 where nobody said."""
+    compared_tokens: float = 0.0
+
+    def compared(self, tokens: float, gap: float, divergence: float) -> None:
+        """Take another turn into the monitored means, by its sums over tokens."""
+        before, self.compared_tokens = self.compared_tokens, self.compared_tokens + tokens
+        for name, total in (("logprob_gap", gap), ("kl", divergence)):
+            known = getattr(self, name) * before if before else 0.0
+            setattr(self, name, (known + total) / self.compared_tokens)
+        self.compared_turns += 1
 
     def per_token(self, name: str) -> float:
         return float(getattr(self, name)) / self.tokens if self.tokens else math.nan
@@ -95,7 +106,8 @@ def joined(tallies: Sequence[RoleTally]) -> RoleTally:
     """The tally of a role out of those of its policies; means are weighted by tokens."""
     if len(tallies) == 1:
         return tallies[0]
-    names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates")
+    names = ("tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "updates",
+             "compared_turns", "compared_tokens")  # fmt: skip
     whole = RoleTally(**{name: sum(getattr(t, name) for t in tallies) for name in names})
     for name in ("learning_rate", "kl", "logprob_gap"):
         known = [(getattr(t, name), t.tokens) for t in tallies if math.isfinite(getattr(t, name))]
@@ -145,6 +157,7 @@ def role_ledger(
         truncated=mean(mine["truncated"]),
         parse_failures=mean(mine["parse_failed"]),
         logprob_gap=tally.logprob_gap,
+        compared_turns=tally.compared_turns or math.nan,
     )
 
 

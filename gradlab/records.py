@@ -297,6 +297,10 @@ class RoleLedger:
     logprob_gap: float = measured(
         "nats", "mean |rollout log-prob - trainer log-prob| per token before the first update"
     )
+    compared_turns: float = measured(
+        "count",
+        "turns of the role that logprob_gap and kl are means over, where a few stand for all",
+    )
 
 
 @dataclass(frozen=True)

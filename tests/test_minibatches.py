@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import pairwise, product
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -62,11 +64,15 @@ def test_every_row_is_in_exactly_one_update(
     assert all(planned)
 
 
-@given(rows_strategy, st.integers(1, 300))
+def split(rows: list[Turn], max_tokens: int, way: Literal["cut", "filled"] = "cut") -> Any:
+    return micro_batches(rows, TrainConfig(micro_tokens=max_tokens, micro_batches=way))
+
+
+@given(rows_strategy, st.integers(1, 300), st.sampled_from(["cut", "filled"]))
 def test_every_row_is_in_exactly_one_micro_batch_within_the_budget(
-    rows: list[Turn], max_tokens: int
+    rows: list[Turn], max_tokens: int, way: Literal["cut", "filled"]
 ) -> None:
-    batches = micro_batches(rows, max_tokens)
+    batches = split(rows, max_tokens, way)
     assert ids_of(batches) == list(range(len(rows)))
     for batch in batches:
         # Prompts are padded to the longest prompt, responses to the longest response.
@@ -75,9 +81,55 @@ def test_every_row_is_in_exactly_one_micro_batch_within_the_budget(
         assert len(batch) * (prompt + response) <= max_tokens or len(batch) == 1
 
 
+def padded(batch: list[Turn]) -> int:
+    longest = (
+        max(map(len, side))
+        for side in zip(*((r.prompt_ids, r.response_ids) for r in batch), strict=True)
+    )
+    return len(batch) * sum(longest)
+
+
+@given(
+    st.builds(make_rows, st.lists(st.integers(1, 40), min_size=1, max_size=8), st.just(3)),
+    st.integers(1, 200),
+    st.sampled_from([0.0, 0.125, 1.0]),
+)
+def test_no_other_cut_by_length_is_cheaper(rows: list[Turn], max_tokens: int, share: float) -> None:
+    """Against all cuts of the same order, tried one by one: 128 of 8 rows."""
+    price = share * max_tokens
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainers.batches.EXTRA_BATCH", share)
+        found = sum(padded(batch) + price for batch in split(rows, max_tokens))
+    ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
+    costs = []
+    for cuts in product([False, True], repeat=len(rows) - 1):
+        places = [0, *(i for i, is_cut in enumerate(cuts, start=1) if is_cut), len(rows)]
+        batches = [ordered[start:end] for start, end in pairwise(places)]
+        if all(padded(batch) <= max_tokens or len(batch) == 1 for batch in batches):
+            costs.append(sum(padded(batch) + price for batch in batches))
+    assert found == min(costs)
+
+
+def test_long_prompts_are_cut_off_from_short_ones() -> None:
+    """48 generators of 10 + 6 tokens, 16 aggregators of 80 + 3: 64 x 86 = 5,504 tokens in one
+    micro-batch, 48 x 16 + 16 x 83 = 2,096 in two, with a price of 256 each."""
+    generators = [
+        make_turn(prompt_ids=(5,) * 10, response_ids=(7,) * 6, sample=i) for i in range(48)
+    ]
+    aggregators = [
+        make_turn(Agent("aggregator"), prompt_ids=(5,) * 80, response_ids=(7,) * 3, sample=i)
+        for i in range(16)
+    ]
+    rows = [*generators, *aggregators]
+    assert [len(batch) for batch in split(rows, 16384, "filled")] == [64]
+    found = split(rows, 16384)
+    assert [len(batch) for batch in found] == [48, 16]
+    assert sum(map(padded, found)) == 2096
+
+
 @given(rows_strategy, st.integers(1, 300))
 def test_rows_of_an_agent_stand_together(rows: list[Turn], max_tokens: int) -> None:
-    for batch in micro_batches(rows, max_tokens):
+    for batch in split(rows, max_tokens):
         agents = [row.agent for row in batch]
         assert agents == sorted(agents)
 
@@ -151,7 +203,7 @@ def test_fewer_problems_than_updates_give_fewer_updates_and_none_empty() -> None
 
 def test_no_rows_no_updates() -> None:
     assert plan_updates([], TrainConfig(), (0,)) == []
-    assert micro_batches([], 10) == []
+    assert split([], 10) == []
 
 
 @pytest.mark.parametrize("rows_per_update", [1, 7, 128])

@@ -50,7 +50,8 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {}, "draws": "auto", "shard_base": False,
+    "policy_lora_alpha": {}, "micro_batches": "filled", "logits": "whole", "draws": "auto",
+    "shard_base": False,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -59,8 +60,8 @@ here, whatever its default: a run of an earlier version is continued, audited an
 
 REWARDS = ("outcome", "own", "rubric", "mix")
 """Rewards by name, see `trainers.credit`."""
-SIZES = ("votes", "rounds", "workers")
-"""Options that are keyword arguments of the built-in workflows."""
+SIZES = {"votes": 16, "rounds": 9, "workers": 9}
+"""Options that are keyword arguments of the built-in workflows, and the highest value of each."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +241,12 @@ class TrainConfig:
     """Denominator of a smaller last mini-batch: its own size, or the full one as in the paper."""
     micro_tokens: int = 16384
     """Most padded tokens per forward and backward."""
+    micro_batches: Literal["cut", "filled"] = "cut"
+    """How rows, in order of length, become micro-batches: cut where padding would cost more than
+    one more, or each filled up to --micro-tokens. The numbers differ by rounding."""
+    logits: Literal["chunks", "whole"] = "chunks"
+    """Take log-probs from hidden states by chunks of tokens, which needs least memory, or from the
+    logits of a whole micro-batch. The numbers differ by rounding."""
 
     learning_rate: float = 1e-3
     """Learning rate of AdamW after warm-up (constant)."""
@@ -361,9 +368,9 @@ class TrainConfig:
         self._check_interventions(self.roles_by_policy())
 
     def _check_sizes(self) -> None:
-        for name in SIZES:
-            if not 1 <= getattr(self, name) <= 9:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
+        for name, high in SIZES.items():
+            if not 1 <= getattr(self, name) <= high:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to {high}")
             if is_own(self.workflow):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise ValueError(

@@ -67,6 +67,8 @@ class Turn:
     """Of each of its tokens in the loss of its update."""
     old_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
     """[T] denominator of the ratio; None: `logprobs`."""
+    reference_logprobs: NDArray[np.float32] | None = field(default=None, compare=False)
+    """[T] under the base model, of the turns on which sampler, trainer and base are compared."""
 
     @property
     def is_solved(self) -> bool:

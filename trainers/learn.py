@@ -37,7 +37,7 @@ from trainers.interventions import role_factors
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy, TrainingError, adapter_parameters, not_finite
 from trainers.ranks.peers import ALONE, Peers
-from trainers.watch.monitor import monitor
+from trainers.watch.monitor import compare, warn_of_gaps, with_reference
 
 
 def learn(
@@ -59,11 +59,12 @@ def learn(
         return tallies
     language.activate(policy.name)
     language.model.train()
-    monitor(language, policy, rows, config, tallies)
     rows = peers.spread(rows, lambda mine: with_old_logprobs(language, mine, config))
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())
-    for update in plan_updates(rows, config, key):
+    updates = plan_updates(rows, config, key)
+    updates[0] = with_reference(language, policy, rows, updates[0], config, tallies, peers)
+    for update in updates:
         for role in {row.agent.role for row in update}:
             tallies[role].updates += 1
             tallies[role].learning_rate = policy.learning_rate
@@ -71,6 +72,7 @@ def learn(
         peers.reduce(policy)
         clip_and_step(language, policy, config, step)
     peers.add_up(tallies)
+    warn_of_gaps(policy, config, tallies)
     return tallies
 
 
@@ -100,7 +102,7 @@ def accumulate(
     total_loss = 0.0
     if policy.probe:
         policy.probe.step = step
-    for micro in micro_batches(peers.share(weighed), config.micro_tokens):
+    for micro in micro_batches(peers.share(weighed), config):
         batch = to_batch(micro, language)
         if policy.probe:
             policy.probe.tag(
@@ -195,6 +197,7 @@ def batch_loss(
     logprob_BT, entropy_BT = response_logprobs(
         language, batch, entropy_grad=config.entropy_coefficient > 0
     )
+    compare(batch, logprob_BT, tallies)
     token = policy_loss(logprob_BT, batch.old_BT, batch.advantage_B, config)
     loss_BT = token.loss_BT
     coefficient_B = torch.tensor(

@@ -1,14 +1,22 @@
-"""Compare sampler, trainer and base model on some turns of a role before the first update."""
+"""Compare sampler, trainer and base model on some turns of a role before the first update.
+
+A gap between sampler and trainer means that an adapter did not reach the sampler (verl#7495).
+"""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from gradlab.ledger import RoleTally
 from trainers.batches import (
+    Batch,
     kl_k3,
     micro_batches,
     reference_logprobs,
@@ -19,9 +27,13 @@ from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy
+from trainers.ranks.peers import ALONE, Peers
 
-MONITORED_ROWS = 16
-"""Rows per role on which trainer and reference log-probs are compared with the rollout's."""
+MONITORED_TURNS = 16
+"""Most turns per role and step that are compared."""
+MONITORED_SHARE = 1 / 16
+"""And most of them, since the base model's forward comes on top: it is a third of what such a turn
+costs in an update."""
 LARGEST_GAP = 0.2
 """Nats per token that rounding can explain, also in bfloat16; more means an adapter out of sync."""
 LARGEST_GAP_FLOAT32 = 1e-4
@@ -29,38 +41,65 @@ LARGEST_GAP_FLOAT32 = 1e-4
 
 
 @torch.no_grad()
-def monitor(
+def with_reference(
     language: LanguageModel,
     policy: Policy,
     rows: Sequence[Turn],
+    first: Sequence[Turn],
     config: TrainConfig,
     tallies: Mapping[str, RoleTally],
-) -> None:
-    """Compare rollout, trainer and base model on some rows of each role, before the first update.
+    peers: Peers = ALONE,
+) -> list[Turn]:
+    """The rows of the first update, those to compare with log-probs under the base model.
 
-    A gap between rollout and trainer means that an adapter did not reach the sampler (verl#7495).
+    What the trainer says of them, the update's own forward tells. Roles that are not in it have
+    theirs made here, before the weights change. `rows` are those of the whole step.
     """
+    chosen: list[Turn] = []
     for role in policy.roles:
         mine = [row for row in rows if row.agent.role == role]
-        # Spread over the step: the first rows would all belong to one problem.
-        some = mine[:: max(1, len(mine) // MONITORED_ROWS)][:MONITORED_ROWS]
-        tokens = gap = divergence = 0.0
-        for micro in micro_batches(some, config.micro_tokens):
-            batch = to_batch(micro, language)
-            trainer_BT, _ = response_logprobs(language, batch)
-            reference_BT = reference_logprobs(language, batch)
-            is_token = batch.is_token_BT
-            tokens += float(is_token.sum())
-            gap += float((trainer_BT - batch.old_BT).abs()[is_token].sum())
-            divergence += float(kl_k3(trainer_BT, reference_BT)[is_token].sum())
-        if tokens:
-            tallies[role].logprob_gap = gap / tokens
-            largest = LARGEST_GAP if config.dtype == "bfloat16" else LARGEST_GAP_FLOAT32
-            if gap / tokens > largest:
-                warnings.warn(
-                    f"policy '{policy.name}', role '{role}': rollout and trainer log-probs differ "
-                    f"by {gap / tokens:.2g} nats per token (expected below {largest:g}): the "
-                    "sampler does not use the weights that are trained",
-                    stacklevel=2,
-                )
-            tallies[role].kl = divergence / tokens
+        some = min(MONITORED_TURNS, math.ceil(len(mine) * MONITORED_SHARE))
+        mine = [row for row in first if row.agent.role == role] or mine
+        # Spread over them: the first ones would all belong to one problem.
+        chosen += mine[:: max(1, len(mine) // max(1, some))][:some]
+    known: dict[Turn, Turn] = {}
+    for micro in micro_batches(chosen, config):
+        reference_BT = reference_logprobs(language, to_batch(micro, language)).float().cpu().numpy()
+        for row, values in zip(micro, reference_BT, strict=True):
+            known[row] = replace(row, reference_logprobs=values[: len(row.response_ids)])
+    in_first = set(first)
+    later = [marked for row, marked in known.items() if row not in in_first]
+    # Every rank compares the rows that it trains; what is left is nobody's, and rank 0's here.
+    for micro in micro_batches(later if peers.is_first else [], config):
+        batch = to_batch(micro, language)
+        compare(batch, response_logprobs(language, batch)[0], tallies)
+    return [known.get(row, row) for row in first]
+
+
+@torch.no_grad()
+def compare(batch: Batch, logprob_BT: Tensor, tallies: Mapping[str, RoleTally]) -> None:
+    """Add what the trainer's log-probs of a batch say of its rows that are to be compared."""
+    for row, own_T, is_token_T in zip(batch.rows, logprob_BT, batch.is_token_BT, strict=True):
+        if row.reference_logprobs is None:
+            continue
+        length = len(row.response_ids)
+        is_token = is_token_T[:length].cpu()
+        trainer_T = own_T[:length].float().cpu()
+        gap_T = trainer_T - torch.tensor(np.asarray(row.logprobs, dtype=np.float32))
+        kl_T = kl_k3(trainer_T, torch.from_numpy(row.reference_logprobs))
+        tallies[row.agent.role].compared(
+            float(is_token.sum()), float(gap_T.abs()[is_token].sum()), float(kl_T[is_token].sum())
+        )
+
+
+def warn_of_gaps(policy: Policy, config: TrainConfig, tallies: Mapping[str, RoleTally]) -> None:
+    """Warn where sampler and trainer differ by more than rounding."""
+    largest = LARGEST_GAP if config.dtype == "bfloat16" else LARGEST_GAP_FLOAT32
+    for role, tally in tallies.items():
+        if tally.logprob_gap > largest:
+            warnings.warn(
+                f"policy '{policy.name}', role '{role}': rollout and trainer log-probs differ "
+                f"by {tally.logprob_gap:.2g} nats per token (expected below {largest:g}): the "
+                "sampler does not use the weights that are trained",
+                stacklevel=2,
+            )
