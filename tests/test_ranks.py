@@ -235,6 +235,25 @@ def test_a_base_model_that_is_divided_between_ranks_trains_the_same(
 
 
 @pytest.mark.slow
+def test_figures_of_both_are_the_same(tmp_path: Path, small_config: SmallConfig) -> None:
+    """Every number that is drawn, to what float32 keeps."""
+    both(tmp_path, small_config, {"run": {"routing": "shared"}})
+    drawn = []
+    for kind in ("one", "two"):
+        out = tmp_path / "figures" / kind
+        assert main(["figures", str(tmp_path / kind / "run"), f"--out={out}"]) == 0
+        drawn.append({file.name: file.read_text() for file in sorted(out.glob("*.csv"))})
+    one, two = drawn
+    assert one.keys() == two.keys()
+    assert len(one) >= 3
+    for name, text in one.items():
+        for left, right in zip(
+            text.replace("\n", ",").split(","), two[name].replace("\n", ",").split(","), strict=True
+        ):
+            assert left == right or float(left) == pytest.approx(float(right), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[*WIDE][:9], [*WIDE][9:]], ids=["workflows", "options"])
 def test_two_processes_train_what_one_does_in_every_workflow(
     tmp_path: Path, small_config: SmallConfig, names: list[str]
