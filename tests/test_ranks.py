@@ -48,8 +48,12 @@ SMALL = {
 """Nothing that two ranks divide evenly."""
 TOGETHER: Mapping[str, Mapping[str, object]] = {
     "batch-wide": {"routing": "shared", "advantage": "reinforce++", "equalize": True},
-    "sparse": {"workflow": "evaluator_optimizer", "rows_per_update": 1, "coherence_damping": 0.3},
-    "agents": {"workflow": "orchestrator_workers", "routing": "agents", "probe": "off"},
+    "sparse": {
+        "workflow": "evaluator_optimizer",
+        "rows_per_update": 1,
+        "eval_problems": 1,
+        "coherence_damping": 0.3,
+    },
 }
 WIDE: Mapping[str, Mapping[str, object]] = {
     **{
@@ -181,8 +185,8 @@ def rewarded(folder: Path, deed: str) -> str:
 
 
 def test_two_processes_train_what_one_does(tmp_path: Path, small_config: SmallConfig) -> None:
-    """Among the cases: batch-wide advantages, an update of one row (one rank has none of any role),
-    interventions on whole gradients, policies without a probe."""
+    """Among the cases: batch-wide advantages, an update of one row (one rank has none of any role)
+    and an evaluation of one problem, interventions on whole gradients."""
     both(tmp_path, small_config, TOGETHER)
     two = tmp_path / "two" / "sparse"
     assert open_run(two).closed
