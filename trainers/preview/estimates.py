@@ -139,8 +139,8 @@ class Plan:
     """Of an engine that draws the responses, if there is one."""
 
 
-def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here; `speed`: of its
+def plan(config: TrainConfig, task: Task | None = None, rate: float | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `rate`: of its
     device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
@@ -170,7 +170,6 @@ def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = No
         flops += tokens * (spoken * forward + learned * learning)
         evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
     rate = rate or measured_rate(config)
-    times = times_of(config, loads, speed or CARD, engine)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),
@@ -373,11 +372,10 @@ def memory_of(
     response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
     longest = lengths.longest_prompt + response
     answered = min(tokens, max(1, tokens // longest) * response)
-    # Three times in float32 and once in the model's dtype. By chunks a token's hidden state and
-    # its gradient are kept.
-    logits = answered * shapes.vocab_size * (element + 12)
-    if config.logits == "chunks":
-        logits = min(logits, CHUNK_LOGITS * (element + 12)) + 2 * answered * hidden * element
+    # By chunks, three times in float32 and once in the model's dtype; of a token, its hidden state
+    # and that one's gradient are kept.
+    chunk = min(answered * shapes.vocab_size, CHUNK_LOGITS) * (element + 12)
+    logits = chunk + 2 * answered * hidden * element
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
     if config.sampler != "transformers":
         row_bytes = 0  # an engine keeps them
