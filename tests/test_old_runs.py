@@ -237,7 +237,7 @@ def test_an_old_run_stays_what_it_was_after_options_were_added(
     assert all(getattr(then, name) != getattr(TrainConfig(), name) for name in added)
     without_options(run, *added, *(() if then.alarm != "off" else DEFAULTS))
     assert config_of(run) != then, "today's defaults are not what was done then"
-    monkeypatch.setattr(directory, "EARLIER", added)
+    monkeypatch.setattr(directory, "EARLIER", {**directory.EARLIER, **added})
     assert config_of(run) == then
     assert command("diagnose", run, "--json", "--no-page")[0] == 0
     assert command("audit", run)[0] == 0

@@ -185,6 +185,8 @@ def response_logprobs(
     """
     is_token = batch.is_token_BT
     head = language.head
+    if head is not None and head._forward_hooks:
+        head = None  # what somebody makes of its output would be lost
     with contextlib.nullcontext() if head is None else giving_hidden_states(head):
         output_BTX = language.model(
             input_ids=batch.ids_BT,
