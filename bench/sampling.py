@@ -6,7 +6,8 @@ A batch is what a wave of a workflow is: some prompts of uneven length, each ask
 and responses that end at very different lengths (the end tokens have a probability of about 1/mean
 at every position, so lengths are geometric). All sample at temperature 1. One thread, process CPU
 time, the ways take turns in one process; seconds are divided by the tokens sampled, because the
-draws differ. Continuous batching is transformers' `generate_batch`.
+draws differ. Continuous batching is transformers' `generate_batch`. SmolLM2 carries an adapter that
+is merged for the wave, or applied in every forward; TRL's rollout is `generate` with it applied.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ from typing import Any
 import numpy as np
 import torch
 from models import machine, tabled
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import ContinuousBatchingConfig, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
+from trainers.models.language import load_base
+from trainers.models.merging import Copies, merged
 from trainers.models.sampling import SamplingOptions, sample
 
+ADAPTER = "shared"
 RESULT = Path(__file__).parent / "results" / "sampling.md"
 
 
@@ -45,8 +50,14 @@ class Setting:
     mean_response: int
     max_response: int
 
+    model: str = ""
+    """A real model with an adapter in place of a random one of these shapes; responses of equal
+    length."""
+    rank: int = 16
+
 
 SETTINGS = {
+    "SmolLM2, LoRA": Setting(576, 30, 49152, 2, 8, 48, 24, 24, model="smollm2-135m"),
     "1M, short": Setting(128, 4, 512, 16, 8, 32, 8, 16),
     "1M, ragged": Setting(128, 4, 512, 16, 8, 128, 48, 256),
     "135M, ragged": Setting(576, 30, 8192, 4, 8, 128, 32, 128),
@@ -55,6 +66,10 @@ SETTINGS = {
 
 def make_model(setting: Setting) -> Any:
     torch.manual_seed(0)
+    if setting.model:
+        lora = LoraConfig(r=setting.rank, target_modules="all-linear", init_lora_weights=False)
+        base, _ = load_base(setting.model, torch.float32)
+        return get_peft_model(base, lora, adapter_name=ADAPTER).eval()
     heads = max(2, setting.hidden // 64)
     config = Qwen3Config(
         vocab_size=setting.vocabulary,
@@ -89,6 +104,8 @@ def ways(
     """Our sampling in waves of `rows`, and transformers' two ways."""
     # The logits of a random model are nearly flat: this many end tokens give the mean length.
     ends = tuple(range(1, 1 + max(1, model.config.vocab_size // mean_response)))
+    if isinstance(model, PeftModel):
+        ends = (model.config.vocab_size,)  # never drawn
     device = model.device
     rng = torch.Generator(device).manual_seed(0)
     options = SamplingOptions(1.0, max_response, rows, ends, 0)
@@ -125,6 +142,14 @@ def ways(
         )
         return sum(len(one.generated_tokens) for one in found.values())
 
+    if isinstance(model, PeftModel):
+        copies: Copies = {}
+
+        def with_merged() -> int:
+            with merged(model, ADAPTER, copies) as plain:
+                return sum(len(one.ids) for one in sample(plain, prompts, options, rng))
+
+        return {"gradlab": with_merged, "gradlab, applied": ours, "generate": generate}
     return {"gradlab": ours, "generate": generate, "continuous batching": continuous}
 
 

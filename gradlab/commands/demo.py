@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from gradlab.commands.parsing import parse
+from gradlab.commands.side_by_side import num_cores, train_side_by_side
 from gradlab.run_directory import is_trained, is_whole, page_path
 
 
@@ -36,14 +38,22 @@ def demo(arguments: Sequence[str]) -> int:
         for name, make in PRESETS.items()
         if name.startswith("demo-")
     }
-    runs: dict[str, Path] = {}
+    runs = {name: options.out / name for name in configs}
+    missing = []
     for name, config in configs.items():
-        runs[name] = options.out / name
         if is_finished(runs[name], config.steps):
             console.print(f"[bold]{runs[name]}[/bold]: finished before, kept", soft_wrap=True)
-            continue
-        resume = is_trained(runs[name])
-        run_training(replace(config, out=runs[name], resume=resume))
+        else:
+            missing.append(name)
+    if len(missing) > 1 and num_cores() > 1:
+        train_side_by_side(
+            {name: train_options(f"demo-{name}", runs[name]) for name in missing},
+            partial(console.print, soft_wrap=True, markup=False),
+        )
+    else:
+        for name in missing:
+            resume = is_trained(runs[name])
+            run_training(replace(configs[name], out=runs[name], resume=resume))
     console.rule("What was found")
     for path in runs.values():
         run = open_run(path)
@@ -55,6 +65,11 @@ def demo(arguments: Sequence[str]) -> int:
     console.print(f"{len(written)} files of figures in {options.out / 'figures'}", soft_wrap=True)
     console.print(f"Next: gradlab diagnose {runs['cliff']}", soft_wrap=True)
     return 0
+
+
+def train_options(preset: str, out: Path) -> list[str]:
+    """Options of `gradlab train` that train a preset in `out`, or go on with it there."""
+    return ["--resume" if is_trained(out) else f"--preset={preset}", f"--out={out}"]
 
 
 def is_finished(run: Path, steps: int) -> bool:

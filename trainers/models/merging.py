@@ -31,7 +31,7 @@ def merged(model: PeftModel, policy: str, copies: Copies) -> Iterator[Any]:
     without any. Its weights are read here: changes are seen by the next call.
     """
     base = model.get_base_model()
-    layers = [
+    layers: list[tuple[str, Any]] = [
         (name, layer) for name, layer in base.named_modules() if isinstance(layer, AdaptedLinear)
     ]
     places = [(name, layer) for name, layer in layers if not policy or is_mergeable(layer, policy)]
@@ -48,10 +48,10 @@ def merged(model: PeftModel, policy: str, copies: Copies) -> Iterator[Any]:
             base.set_submodule(name, layer)
 
 
-def is_mergeable(layer: AdaptedLinear, policy: str) -> bool:
+def is_mergeable(layer: Any, policy: str) -> bool:
     """Whether the layer is a plain product in a dtype that holds the sum, with a plain adapter."""
     weight = layer.base_layer.weight
-    return (
+    return bool(
         policy in layer.lora_A
         and policy not in layer.lora_variant
         and not layer.lora_bias[policy]
@@ -65,11 +65,8 @@ def is_mergeable(layer: AdaptedLinear, policy: str) -> bool:
 
 def adapted_parameters(model: nn.Module) -> int:
     """Parameters of the layers that copies are made of, without their adapters."""
-    return sum(
-        layer.base_layer.weight.numel()
-        for layer in model.modules()
-        if isinstance(layer, AdaptedLinear)
-    )
+    layers: list[Any] = [layer for layer in model.modules() if isinstance(layer, AdaptedLinear)]
+    return sum(int(layer.base_layer.weight.numel()) for layer in layers)
 
 
 def empty_like(base: nn.Linear) -> nn.Linear:
@@ -81,7 +78,7 @@ def empty_like(base: nn.Linear) -> nn.Linear:
 
 
 @torch.no_grad()
-def merge(layer: AdaptedLinear, policy: str, copy: nn.Linear) -> None:
+def merge(layer: Any, policy: str, copy: nn.Linear) -> None:
     """Set the copy's weight to the layer's with the adapter's part."""
     torch.addmm(
         layer.base_layer.weight,
