@@ -9,9 +9,7 @@ import pytest
 
 from analysis.cliff.accuracy import AccuracySeries
 from analysis.cliff.cliff import FallTest
-from analysis.cliff.fall import Fall
 from analysis.diagnosis import diagnose
-from analysis.explain.beginning import drawn_together
 from analysis.explain.graph import PARENTS, ancestors
 from analysis.explain.order import UNRECORDED, OnsetOrder
 from analysis.explain.suspects import _with_replays
@@ -149,18 +147,6 @@ def test_a_signal_is_judged_where_half_of_it_is_known(known: int, is_judged: boo
     assert np.isfinite(value_T).sum() == known
     found = OnsetOrder()._seen(signal, np.arange(2, 162, 2), (0, 80))
     assert (found is not None) == is_judged
-
-
-def test_training_dates_a_fall_where_a_tenth_of_its_draws_are_within_those_of_the_evaluations() -> (
-    None
-):
-    """All draws of the evaluations are step 100; training began at 90, or at 100 in some draws."""
-    at = Onset(100, 100, 100)
-    drop = Fall("cliff", 20, onset=at, onset_step_T=np.array([100]), onset_weight_T=np.ones(1))
-    for share, began in ((10, 90), (9, 100)):
-        training_B = np.where(np.arange(100) < share, 100.0, 90.0)
-        drawn_B = drawn_together(drop, [training_B], 100, np.random.default_rng(0))
-        assert np.median(drawn_B) == began
 
 
 def test_a_replay_speaks_of_its_own_suspect_alone() -> None:

@@ -136,7 +136,10 @@ def check_unchanged(plan: Plan, out: Path) -> None:
         run = out / cell.name
         if not is_trained(run):
             continue
-        different = changes(config_of(run), replace(cell.config, out=run))
+        then, now = config_of(run), replace(cell.config, out=run)
+        if now.draws == "auto":  # a run keeps what it came to
+            now = replace(now, draws=then.draws)
+        different = changes(then, now)
         if different:
             said = ", ".join(
                 f"--{name.replace('_', '-')} {old} then, {new} now"
