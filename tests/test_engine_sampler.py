@@ -13,6 +13,7 @@ from conftest import SmallConfig, make_qwen3
 from engine_stand_in import StandIn
 
 from gradlab import open_run
+from gradlab.commands.parsing import gather
 from trainers.config import TrainConfig
 from trainers.engines.canary import gap_of
 from trainers.engines.choose import open_sampler
@@ -468,3 +469,14 @@ def test_contradictory_options_are_refused(small_config: SmallConfig) -> None:
     assert Server("https://one.example:1", 1).name == "https://one.example:1"
     assert LOOK_EVERY < 10
     assert Speaker("a", "m") < Speaker("b", "m")
+
+
+def test_several_servers_are_named_one_by_one_or_together() -> None:
+    for words in (
+        ["--sampler-url", "http://a:1", "--steps", "3", "--sampler-url=http://b:2"],
+        ["--sampler_url", "http://a:1", "http://b:2", "--steps", "3"],
+    ):
+        assert gather(words, "--sampler-url") == [
+            "--steps", "3", "--sampler-url", "http://a:1", "http://b:2",
+        ]  # fmt: skip
+    assert gather(["--steps", "3"], "--sampler-url") == ["--steps", "3"]

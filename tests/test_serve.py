@@ -22,9 +22,14 @@ from trainers.training import train
 from trainers.watch.progress import Progress
 
 SERVER = """
-    import http.server, json, os, subprocess, sys
+    import http.server, json, os, signal, subprocess, sys
     options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
     engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    def end(number, frame):
+        engine.kill()
+        os._exit(0)
+    if os.environ.get("ENDS_ITS_ENGINE"):
+        signal.signal(signal.SIGTERM, end)
     about = {"argv": sys.argv[1:], "engine": engine.pid, "model": os.listdir(options["--model"]),
              "environment": {k: v for k, v in os.environ.items() if k.startswith("VLLM")}}
     with open(os.environ["TOLD"], "w") as file:
@@ -103,10 +108,11 @@ def test_a_server_that_does_not_start_says_why(
         pytest.fail("it has not started")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_the_command_prints_the_address_and_ends_with_its_server(
     number: int, told: Path, tmp_path: Path
 ) -> None:
+    """Killed itself, it asks the server to end, which ends its engine."""
     (tmp_path / "run.toml").write_text(
         'sampler = "vllm-server"\nsampler_url = ["http://there:1"]\n'
     )
@@ -115,11 +121,14 @@ def test_the_command_prints_the_address_and_ends_with_its_server(
         sys.executable, "-m", "gradlab", "serve", str(tmp_path / "run.toml"), "--port", str(place),
         "--python", sys.executable, "--log", str(tmp_path / "log"),
     ]  # fmt: skip
-    path = f"{os.environ['PYTHONPATH']}:{Path(__file__).parent.parent}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{os.environ['PYTHONPATH']}:{Path(__file__).parent.parent}",
+        "ENDS_ITS_ENGINE": "yes" if number == signal.SIGKILL else "",
+    }
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    ) as child:  # fmt: skip
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as child:
         assert child.stdout is not None
         assert "starting vLLM" in child.stdout.readline()
         assert f"2 adapters of rank 16 at most, 2064 tokens, at http://127.0.0.1:{place}" in (
@@ -127,7 +136,9 @@ def test_the_command_prints_the_address_and_ends_with_its_server(
         )
         assert f"--sampler-url http://127.0.0.1:{place}" in child.stdout.readline()
         child.send_signal(number)
-        assert child.wait() == 130
+        assert child.wait() == (-number if number == signal.SIGKILL else 130)
+    while number == signal.SIGKILL and is_running(json.loads(told.read_text())["engine"]):
+        pass  # nobody waits for it any more
 
 
 def test_a_run_a_file_and_a_preset_can_be_served(

@@ -59,7 +59,7 @@ OPTIONS: dict[str, type[Any]] = {
 }
 """What each command but train takes; the options of train are a configuration's."""
 
-REPEATABLE = frozenset({"--with"})
+REPEATABLE = frozenset({"--with", "--sampler-url"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

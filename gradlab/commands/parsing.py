@@ -117,6 +117,20 @@ def split_pairs(kind: type[Any], arguments: Sequence[str]) -> list[str]:
     return split
 
 
+def gather(arguments: Sequence[str], option: str) -> list[str]:
+    """The arguments with an option that takes several values given once, with those of all."""
+    rest, values, is_value = list[str](), list[str](), False
+    for word in arguments:
+        name, equals, value = word.partition("=")
+        if word.startswith("--"):
+            is_value = name.replace("_", "-") == option
+            if is_value:
+                values += [value] if equals else []
+                continue
+        (values if is_value else rest).append(word)
+    return [*rest, option, *values] if values else rest
+
+
 def check_once(arguments: Sequence[str], repeatable: Collection[str]) -> None:
     """Raise ValueError for an option that is given twice: one of the two would be ignored."""
     given = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradlab.commands.configuration import read_options
 from gradlab.commands.idle import check_idle
 from gradlab.commands.note import note
-from gradlab.commands.parsing import split_pairs, take_option
+from gradlab.commands.parsing import gather, split_pairs, take_option
 from gradlab.commands.training_options import check_pairs, is_given, parse_training
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def train(arguments: Sequence[str]) -> int:
 
     if "--resume" in arguments:
         refuse_other_options(arguments)
-    arguments = split_pairs(TrainConfig, arguments)
+    arguments = gather(split_pairs(TrainConfig, arguments), "--sampler-url")
     check_pairs(TrainConfig, arguments)
     _, source = take_option(arguments, "--from")
     _check_source(arguments, source)

@@ -26,7 +26,7 @@ BASE = "base"
 """What `gradlab serve` calls the base model."""
 UNDER_WAY = 256
 """Requests that a server is sent before it has answered one."""
-SHORT_SECONDS = 10
+SHORT_SECONDS = 30
 """How long a server has for a question that costs it nothing."""
 LOOK_EVERY = 0.5
 """Seconds between two looks whether a server is back."""
@@ -72,7 +72,7 @@ class Server:
     def _check_start(self, settings: EngineSettings) -> None:
         """Compare what the server was started with, where it tells."""
         question = "/server_info?" + urlencode({"config_format": "json"})
-        status, answer = self._ask("GET", question, seconds=SHORT_SECONDS)
+        status, answer = self._ask("GET", question)  # it looks over its whole machine for it
         if status != 200 or not isinstance(answer, dict):
             return  # only a development server tells; the canary finds what is wrong
         started, wrong = answer.get("vllm_config"), []

@@ -21,6 +21,7 @@ from trainers.engines.server import BASE, Server
 from trainers.engines.settings import EngineSettings, settings_of
 from trainers.models.language import pick_device
 from trainers.preview.estimates import empty_model
+from trainers.sandbox.system import prctl
 
 OWN_ENVIRONMENT = Path(".venv-vllm/bin/python")
 """Where `make vllm` puts the engine's interpreter."""
@@ -107,8 +108,14 @@ def _start(
         # A group of its own: the engine is a process beside the server.
         return subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=environment, start_new_session=True,
+            env=environment, start_new_session=True, preexec_fn=_end_with_parent,
         )  # fmt: skip
+
+
+def _end_with_parent() -> None:
+    """Ask to be ended, and the engine with it, when whoever serves is killed."""
+    if sys.platform == "linux":
+        prctl("parent_death_signal", signal.SIGTERM)
 
 
 def _wait(running: Serving, seconds: float) -> None:
