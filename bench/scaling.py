@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SWEEPS)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", message=".*rollout and trainer log-probs differ")
     for sweep, sizes in SWEEPS.items():
         if given.only not in (None, sweep):
             continue

@@ -91,7 +91,7 @@ def test_a_routing_that_cannot_be_followed_says_what_is_wrong(routing: str, comp
         ({"learning_rate": float("nan")}, "--learning-rate is nan"),
         ({"mix": 1.5}, r"--mix is 1.5; expected 0 to 1"),
         ({"dual_clip": 0.5}, "--dual-clip is 0.5; expected more than 1, or 0 for off"),
-        ({"votes": 12}, "--votes is 12; expected 1 to 9"),
+        ({"votes": 17}, "--votes is 17; expected 1 to 16"),
         ({"kl_coefficient": {"judge": 0.1}}, "names role 'judge'; workflow voting has generator"),
         ({"routing": "generator=a"}, "gives no policy to aggregator"),
         ({"clip_norm": float("nan")}, "--clip-norm is nan"),

@@ -144,7 +144,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"import afile --out {LONG}", ["--out holds 'xxx", "of 300 bytes"]),
         ("import afile afile --out o", ["afile is given 2 times; expected each source once"]),
         (f"audit {LONG}", ["--run holds 'xxx", "of 300 bytes"]),
-        (f"prompts --votes {HUGE}", ["--votes is 1", "expected 1 to 9"]),
+        (f"prompts --votes {HUGE}", ["--votes is 1", "expected 1 to 16"]),
     ],
 )
 def test_commands_refuse(

@@ -212,8 +212,8 @@ def test_the_agents_of_a_workflow_are_those_that_it_can_ask(
     assert workflow.roles == roles
 
 
-@pytest.mark.parametrize("size", ["votes", "rounds", "workers"])
-@pytest.mark.parametrize("number", [0, 10])
-def test_sizes_have_bounds(size: str, number: int) -> None:
-    with pytest.raises(ValueError, match=f"--{size} is {number}; expected 1 to 9"):
-        TrainConfig(**{size: number})
+@pytest.mark.parametrize(("size", "high"), [("votes", 16), ("rounds", 9), ("workers", 9)])
+def test_sizes_have_bounds(size: str, high: int) -> None:
+    for number in (0, high + 1):
+        with pytest.raises(ValueError, match=f"--{size} is {number}; expected 1 to {high}"):
+            TrainConfig(**{size: number})

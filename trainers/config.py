@@ -72,8 +72,8 @@ LARGEST_ENGINE_RANK = 512
 """Of an adapter that vLLM takes."""
 REWARDS = ("outcome", "own", "rubric", "mix")
 """Rewards by name, see `trainers.credit`."""
-SIZES = ("votes", "rounds", "workers")
-"""Options that are keyword arguments of the built-in workflows."""
+SIZES = {"votes": 16, "rounds": 9, "workers": 9}
+"""Options that are keyword arguments of the built-in workflows, and the highest value of each."""
 
 
 @dataclass(frozen=True)
@@ -432,9 +432,9 @@ class TrainConfig:
                 )
 
     def _check_sizes(self) -> None:
-        for name in SIZES:
-            if not 1 <= getattr(self, name) <= 9:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to 9")
+        for name, high in SIZES.items():
+            if not 1 <= getattr(self, name) <= high:
+                raise ValueError(f"--{name} is {getattr(self, name)}; expected 1 to {high}")
             if is_own(self.workflow):
                 if getattr(self, name) != getattr(TrainConfig, name):
                     raise ValueError(

@@ -23,7 +23,7 @@ from gradlab.own_parts import is_own
 from gradlab.probe.layout import block_of, block_order
 from gradlab.records import Agent, PolicyMeta, RunMeta, routing_table
 from gradlab.store.schema import groups
-from trainers.batches import num_updates
+from trainers.batches import CHUNK_LOGITS, num_updates
 from trainers.config import TrainConfig
 from trainers.models.architectures import KNOWN, architecture
 from trainers.models.language import (
@@ -372,7 +372,10 @@ def memory_of(
     response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
     longest = lengths.longest_prompt + response
     answered = min(tokens, max(1, tokens // longest) * response)
-    logits = answered * shapes.vocab_size * (element + 12)
+    # By chunks, three times in float32 and once in the model's dtype; of a token, its hidden state
+    # and that one's gradient are kept.
+    chunk = min(answered * shapes.vocab_size, CHUNK_LOGITS) * (element + 12)
+    logits = chunk + 2 * answered * hidden * element
     row_bytes = layers * 2 * keys * element * min(config.rollout_rows, largest_wave(config))
     if config.sampler != "transformers":
         row_bytes = 0  # an engine keeps them
