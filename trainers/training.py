@@ -30,7 +30,7 @@ from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.credit import check_components, credit
-from trainers.engines.choose import open_sampler
+from trainers.engines.choose import check_sampler, open_sampler
 from trainers.episodes import trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
@@ -265,6 +265,7 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
         check_parts(config.out, about)
         config = stored_config(about, config)
     check_watch(config, watch)
+    check_sampler(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     workflow = config.build_workflow()
