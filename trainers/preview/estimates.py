@@ -246,6 +246,7 @@ def load_of(
         part.base, trained / max(len(part.policies), 1), trained, part.shapes.num_hidden_layers,
         widths.kept, widths.queries, widths.keys, part.shapes.vocab_size,
         torch.finfo(getattr(torch, config.dtype)).bits // 8, lengths.prompt, lengths.response,
+        max(config.max_response_tokens_of(agent.role) for agent in config.speakers()),
         {
             role: (turns[role] / sum(a.role == role for a in config.build_workflow().agents), side)
             for role, side in side_by_side.items()

@@ -20,21 +20,25 @@ from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.engine_memory import EngineMemory
 
-EFFICIENCY = {"cpu": 0.9, "cuda": 0.5}
-"""Share of the rate of one large product that a model's products reach: measured on a CPU (0.95
-with 110 M parameters, bench/results/probe_vs_peers.md), assumed on a GPU."""
-PASSES = 4
-"""How often what autograd keeps is written or read, elementwise functions included."""
+EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}
+"""Share of the rate of one large product that a model's products reach: fitted to steps on a CPU,
+where it is 0.9 at 110 M parameters and less below; assumed on a GPU."""
+PADDING = 1.15
+"""Tokens of micro-batches, padding included, per real one."""
+PASSES = 20
+"""How often what autograd keeps is written or read, at the speed of a copy."""
 LOGIT_PASSES = 8
 """How often logits are, in float32."""
 STATE_PASSES = 30
 """How often the optimizer, clipping and the probe read or write each trained parameter."""
-CALLS_SAMPLED = 110
-"""Calls of a layer in a pass without gradient, adapters and cache included."""
-CALLS_LEARNED = 330
-"""Calls of a layer in a micro-batch: forward, backward and probe."""
-CALLS_ROW = 60
-"""Calls that a row takes in Python: rendering, encoding, reading, judging, recording."""
+CALLS_SAMPLED = 440
+"""Small operations that take as long as a layer does in Python, in a pass without gradient,
+adapters and cache included."""
+CALLS_LEARNED = 1000
+"""The same of a micro-batch: forward, backward and probe."""
+CALLS_ROW = 200
+"""The same of a turn, once when it is drawn and once when it is learned from: rendering, encoding,
+reading, judging, recording."""
 CACHE_PASSES = 4
 """How often transformers reads or writes the whole key-value cache per token."""
 ENGINE_PASS = 0.005
@@ -66,7 +70,7 @@ class Speed:
         return max(work, waiting) if self.kind == "cuda" else work + waiting
 
 
-CARD = Speed(989e12, 3.35e12, 8e-6, 79.6 * (1 << 30), "cuda", "an H100 SXM by its data sheet")
+CARD = Speed(989e12, 3.35e12, 3e-6, 79.6 * (1 << 30), "cuda", "an H100 SXM by its data sheet")
 """Planned for where the device is a GPU that is not here."""
 
 
@@ -90,6 +94,8 @@ class Load:
     """Bytes of a weight."""
     prompt: float
     response: float
+    longest: int
+    """Longest response."""
     turns: Mapping[str, tuple[float, int]]
     """Role -> waves in an episode, and how many of it answer side by side."""
     learned: float
@@ -166,9 +172,10 @@ def _rollout(
         # A prompt is read once for all who are asked the same: the first role's samples.
         prefilled += waves * (problems if number == 0 else rows) * load.prompt
         tokens += waves * rows * load.response
-        # Transformers goes on till the longest of a batch ends; an engine takes the next prompt.
-        batches = rows / at_once if is_engine else math.ceil(rows / at_once)
-        steps += waves * max(batches, 1) * load.response
+        # Transformers goes on till the longest of a batch ends, at the limit if it is large; an
+        # engine takes the next prompt.
+        batches = max(rows / at_once, 1) if is_engine else math.ceil(rows / at_once)
+        steps += waves * batches * (load.response if is_engine else load.longest)
     weights = load.parameters * load.element
     row_bytes = load.layers * 2 * load.keys * load.element * (load.prompt + load.response / 2)
     cache = tokens * row_bytes * (1 if is_engine else CACHE_PASSES)
@@ -184,11 +191,11 @@ def _rollout(
 
 def _learning(config: TrainConfig, load: Load, speed: Speed) -> float:
     turns = config.problems_per_step * config.samples * load.turns_of_episode * load.learned
-    tokens, answered = turns * (load.prompt + load.response), turns * load.response
+    tokens = turns * (load.prompt + load.response) * PADDING
     forward, learning = passes(config, load.parameters, load.adapter)
     attention = load.attention * (learning / forward)
     kept = tokens * load.layers * load.kept * load.element * PASSES
-    kept += answered * load.vocabulary * 4 * LOGIT_PASSES
+    kept += turns * load.response * load.vocabulary * 4 * LOGIT_PASSES
     state = load.updates * load.trained * 4 * STATE_PASSES
     batches = max(load.updates, tokens / config.micro_tokens)
     calls = batches * load.layers * CALLS_LEARNED + turns * CALLS_ROW
