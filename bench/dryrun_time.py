@@ -1,9 +1,9 @@
 """Compare the time that a dry run predicts with what training steps take on this CPU.
 
-    python bench/dryrun_time.py [--steps 3] [--only smollm2] [--write]
+    python bench/dryrun_time.py [--steps 3] [--only tiny-1m smollm2] [--write]
 
 One thread, process CPU time, also where the dry run measures the machine, just before each run. A
-step is the median of those after the first; an evaluation is the last. Of a run, the prediction
+step is the median of those after the first, of SmolLM2 the only one; an evaluation is the last. Of a run, the prediction
 knows no more than `gradlab train --dry-run` does: the longest episodes, and typical lengths.
 """
 
@@ -48,7 +48,7 @@ def configs(steps: int) -> dict[str, TrainConfig]:
     usual = TrainConfig(device="cpu", threads=1, steps=steps, eval_every=steps)
     tiny = replace(usual, model="tiny-1m")
     short = replace(
-        preset("smollm2"), device="cpu", threads=1, steps=steps, eval_every=steps,
+        preset("smollm2"), device="cpu", threads=1, steps=1, eval_every=1,
         task="arithmetic", eval_problems=2, max_response_tokens=32,
     )  # fmt: skip
     return {
@@ -92,10 +92,16 @@ def rows(chosen: dict[str, TrainConfig], found: dict[str, list[float]]) -> Itera
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--only", default="", help="runs whose name holds this")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="runs whose name holds one of these"
+    )
     parser.add_argument("--write", action="store_true", help=f"write {RESULT}")
     options = parser.parse_args()
-    chosen = {n: c for n, c in configs(options.steps).items() if options.only in n}
+    chosen = {
+        name: config
+        for name, config in configs(options.steps).items()
+        if any(part in name for part in options.only)
+    }
     found: dict[str, list[float]] = {}
     lines = tabled(
         ("run", "part", "predicted, s", "measured, s", "predicted / measured"),
@@ -108,11 +114,13 @@ def main() -> None:
     ]
     print(*told, sep="\n")
     if options.write:
+        only = " ".join(f"'{part}'" for part in options.only if part)
+        command = f"python bench/dryrun_time.py --steps {options.steps}"
+        command += f" --only {only}" if only else ""
         head = [
             "# The time that a dry run predicts",
             "",
-            f"`python bench/dryrun_time.py --steps {options.steps} --write`: one thread, process "
-            "CPU time.",
+            f"`{command}`: one thread, process CPU time.",
             "",
             machine(("torch", "transformers", "peft")),
             "",

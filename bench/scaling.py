@@ -5,8 +5,8 @@
 Rows are made, not sampled, with the lengths that voting has on the embedded model: a generator
 reads 8 tokens and says 7, the aggregator reads 6 and every vote, and says 4. Times are CPU seconds
 of `learn` under a shared policy, the least of alternating repetitions: without probe, with the
-exact one, and without probe when rows of all lengths share a micro-batch. The exponent of a sweep
-is the slope of log time over its upper half: 1 is linear.
+exact one, and without probe in micro-batches that are filled up. The exponent of a sweep is the
+slope of log time over its upper half: 1 is linear.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ import argparse
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import trainers.batches
 from gradlab.records import Agent
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
@@ -33,7 +32,7 @@ from trainers.policies import Policy, build_policies
 EPISODES = 32
 SWEEPS = {"votes": (1, 2, 4, 8, 16), "rows": (1, 2, 4, 8), "tokens": (8, 16, 32, 64),
           "roles": (1, 2, 4, 8)}  # fmt: skip
-WAYS = ("off", "exact", "off, uncut")
+WAYS = ("off", "exact", "off, filled")
 
 
 def rows_of(agents: dict[Agent, tuple[int, int]], episodes: int) -> list[Turn]:
@@ -79,28 +78,17 @@ def policy_of(folder: Path, agents: list[Agent], probe: str) -> tuple[TrainConfi
     return config, build_policies(languages, config)["shared"]
 
 
-@contextmanager
-def uncut(is_uncut: bool) -> Iterator[None]:
-    """Within it another micro-batch costs more than any padding."""
-    before = trainers.batches.EXTRA_BATCH
-    trainers.batches.EXTRA_BATCH = 10**9 if is_uncut else before
-    try:
-        yield
-    finally:
-        trainers.batches.EXTRA_BATCH = before
-
-
 def runner(folder: Path, sweep: str, size: int, way: str) -> Callable[[], float]:
     """A function that trains one step and returns its CPU seconds."""
     lengths = case(sweep, size)
     rows = rows_of(lengths, EPISODES * (size if sweep == "rows" else 1))
     config, policy = policy_of(folder, list(lengths), "exact" if way == "exact" else "off")
+    config = replace(config, micro_batches="filled" if way == "off, filled" else "cut")
 
     def run() -> float:
-        with uncut(way == "off, uncut"):
-            started = time.process_time()
-            learn(policy.language, policy, rows, config, 1)
-            return time.process_time() - started
+        started = time.process_time()
+        learn(policy.language, policy, rows, config, 1)
+        return time.process_time() - started
 
     return run
 

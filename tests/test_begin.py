@@ -17,8 +17,9 @@ from gradlab.commands.main import main
 from gradlab.run_directory import STATE, checkpoint_path
 from gradlab.store.run import open_run
 from trainers.config import TrainConfig
-from trainers.replay.begin import begin, config_of
+from trainers.replay.begin import begin
 from trainers.replay.fork import changed_state
+from trainers.rundir.directory import config_of
 from trainers.training import open_run_for_training, train
 from trainers.watch.progress import Progress
 

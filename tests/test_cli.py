@@ -106,7 +106,8 @@ def test_an_unknown_command_lists_the_commands(capsys: Output) -> None:
     assert_told(
         capsys,
         "no command 'trian'",
-        "train, diagnose, figures, show, prompts, audit, replay, import, demo, completion",
+        "train, matrix, diagnose, figures, show, prompts, audit, replay, serve, import, demo, "
+        "completion",
     )
 
 

@@ -63,6 +63,8 @@ def offered(script: Path, *words: str) -> list[str]:
         (["train", "--preset", ""], list(PRESETS)),
         (["train", "--task", ""], list(SOURCES)),
         (["replay", "runs/a", "--w"], ["--with"]),
+        (["matrix", "paper-t"], ["paper-tiny"]),
+        (["matrix", "sharing", "--on", ""], ["here", "ray", "slurm"]),
         (["import", "x.log", "--kind", "c"], ["console", "csv"]),
         (["train", "--out", "ru"], []),
         (["diagnose", "ru"], []),

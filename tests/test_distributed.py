@@ -211,6 +211,57 @@ def on_its_own(rank: int, directory: Path) -> dict[str, Any]:
     return {"records": records}
 
 
+DEALT = (((0, 1, 2), (3, 4, 5)), ((0, 1, 2, 3, 4, 5), ()), ((5,), (0, 1, 2, 3, 4)))
+"""Rows of both ranks in every update; rank 1 has none in the second."""
+
+
+def added(rank: int | None) -> dict[str, Any]:
+    """Rows weighed by the whole batch, no wrapper: the ranks add up their gradients themselves."""
+    model = Net()
+    nobody = nn.Parameter(torch.ones(3).double())  # gets no gradient: its decay must not start
+    optimizer = torch.optim.AdamW([*model.parameters(), nobody], lr=1e-2, weight_decay=0.1)
+    records: list[UpdateRecord] = []
+    model.register_parameter("nobody", nobody)
+    probe = attach(
+        model, optimizer, agents=AGENTS, record=records.append, losses="sum", effective=True
+    )
+    reductions, grams = [], []
+    for number, dealt in enumerate(DEALT, 1):
+        rows = [*range(len(MIXED))] if rank is None else [*dealt[rank]]
+        ids, loss = tokens(number), 0.0
+        for row in rows:
+            probe.tag(torch.tensor(MIXED)[[row]], prompts=torch.tensor(PROMPTS)[[row]])
+            part = (model(input_ids=ids[[row]]) ** 2).sum() / len(MIXED)
+            part.backward()
+            loss += part.item()
+            probe.loss = loss
+        with counted_reductions() as count:
+            probe.reduce()
+        reductions.append(len(count))
+        grams.append(probe.captured_gram())
+        probe.reweight({"judge": 0.5 * number})
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        optimizer.step()
+        optimizer.zero_grad()
+    probe.detach()
+    theta_P = torch.cat([p.detach().flatten() for p in model.parameters()])
+    return {"records": records, "reductions": reductions, "grams": grams, "theta_P": theta_P}
+
+
+def unreduced(rank: int, directory: Path) -> dict[str, Any]:
+    """A step that forgets to add the gradients up."""
+    model = Net()
+    optimizer = optimizer_of(model)
+    probe = attach(model, optimizer, agents=AGENTS, losses="sum")
+    probe.tag(torch.tensor([0]))
+    model(input_ids=tokens(1)[:1]).sum().backward()
+    try:
+        optimizer.step()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {}
+
+
 def work(rank: int, directory: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -226,6 +277,8 @@ def work(rank: int, directory: Path) -> None:
         "idle": idle(rank, directory),
         "stored": stored(rank, directory),
         "refused": refused(rank, directory),
+        "added": added(rank),
+        "unreduced": unreduced(rank, directory),
         "on its own": on_its_own(rank, directory),
     }
     torch.save(results, directory / f"rank{rank}.pt")
@@ -342,6 +395,30 @@ def test_only_the_first_rank_emits_and_all_know(ranks: list[dict[str, Any]], nam
     assert len(first["records"]) == UPDATES
     assert second["records"] == []
     assert np.array_equal(first["last"].gram_BAA, second["last"].gram_BAA)
+
+
+def test_ranks_that_add_up_their_gradients_step_as_one_process(
+    ranks: list[dict[str, Any]],
+) -> None:
+    """A rank may have no rows; grams are whole before the step, where roles are weighed."""
+    first, second = (rank["added"] for rank in ranks)
+    expected = added(None)
+    for mine, theirs in zip(first["records"], expected["records"], strict=True):
+        assert_same(mine, theirs)
+        np.testing.assert_allclose(mine.factor_A, theirs.factor_A)
+        gram_AA = theirs.effective_gram_AA
+        np.testing.assert_allclose(mine.effective_gram_AA, gram_AA, atol=1e-12 * gram_AA.max())
+    for mine, theirs in zip(first["grams"], expected["grams"], strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-12 * theirs.max())
+    np.testing.assert_allclose(first["theta_P"], expected["theta_P"], rtol=0, atol=1e-13)
+    assert torch.equal(first["theta_P"], second["theta_P"]), "the ranks have drifted apart"
+    # One message for the optimizer's and the agents' gradients, one for those of merged weights.
+    assert first["reductions"] == second["reductions"] == [2] * len(DEALT)
+
+
+def test_a_step_without_adding_up_is_refused(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        assert "call it on every rank" in rank["unreduced"]["error"]
 
 
 def test_an_update_costs_one_reduction(ranks: list[dict[str, Any]]) -> None:

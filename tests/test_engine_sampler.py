@@ -407,9 +407,12 @@ def test_gaps_are_judged_by_what_rounding_explains() -> None:
 
 
 def test_seeds_depend_on_the_key_alone_and_equal_prompts_go_to_one_engine() -> None:
-    assert seeds_of((1, 2, 0, 3), 5)[:3] == seeds_of((1, 2, 0, 3), 3)
-    assert len({*seeds_of((1, 2, 0, 3), 50), *seeds_of((1, 2, 0, 4), 50)}) == 100
-    assert all(0 <= seed < 1 << 63 for seed in seeds_of((1 << 20, 2), 100))
+    here, there = ([(1, 2, 0, wave, slot) for slot in range(50)] for wave in (3, 4))
+    assert seeds_of(here)[:3] == seeds_of(here[:3])
+    assert len({*seeds_of(here), *seeds_of(there)}) == 100
+    large = [(1 << 20, 2, (5 << 32) + slot) for slot in range(100)]  # problems have 64 bits
+    assert len({*seeds_of(large), *seeds_of([(1 << 20, 2, slot) for slot in range(100)])}) == 200
+    assert all(0 <= seed < 1 << 63 for seed in seeds_of(large))
     a, b, c = ("p", (1,)), ("p", (2,)), ("q", (1,))
     assert dealt([a, b, a, c, a], 2) == [[0, 2, 4], [1, 3]]
     assert dealt([a], 3) == [[0], [], []]

@@ -82,7 +82,7 @@ def twin_step(
         weight = dict(zip(update, weights.tolist(), strict=True))
         gradient_AP = torch.zeros(len(policy.agents), sum(p.numel() for p in policy.parameters))
         gradient_AP = gradient_AP.double()
-        for micro in micro_batches(update, config.micro_tokens):
+        for micro in micro_batches(update, config):
             for a, agent in enumerate(policy.agents):
                 only = [replace(row, weight=weight[row] * (row.agent == agent)) for row in micro]
                 loss = batch_loss(language, to_batch(only, language), config, sums)

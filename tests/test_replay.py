@@ -24,9 +24,9 @@ from gradlab.store.writer import RunStore
 from trainers.config import TrainConfig
 from trainers.policies import Policy
 from trainers.replay.arms import ReplayPlan, arm_config, make_plan, run_arms
-from trainers.replay.begin import config_of
 from trainers.replay.changes import changed
 from trainers.replay.fork import policy_origins
+from trainers.rundir.directory import config_of
 from trainers.training import train
 from trainers.watch.progress import Progress
 

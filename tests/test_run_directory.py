@@ -29,6 +29,7 @@ SPELLED = ("config.json", "problems.jsonl.gz", "run.zarr", "checkpoints", "alarm
            "trainer_state.pt")  # fmt: skip
 OTHERS = {
     ("gradlab/interop/trl/grpo.py", "run.zarr"): "a store on its own",
+    ("trainers/engines/export.py", "config.json"): "of a model",
     ("trainers/models/language.py", "config.json"): "of a model on the hub",
 }
 """What is called alike and is something else."""

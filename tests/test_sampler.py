@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -40,7 +40,12 @@ class Scripted:
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return "".join(map(chr, ids))
 
-    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+    def ask(
+        self,
+        wave: Wave,
+        key: Sequence[int],
+        rows: Mapping[Speaker, Sequence[Sequence[int]]] | None = None,
+    ) -> dict[Speaker, list[Sample]]:
         self.asked.append(({who.policy: len(prompts) for who, prompts in wave.items()}, tuple(key)))
         return {speaker: [self._say(speaker)] * len(prompts) for speaker, prompts in wave.items()}
 

@@ -13,6 +13,7 @@ import torch
 from scipy import stats
 from transformers import AutoModelForCausalLM
 
+from trainers.models.draws import from_own_numbers
 from trainers.models.sampling import Sample, SamplingOptions, left_padded, sample
 
 OPTIONS = SamplingOptions(
@@ -159,3 +160,43 @@ def test_left_padding() -> None:
     ids, mask = left_padded([(5,), (6, 7, 8)], 0, "cpu")
     assert ids.tolist() == [[0, 0, 5], [6, 7, 8]]
     assert mask.tolist() == [[0, 0, 1], [1, 1, 1]]
+
+
+def keys(rows: Sequence[int]) -> list[tuple[int, ...]]:
+    return [(7, row) for row in rows]
+
+
+def test_a_row_with_numbers_of_its_own_says_the_same_in_any_company(
+    model: torch.nn.Module,
+) -> None:
+    """All at once, in chunks, in another order or alone: the same tokens."""
+    prompts = PROMPTS * 4
+    rows = [*range(len(prompts))]
+    together = sample(model, prompts, OPTIONS, rng(), keys(rows))
+    assert_forced(model, prompts, together)
+    few = sample(model, prompts, replace(OPTIONS, max_rows=5), rng(3), keys(rows))
+    mixed = sample(model, prompts[::-1], OPTIONS, rng(), keys(rows[::-1]))[::-1]
+    alone = [
+        sample(model, [prompt], OPTIONS, rng(), keys([row]))[0]
+        for prompt, row in zip(prompts, rows, strict=True)
+    ]
+    said = [response.ids for response in together]
+    assert len(set(said)) > 12
+    for others in (few, mixed, alone):
+        assert [response.ids for response in others] == said
+    others = sample(model, prompts, OPTIONS, rng(), [(8, row) for row in rows])
+    assert [response.ids for response in others] != said
+
+
+def test_numbers_of_its_own_draw_from_the_distribution() -> None:
+    """20,000 draws against the softmax by a chi-square test; tokens without probability never."""
+    probability = torch.tensor([0.0, 0.1, 0.0, 0.5, 0.25, 0.15, 0.0], dtype=torch.float32)
+    num = 20_000
+    draw = from_own_numbers([(3, row) for row in range(num // 4)], 4, torch.device("cpu"))
+    every = torch.arange(num // 4)
+    drawn = torch.cat([draw(probability.expand(num // 4, -1), every, t) for t in range(4)])
+    counts = torch.bincount(drawn.flatten(), minlength=7).numpy()
+    assert not counts[[0, 2, 6]].any()
+    possible = probability.numpy() > 0
+    expected = probability.numpy()[possible].astype(np.float64)
+    assert stats.chisquare(counts[possible], expected / expected.sum() * num).pvalue > 1e-3

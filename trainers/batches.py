@@ -20,6 +20,7 @@ from torch import Tensor
 from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
+from trainers.models.sampling import precise
 
 
 def num_updates(num_rows: int, config: TrainConfig) -> int:
@@ -58,41 +59,59 @@ def plan_updates(rows: Sequence[Turn], config: TrainConfig, key: Sequence[int]) 
     return updates
 
 
-EXTRA_BATCH = 256
-"""What one more micro-batch costs, in padded tokens: its overhead on a small model."""
+EXTRA_BATCH = 1 / 64
+"""What one more micro-batch costs, as a share of the most tokens of one. At the default of 16,384
+these are 256 tokens, measured on a small model (170 without and 260 with the probe); where tokens
+are dear, budgets are small, and the other way around."""
 
 
-def micro_batches(rows: Sequence[Turn], max_tokens: int) -> list[list[Turn]]:
-    """Batches of at most `max_tokens` padded tokens (one row at least), rows of like length.
+def micro_batches(rows: Sequence[Turn], config: TrainConfig) -> list[list[Turn]]:
+    """Batches of at most `config.micro_tokens` padded tokens (one row at least), of like length.
 
-    Among all cuts of the rows in order of length, the one with the fewest padded tokens, each batch
-    counting `EXTRA_BATCH` more. Within a batch the rows of an agent stand together, which lets the
-    probe slice instead of copy.
+    Within a batch the rows of an agent stand together, which lets the probe slice instead of copy.
+    Prompts and responses are padded each to their own longest: a long prompt with a short response
+    next to a short prompt with a long response costs more than either.
     """
     ordered = sorted(rows, key=lambda row: (row.tokens, row.agent))
+    parts = (cut if config.micro_batches == "cut" else filled)(ordered, config.micro_tokens)
+    return [sorted(part, key=lambda row: row.agent) for part in parts]
+
+
+def filled(ordered: Sequence[Turn], max_tokens: int) -> list[list[Turn]]:
+    """Each batch as large as it may be."""
+    batches: list[list[Turn]] = []
+    prompt = response = 0
+    for row in ordered:
+        prompt = max(prompt, len(row.prompt_ids))
+        response = max(response, len(row.response_ids))
+        if not batches or (prompt + response) * (len(batches[-1]) + 1) > max_tokens:
+            batches.append([])
+            prompt, response = len(row.prompt_ids), len(row.response_ids)
+        batches[-1].append(row)
+    return batches
+
+
+def cut(ordered: Sequence[Turn], max_tokens: int) -> list[Sequence[Turn]]:
+    """Among all cuts the one with the fewest padded tokens, each batch counting for `EXTRA_BATCH`
+    of the budget more."""
     prompt_n = np.array([len(row.prompt_ids) for row in ordered])
     response_n = np.array([len(row.response_ids) for row in ordered])
     least = np.zeros(len(ordered) + 1)  # cost of the rows before each place, at best
     begin = np.zeros(len(ordered), dtype=np.int64)  # of the batch that ends with each row
     for end in range(len(ordered)):
-        # Prompts and responses are padded each to their own longest: a long prompt with a short
-        # response next to a short prompt with a long response costs more than either. Lengths rise,
-        # so no batch that ends here holds more rows than of this length fit.
+        # Lengths rise: no batch that ends here holds more rows than of this length fit.
         most = max(1, max_tokens // ordered[end].tokens)
         back = slice(end, end - most if most <= end else None, -1)
         width = np.maximum.accumulate(prompt_n[back]) + np.maximum.accumulate(response_n[back])
         padded = width * np.arange(1, len(width) + 1)
         fits = np.count_nonzero(padded <= max_tokens) or 1
-        cost = least[end + 1 - fits : end + 1][::-1] + padded[:fits] + EXTRA_BATCH
+        cost = least[end + 1 - fits : end + 1][::-1] + padded[:fits] + EXTRA_BATCH * max_tokens
         size = int(cost.argmin())
         least[end + 1], begin[end] = cost[size], end - size
     cuts = [len(ordered)]
     while cuts[-1]:
         cuts.append(int(begin[cuts[-1] - 1]))
-    return [
-        sorted(ordered[start:end], key=lambda row: row.agent)
-        for end, start in reversed(list(pairwise(cuts)))
-    ]
+    return [ordered[start:end] for end, start in reversed(list(pairwise(cuts)))]
 
 
 @dataclass(frozen=True)
@@ -182,7 +201,7 @@ def response_logprobs(
     if isinstance(temperature, Tensor):
         temperature = temperature.expand(*is_token.shape, 1)[is_token]
     if head is None:
-        logprobs_NV = torch.log_softmax(output_NX.float() / temperature, dim=-1)
+        logprobs_NV = torch.log_softmax(precise(output_NX) / temperature, dim=-1)
         logprob_N = logprobs_NV.gather(1, target_N[:, None])[:, 0]
         with torch.set_grad_enabled(entropy_grad and torch.is_grad_enabled()):
             entropy_N = -(logprobs_NV.exp() * logprobs_NV).sum(-1)
@@ -283,7 +302,7 @@ def with_old_logprobs(
     if config.old_logprobs == "rollout":
         return list(rows)
     recomputed: dict[Turn, Turn] = {}
-    for micro in micro_batches(rows, config.micro_tokens):
+    for micro in micro_batches(rows, config):
         logprob_BT, _ = response_logprobs(language, to_batch(micro, language))
         for row, values in zip(micro, logprob_BT.float().cpu().numpy(), strict=True):
             old = values[: len(row.response_ids)]

@@ -58,10 +58,15 @@ EARLIER: Mapping[str, Any] = {
     "freeze": [], "workflow_options": {}, "advantage": "grpo",
     "role_temperature": {}, "role_max_response_tokens": {}, "policy_model": {},
     "policy_learning_rate": {}, "policy_weight_decay": {}, "policy_lora_rank": {},
-    "policy_lora_alpha": {}, "rollout_correction": "none", "rollout_correction_level": "token",
-    "rollout_correction_cap": 2.0, "sampler": "transformers", "sampler_url": [],
-    "sampler_directory": None, "sampler_seconds": 600.0, "sampler_memory": 0.5,
-    "sampler_sleep": False, "row_statistics": 1,
+    "policy_lora_alpha": {},
+    "rollout_correction": "none", "rollout_correction_level": "token",
+    "rollout_correction_cap": 2.0,
+    "sampler": "transformers", "sampler_url": [], "sampler_directory": None,
+    "sampler_seconds": 600.0, "sampler_memory": 0.5, "sampler_sleep": False,
+    "row_statistics": 1,
+    "micro_batches": "filled", "logits": "whole",
+    "problem_seed": None,
+    "draws": "auto", "shard_base": False,
 }  # fmt: skip
 """Option -> what runs did before there was that option, as JSON has it. A new option gets its line
 here, whatever its default: a run of an earlier version is continued, audited and replayed with it.
@@ -88,6 +93,9 @@ class TrainConfig:
     """With --resume: train up to this many steps, more than the run's own number."""
     seed: int = 0
     """Seed of everything random: problems, sampling, adapters, mini-batches."""
+    problem_seed: int | None = None
+    """Seed of which problems there are and which are held out, in its place: runs of different
+    --seed then have the same test set."""
     replay_seed: int | None = None
     """Seed of sampling and mini-batches in its place: replays vary it, and keep the problems, their
     order and the evaluations."""
@@ -113,8 +121,9 @@ class TrainConfig:
     policy_model: dict[str, str] = field(default_factory=dict)
     """--model of single policies, e.g. judge tiny-1m, and of what frozen roles speak with; the
     names are those of --routing. All models are asked in the same style, compact or as a chat."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of the frozen weights; adapters are always float32."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Dtype of the frozen weights; adapters are float32, or float64 with it, which compares runs to
+    more digits than training needs."""
     lora_rank: int = 16
     """Rank of the adapters."""
     lora_alpha: int = 16
@@ -123,6 +132,9 @@ class TrainConfig:
     """--lora-rank of single policies, e.g. aggregator 8; names are those of --routing."""
     policy_lora_alpha: dict[str, int] = field(default_factory=dict)
     """--lora-alpha of single policies."""
+    shard_base: bool = False
+    """Whether the frozen layers are divided between the processes that torchrun started, for a
+    model too large for one device (docs/gpu.md)."""
     gradient_checkpointing: bool = False
     """Whether activations are recomputed in the backward pass, to save memory."""
 
@@ -214,6 +226,10 @@ class TrainConfig:
     sampler_sleep: bool = False
     """Whether the engine gives its memory back while policies are updated: for one GPU that both
     use."""
+    draws: Literal["auto", "batch", "problem"] = "auto"
+    """Random numbers of sampling: batch (one stream for all that is sampled at once), problem (each
+    response by numbers of its own, so that it does not depend on what is sampled beside it, or on
+    how many processes), or auto: batch in one process, problem in several."""
 
     reward: str = "outcome"
     """outcome of the episode for all its turns, own correctness, rubric (Voting-V2), mix, or one of
@@ -269,6 +285,12 @@ class TrainConfig:
     """Denominator of a smaller last mini-batch: its own size, or the full one as in the paper."""
     micro_tokens: int = 16384
     """Most padded tokens per forward and backward."""
+    micro_batches: Literal["cut", "filled"] = "cut"
+    """How rows, in order of length, become micro-batches: cut where padding would cost more than
+    one more, or each filled up to --micro-tokens. The numbers differ by rounding."""
+    logits: Literal["chunks", "whole"] = "chunks"
+    """Take log-probs from hidden states by chunks of tokens, which needs least memory, or from the
+    logits of a whole micro-batch. The numbers differ by rounding."""
 
     learning_rate: float = 1e-3
     """Learning rate of AdamW after warm-up (constant)."""
@@ -359,6 +381,11 @@ class TrainConfig:
             raise ValueError(
                 f"--row-statistics is {self.row_statistics} and --probe is off, which measures no "
                 "rows; expected --probe exact or fused, or no --row-statistics"
+            )
+        if self.problem_seed is not None and self.split != "seed":
+            raise ValueError(
+                f"--problem-seed is {self.problem_seed} and --split {self.split} says what is held "
+                "out; expected one of the two"
             )
         self._check_sizes()
         self._check_credit()
@@ -579,6 +606,11 @@ class TrainConfig:
     def training_seed(self) -> int:
         """Seed of what a training step draws."""
         return self.seed if self.replay_seed is None else self.replay_seed
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of which problems there are and which are held out."""
+        return self.seed if self.problem_seed is None else self.problem_seed
 
     def build_workflow(self) -> Workflow:
         """The workflow with its options.

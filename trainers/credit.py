@@ -35,6 +35,16 @@ def credit(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
 
     Turns of episodes that were given up stay without.
     """
+    return compared(with_rewards(episodes, config), config)
+
+
+def compared(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
+    """Rewarded episodes, all of a step, with group and advantage in the turns that are trained."""
+    return replaced(episodes, with_advantages(trained_turns(episodes), config))
+
+
+def with_rewards(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
+    """The episodes with a reward in every turn that is to be trained."""
     if is_own(config.reward):
         reward = config.own_reward()
         turns = [
@@ -44,9 +54,14 @@ def credit(episodes: Sequence[Episode], config: TrainConfig) -> list[Episode]:
         turns = [
             replace(turn, reward=turn_reward(turn, config)) for turn in trained_turns(episodes)
         ]
-    credited = iter(with_advantages(turns, config))
+    return replaced(episodes, turns)
+
+
+def replaced(episodes: Sequence[Episode], turns: Sequence[Turn]) -> list[Episode]:
+    """The episodes with these turns in place of those that are trained, in their order."""
+    new = iter(turns)
     return [
-        replace(episode, turns=tuple(next(credited) for _ in episode.turns))
+        replace(episode, turns=tuple(next(new) for _ in episode.turns))
         if episode.failure is None
         else episode
         for episode in episodes

@@ -13,6 +13,7 @@ from trainers.config import TrainConfig
 from trainers.episodes import Episode, Turn
 from trainers.judge import Judge
 from trainers.models.sampler import Sampler, Speaker
+from trainers.ranks.peers import ALONE, Peers
 from trainers.rollout import rollout
 from trainers.tasks.problem import Problem
 from trainers.watch.forms import form_shares, sibling_indices
@@ -29,10 +30,16 @@ def evaluate(
     config: TrainConfig,
     step: int,
     judge: Judge,
+    peers: Peers = ALONE,
 ) -> tuple[EvalRecord, list[Episode]]:
     """Play every held-out problem `eval_samples` times with the policies as they are."""
     key = (config.seed, step, EVALUATION)
-    episodes = rollout(sampler, workflow, speakers, problems, config.eval_samples, key, judge)
+    episodes = peers.play(
+        problems,
+        lambda mine: rollout(
+            sampler, workflow, speakers, mine, config.eval_samples, key, judge, config.draws
+        ),
+    )
     return evaluation_record(
         episodes, problems, workflow.roles, config.eval_samples, step
     ), episodes

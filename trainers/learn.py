@@ -38,13 +38,21 @@ from trainers.episodes import Turn
 from trainers.interventions import role_factors
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy, TrainingError, adapter_parameters, not_finite
+from trainers.ranks.peers import ALONE, Peers
 from trainers.watch.monitor import compare, warn_of_gaps, with_reference
 
 
 def learn(
-    language: LanguageModel, policy: Policy, rows: Sequence[Turn], config: TrainConfig, step: int
+    language: LanguageModel,
+    policy: Policy,
+    rows: Sequence[Turn],
+    config: TrainConfig,
+    step: int,
+    peers: Peers = ALONE,
 ) -> dict[str, RoleTally]:
     """Run all of the policy's updates of one training step; what the tokens were like, by role.
+
+    `rows` are those of the whole step, of which each of the `peers` trains its share.
 
     Raises TrainingError when a loss or a gradient is not finite, naming what caused it.
     """
@@ -53,16 +61,19 @@ def learn(
         return tallies
     language.activate(policy.name)
     language.model.train()
-    rows = corrected(with_old_logprobs(language, rows, config), config, tallies)
+    rows = peers.spread(rows, lambda mine: with_old_logprobs(language, mine, config))
+    rows = corrected(rows, config, tallies)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())
     updates = plan_updates(rows, config, key)
-    updates[0] = with_reference(language, policy, rows, updates[0], config, tallies)
+    updates[0] = with_reference(language, policy, rows, updates[0], config, tallies, peers)
     for update in updates:
         for role in {row.agent.role for row in update}:
             tallies[role].updates += 1
-        accumulate(language, policy, update, problems, config, step, tallies)
+        accumulate(language, policy, update, problems, config, step, tallies, peers=peers)
+        peers.reduce(policy)
         clip_and_step(language, policy, config, step)
+    peers.add_up(tallies)
     warn_of_gaps(policy, config, tallies)
     return tallies
 
@@ -77,9 +88,11 @@ def accumulate(
     tallies: dict[str, RoleTally],
     *,
     only: Agent | None = None,
+    peers: Peers = ALONE,
 ) -> None:
     """Forward and backward of one update, its rows tagged for the probe.
 
+    Weights are those in the whole update, whichever of its rows are this process's.
     `only`: rows of all other agents weigh nothing, as an audit needs it.
     """
     full = config.rows_per_update if config.partial_minibatch == "full" else None
@@ -89,15 +102,16 @@ def accumulate(
         for row, weight in zip(update, weights, strict=True)
     ]
     total_loss = 0.0
-    for micro in micro_batches(weighed, config.micro_tokens):
+    if policy.probe:
+        policy.probe.step = step
+    for micro in micro_batches(peers.share(weighed), config):
         batch = to_batch(micro, language)
         if policy.probe:
-            policy.probe.step = step
             tag(policy.probe, micro, problems, measures_rows(config, step))
         loss = batch_loss(language, batch, config, tallies)
         if not torch.isfinite(loss):
             raise TrainingError(blame(language, batch, policy, step, loss))
-        loss.backward()  # type: ignore[no-untyped-call]
+        peers.backward(loss)
         total_loss += loss.item()
         if policy.probe:
             policy.probe.untag()

@@ -148,6 +148,7 @@ def _build_policy(
             sketch_buckets=config.sketch_buckets,
             effective=config.effective,
             mode=config.probe,
+            losses="sum",
         )
     return Policy(
         name,

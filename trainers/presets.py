@@ -178,6 +178,15 @@ def cell(name: str) -> TrainConfig:
     )
 
 
+def fitting(model: str | None, task: str | None) -> str:
+    """Name of the preset that goes with a model and a task; None: nobody asked for one."""
+    if model == "smollm2-135m":
+        return "smollm2"
+    if model == "tiny-code" or (model is None and task == "programs"):
+        return "programs"
+    return "clean"
+
+
 def usual_preset(config: TrainConfig) -> str:
     """Name of the preset with usual settings for a model that is not embedded."""
     if config.model == "smollm2-135m":

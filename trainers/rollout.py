@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -39,8 +40,12 @@ def rollout(
     samples: int,
     key: tuple[int, ...],
     judge: Judge,
+    draws: str = "batch",
 ) -> list[Episode]:
     """Play `samples` episodes of every problem. `key` seeds the sampling.
+
+    `draws`: 'problem' where every response draws from numbers of its own, by the problem, the
+    episode and the place in it; else all that is asked at once draws from one stream.
 
     An episode whose next prompt exceeds the limit is given up, with the reason in `failure`.
     Raises TrainingError naming the speaker whose output is not finite.
@@ -52,7 +57,7 @@ def rollout(
             seats.append(_Seat(problem, number, play, next(play)))
     wave = 0
     while any(seat.wave for seat in seats):
-        _play_wave(sampler, speakers, seats, (*key, wave), judge)
+        _play_wave(sampler, speakers, seats, (*key, wave), judge, draws)
         wave += 1
     episodes = []
     grades = judge.grades([(seat.problem, seat.answer) for seat in seats])
@@ -71,6 +76,7 @@ def _play_wave(
     seats: Sequence[_Seat],
     key: tuple[int, ...],
     judge: Judge,
+    draws: str,
 ) -> None:
     """Ask everybody whose turn it is, and hand the replies to the workflows for their next wave."""
     asked: list[tuple[_Seat, Ask, Prompt]] = []
@@ -83,7 +89,13 @@ def _play_wave(
         else:
             asked += [(seat, ask, prompt) for ask, prompt in zip(seat.wave, prompts, strict=True)]
 
-    said = _speak(sampler, [(speakers[ask.agent], prompt) for _, ask, prompt in asked], key)
+    rows = [
+        (number_of(seat.problem.id), seat.sample, slot)
+        for seat in seats
+        for slot in range(len(seat.wave))
+    ]
+    wanted = [(speakers[ask.agent], prompt) for _, ask, prompt in asked]
+    said = _speak(sampler, wanted, key, rows if draws == "problem" else None)
     texts = [
         sampler.decode(speakers[ask.agent], sample.ids)
         for (_, ask, _), sample in zip(asked, said, strict=True)
@@ -133,14 +145,29 @@ def _play_wave(
 
 
 def _speak(
-    sampler: Sampler, asked: Sequence[tuple[Speaker, Prompt]], key: tuple[int, ...]
+    sampler: Sampler,
+    asked: Sequence[tuple[Speaker, Prompt]],
+    key: tuple[int, ...],
+    rows: Sequence[tuple[int, ...]] | None,
 ) -> list[Sample]:
-    """A response to each prompt; all speakers are asked in one call."""
+    """A response to each prompt; all speakers are asked in one call. `rows`: keys of their own."""
     places: dict[Speaker, list[int]] = {}
     for i, (speaker, _) in enumerate(asked):
         places.setdefault(speaker, []).append(i)
+    if not places:
+        return []
     wave = {speaker: [asked[i][1] for i in mine] for speaker, mine in places.items()}
+    keys = (
+        None
+        if rows is None
+        else {speaker: [rows[i] for i in mine] for speaker, mine in places.items()}
+    )
     said: dict[int, Sample] = {}
-    for speaker, samples in (sampler.ask(wave, key) if wave else {}).items():
+    for speaker, samples in sampler.ask(wave, key, keys).items():
         said.update(zip(places[speaker], samples, strict=True))
     return [said[i] for i in range(len(asked))]
+
+
+def number_of(name: str) -> int:
+    """A number of 64 bits for a name, the same in every process."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from gradlab.alarms import Watch, drop_alarms
 from gradlab.ledger import RoleTally
@@ -29,9 +30,9 @@ from gradlab.run_directory import STORE, episodes_path
 from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
-from trainers.credit import check_components, credit
+from trainers.credit import check_components, compared, with_rewards
 from trainers.engines.choose import check_sampler, open_sampler
-from trainers.episodes import trained_turns
+from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
 from trainers.learn import learn
@@ -40,8 +41,13 @@ from trainers.models.sampler import Sampler, Speaker
 from trainers.policies import Policy, TrainingError, build_policies
 from trainers.preview.advice import advice
 from trainers.preview.own_parts import check_own_parts
+from trainers.ranks.agreement import check_same_config, check_same_credit, check_same_start
+from trainers.ranks.joining import device_of, joined
+from trainers.ranks.peers import ALONE, Agreed, Peers, check_dealing, with_draws
+from trainers.ranks.sharding import check_sharding, shard_base
+from trainers.ranks.writing import Nowhere, shared_watch
 from trainers.rollout import rollout
-from trainers.rundir.checkpoint import last_checkpoint, restore, save_checkpoint
+from trainers.rundir.checkpoint import last_checkpoint, load_checkpoint, restore, save_checkpoint
 from trainers.rundir.directory import (
     check_unstarted,
     create_run_directory,
@@ -66,7 +72,7 @@ REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 """What a disk says that takes no more."""
 
 
-class Interrupted(KeyboardInterrupt):
+class Interrupted(Agreed, KeyboardInterrupt):
     """A signal asked the run to stop; it did, after a checkpoint."""
 
     def __init__(self, message: str, number: int) -> None:
@@ -87,7 +93,8 @@ class Run:
     """By name of the base model."""
     policies: dict[str, Policy]
     sampler: Sampler
-    store: RunStore
+    store: RunStore | Nowhere
+    """Nowhere on ranks that do not write."""
     judge: Judge
     done: int
     """Training steps finished."""
@@ -97,6 +104,8 @@ class Run:
     """Names of what the reward is the sum of."""
     resumed: str = ""
     """What a resumed run continues from, and what it trains again."""
+    peers: Peers = ALONE
+    """The processes that train it."""
 
 
 def train(
@@ -115,10 +124,20 @@ def train(
     raised.
     """
     told = Callbacks(callbacks)
-    run = open_run_for_training(config, watch)
+    with joined(config.device) as peers:
+        if not peers.is_first:
+            told, progress = Callbacks(()), Progress(Console(quiet=True))
+        return _train(peers, config, progress or Progress(), watch, told)
+
+
+def _train(
+    peers: Peers, config: TrainConfig, progress: Progress, watch: Watch | None, told: Callbacks
+) -> Path:
+    run = open_run_for_training(config, watch, peers)
     config = run.config
-    progress = progress or Progress()
-    lookout = Lookout(run.config, run.policies, progress, watch)
+    lookout = Lookout(
+        config, run.policies, progress, shared_watch(watch, peers), keeps=peers.is_first
+    )
     with (
         explaining_refusals(config.out),
         holding(parts_in_use(config)),
@@ -128,7 +147,8 @@ def train(
         progress.showing(config, run.done),
         interruptible() as asked_to_stop,
     ):
-        drop_alarms(config.out, run.done)
+        if peers.is_first:
+            drop_alarms(config.out, run.done)
         if run.resumed:
             progress.note(run.resumed)
         for name, text in protection_of(run.judge).items():
@@ -159,14 +179,15 @@ def train(
             if evaluation:
                 told.on_evaluation(evaluation)
             # Asked once: Ctrl-C between the checkpoint and the question would lose the steps.
-            number = asked_to_stop()
+            number = peers.most(asked_to_stop())
             is_last = step == config.steps or number > 0
             if step % config.checkpoint_every == 0 or is_last or lookout.wants_checkpoint:
                 run.store.flush()
-                path = save_checkpoint(
-                    config.out, step, run.policies, config.keep_states,
+                peers.check_same_weights(run.policies, step)
+                path = peers.first(lambda: save_checkpoint(
+                    config.out, run.done, run.policies, config.keep_states,
                     config.keep_state_every,
-                )  # fmt: skip
+                ))  # fmt: skip
                 told.on_checkpoint(path)
             if step < config.steps:
                 lookout.stop_if_asked(step)
@@ -186,21 +207,29 @@ def train_step(run: Run, step: int) -> StepRecord:
     problems = step_problems(run.task.train, config, step)
     key = (config.training_seed, step, TRAINING)
     run.judge.forget()  # the next step has other problems
-    episodes = rollout(
-        run.sampler, run.workflow, run.speakers, problems, config.samples, key, run.judge
-    )
-    run.sampler.rest()
-    ungraded = run.judge.ungraded
-    episodes = credit(episodes, config)
-    check_components(episodes, run.components, config)
+
+    def play(mine: list[Problem]) -> list[Episode]:
+        episodes = rollout(
+            run.sampler, run.workflow, run.speakers, mine, config.samples, key, run.judge,
+            config.draws,
+        )  # fmt: skip
+        run.sampler.rest()
+        episodes = with_rewards(episodes, config)
+        check_components(episodes, run.components, config)
+        return episodes
+
+    episodes = compared(run.peers.play(problems, play), config)
+    check_same_credit(run.peers, trained_turns(episodes), config)
+    ungraded = run.peers.total(run.judge.ungraded)
     played = time.perf_counter()
-    save_episodes(episodes_path(config.out, "step", step), episodes)
+    if run.peers.is_first:
+        save_episodes(episodes_path(config.out, "step", step), episodes)
 
     turns = trained_turns(episodes)
     tallies: dict[str, dict[str, RoleTally]] = {}
     for policy in run.policies.values():
         mine = [turn for turn in turns if turn.agent in policy.agents]
-        tallies[policy.name] = learn(policy.language, policy, mine, config, step)
+        tallies[policy.name] = learn(policy.language, policy, mine, config, step, run.peers)
         run.sampler.publish(policy.name, step)
         is_shared = config.scheduler_tick == "policy"
         for other in run.policies.values() if is_shared else (policy,):
@@ -221,9 +250,11 @@ def measure(run: Run) -> EvalRecord:
     """Evaluate the policies as they are and record it."""
     config = run.config
     record, episodes = evaluate(
-        run.sampler, run.workflow, run.speakers, run.task.heldout, config, run.done, run.judge
-    )
-    save_episodes(episodes_path(config.out, "eval", run.done), episodes)
+        run.sampler, run.workflow, run.speakers, run.task.heldout, config, run.done, run.judge,
+        run.peers,
+    )  # fmt: skip
+    if run.peers.is_first:
+        save_episodes(episodes_path(config.out, "eval", run.done), episodes)
     run.store.append(record)
     return record
 
@@ -245,7 +276,7 @@ def task_of(config: TrainConfig) -> Task:
     Raises ValueError where they cannot be read, or are too few.
     """
     task = load_task(
-        config.task, heldout=config.eval_problems, seed=config.seed, data=config.data,
+        config.task, heldout=config.eval_problems, seed=config.data_seed, data=config.data,
         difficulty=config.difficulty, options=config.task_options, math_rule=config.math_rule,
         split=config.split,
     )  # fmt: skip
@@ -257,13 +288,19 @@ def task_of(config: TrainConfig) -> Task:
     return task
 
 
-def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Run:
+def open_run_for_training(
+    config: TrainConfig, watch: Watch | None = None, peers: Peers = ALONE
+) -> Run:
     """Load everything a run needs; with `config.resume`, as it was at the last checkpoint."""
     about: dict[str, Any] | None = None
     if config.resume:
-        about = read_run_directory(config.out)
+        about = peers.first(lambda: read_run_directory(config.out))
         check_parts(config.out, about)
         config = stored_config(about, config)
+    config = with_draws(config, peers.size)
+    check_dealing(config, peers.size)
+    check_sharding(config, peers.size)
+    check_same_config(peers, config)
     check_watch(config, watch)
     check_sampler(config)
     if config.threads:
@@ -276,32 +313,36 @@ def open_run_for_training(config: TrainConfig, watch: Watch | None = None) -> Ru
             f"(SHA-256 {about['data']['sha256'][:12]}… then, {task.content_hash[:12]}… now); put "
             "the original --data back, or start a new run"
         )
-    languages = load_language_models(config)
+    here = replace(config, device=device_of(peers.launch, config.device))
+    languages = load_language_models(here)
+    check_same_start(peers, task, languages)
+    if config.shard_base:
+        shard_base(languages[config.model], peers)
     policies = build_policies(languages, config)
     with ExitStack() as undo:
         judge = judge_of(config, (*task.train, *task.heldout), task.judge)
         undo.callback(judge.close)  # also if the directory or the store is refused
-        sampler = open_sampler(config, languages, task, workflow)
+        sampler = open_sampler(config, languages, task, workflow, peers.rank)
         undo.callback(sampler.close)
         language = next(iter(languages.values()))  # all are asked in the same style
         components = check_own_parts(config, task, language.tokenizer, language.prompts)
-        about = about or create_run_directory(config, task)
-        first = first_step(about)
-        meta = _meta(config, task, about, policies, judge, components)
-        recorded = last_recorded(config.out)
-        step, store = _open_store(config, meta, policies, first)
+        made = about or peers.first(lambda: create_run_directory(config, task))
+        first = first_step(made)
+        meta = _meta(config, task, made, policies, judge, components)
+        recorded = peers.first(lambda: last_recorded(config.out))
+        step, store = _open_store(config, meta, policies, first, peers)
         undo.pop_all()
     for policy in policies.values():
-        if policy.probe:
+        if policy.probe and isinstance(store, RunStore):
             policy.probe.send_to(store)
     resumed = continuing(config, step, recorded) if config.resume else ""
-    if "from" in about and not recorded:
+    if "from" in made and not recorded:
         resumed = ""  # it begins; where, was said when it was made
     for name in policies:
         sampler.publish(name, step)
     return Run(
         config, task, workflow, config.speakers(), languages, policies, sampler, store, judge, step,
-        first, components, resumed,
+        first, components, resumed, peers,
     )  # fmt: skip
 
 
@@ -369,8 +410,26 @@ def _open_store(
     meta: RunMeta,
     policies: dict[str, Policy],
     first: int,
+    peers: Peers,
+) -> tuple[int, RunStore | Nowhere]:
+    """The run's store, and the step of the checkpoint that both were put back to (0: none)."""
+    if peers.is_first:
+        step, store = _open_store_for_writing(config, meta, policies, first)
+        peers.first(lambda: step)
+        return step, store
+    step = peers.first(lambda: 0)
+    if step:
+        load_checkpoint(config.out, step, policies)
+    return step, Nowhere()
+
+
+def _open_store_for_writing(
+    config: TrainConfig,
+    meta: RunMeta,
+    policies: dict[str, Policy],
+    first: int,
 ) -> tuple[int, RunStore]:
-    """The run's store, and the step of the checkpoint that both were put back to (0: none).
+    """Of `_open_store`, what the process does that writes.
 
     `first`: step of the checkpoint that a run begins with, if it continues another one; else 0.
     """

@@ -33,6 +33,7 @@ def completion(arguments: Sequence[str], kinds: Mapping[str, type[Any]]) -> int:
     options = parse(CompletionOptions, "completion", arguments)
     known = {"train": train_choices()}
     known |= {name: choices_of(kind) for name, kind in kinds.items()}
+    known["matrix"] = {**known["matrix"], "": plan_names()}
     print("\n".join(script(options.shell, known)))
     return 0
 
@@ -80,6 +81,13 @@ def train_choices() -> dict[str, Sequence[str]]:
         "--routing": ["isolated", "shared", "agents"],
         "--split": ["paper", "seed"],
     }
+
+
+def plan_names() -> list[str]:
+    """Plans that ship; files of one's own are completed by the shell."""
+    from trainers.matrix.plan import shipped
+
+    return list(shipped())
 
 
 def script(shell: str, known: Known) -> Iterator[str]:

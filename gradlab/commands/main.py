@@ -16,6 +16,7 @@ from gradlab.commands.demo import DemoOptions, demo
 from gradlab.commands.diagnose import DiagnoseOptions, diagnose
 from gradlab.commands.figures import FiguresOptions, figures
 from gradlab.commands.import_log import ImportOptions, import_log
+from gradlab.commands.matrix import MatrixOptions, matrix
 from gradlab.commands.note import note
 from gradlab.commands.parsing import check_once
 from gradlab.commands.prompts import PromptsOptions, prompts
@@ -33,6 +34,7 @@ def complete(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "train": train,
+    "matrix": matrix,
     "diagnose": diagnose,
     "figures": figures,
     "show": show,
@@ -46,6 +48,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 OPTIONS: dict[str, type[Any]] = {
+    "matrix": MatrixOptions,
     "diagnose": DiagnoseOptions,
     "figures": FiguresOptions,
     "show": ShowOptions,
@@ -59,7 +62,7 @@ OPTIONS: dict[str, type[Any]] = {
 }
 """What each command but train takes; the options of train are a configuration's."""
 
-REPEATABLE = frozenset({"--with", "--sampler-url"})
+REPEATABLE = frozenset({"--with", "--sampler-url", "--sbatch"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -84,6 +87,7 @@ def _run(given: list[str]) -> int:
     if given[0] not in COMMANDS:
         return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
     try:
+        check_one_process(given[0])
         take_ours()
         check_once(given[1:], REPEATABLE)
         return COMMANDS[given[0]](given[1:])
@@ -97,6 +101,18 @@ def _run(given: list[str]) -> int:
         if os.environ.get("GRADLAB_TRACEBACK"):
             raise
         return _fail(f"gradlab {given[0]}: {error}")
+
+
+def check_one_process(command: str) -> None:
+    """Raise ValueError for a command that several processes would all do."""
+    from trainers.ranks.launch import launched
+
+    launch = launched()
+    if launch.size > 1 and command != "train":
+        raise ValueError(
+            f"{launch.size} processes were started, and only train deals its work to them; run "
+            f"gradlab {command} in one, without torchrun or accelerate"
+        )
 
 
 def _fail(message: str) -> int:

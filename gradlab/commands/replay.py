@@ -52,8 +52,8 @@ def replay(arguments: Sequence[str]) -> int:
     from analysis.replays.propose import suspect_of
     from gradlab.store.run import open_run
     from trainers.replay.arms import make_plan
-    from trainers.replay.begin import config_of
     from trainers.replay.changes import listed
+    from trainers.rundir.directory import config_of
 
     if options.changes == ("help",):
         print(listed())

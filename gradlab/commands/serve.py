@@ -79,7 +79,7 @@ def config_to_serve(name: str) -> TrainConfig:
 
     path = Path(name)
     if path.is_dir():
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         return config_of(path)
     given: dict[str, Any] = {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,24 @@ from gradlab.commands.training_options import check_pairs, is_given, parse_train
 
 if TYPE_CHECKING:
     from trainers.config import TrainConfig
+    from trainers.ranks.peers import Peers
 
 
 def train(arguments: Sequence[str]) -> int:
     """Train with instrumentation on."""
+    from trainers.ranks.launch import launched
+
+    launch = launched()
+    if launch.size == 1 or {"-h", "--help"} & set(arguments):
+        return _train(arguments) if launch.rank == 0 else 0
+    from trainers.ranks.joining import joined
+
+    with joined(take_option(arguments, "--device")[1] or "auto") as peers:
+        return _train(arguments, peers)
+
+
+def _train(arguments: Sequence[str], peers: Peers | None = None) -> int:
+    """`peers`: the processes that train together, where there are several."""
     from trainers.config import TrainConfig
     from trainers.presets import PRESETS
 
@@ -30,7 +46,9 @@ def train(arguments: Sequence[str]) -> int:
     _, source = take_option(arguments, "--from")
     _check_source(arguments, source)
     base = base_of(arguments)
-    parsed = parse_training(TrainConfig, base.values, base.preset, list(PRESETS), arguments)
+    is_first = peers is None or peers.is_first
+    with silent(not is_first):
+        parsed = parse_training(TrainConfig, base.values, base.preset, list(PRESETS), arguments)
     config = parsed.config
     if base.origin is not None:
         from trainers.replay.begin import check_fits
@@ -38,6 +56,8 @@ def train(arguments: Sequence[str]) -> int:
         check_fits(parsed.source, base.origin, config)
     config = replace(config, **parsed.kept)
     check_idle(config, base.given | {name for name in vars(config) if is_given(name, arguments)})
+    if parsed.dry_run and not is_first:
+        return 0
     if parsed.dry_run:
         from trainers.preview.dryrun import dry_run
 
@@ -54,20 +74,38 @@ def train(arguments: Sequence[str]) -> int:
     from trainers.training import Interrupted
     from trainers.training import train as run_training
 
-    if not config.resume:
+    if not config.resume and is_first:
         check_free(config.out)  # before a model is loaded, which may take minutes
     if base.origin is not None:
+        from trainers.ranks.peers import ALONE, with_draws
         from trainers.replay.begin import begin
 
-        note(f"{config.out} {begin(parsed.source, parsed.at, config)}")
+        peers = peers or ALONE
+        config = with_draws(config, peers.size)
+        told = peers.first(lambda: begin(parsed.source, parsed.at, config))
+        if is_first:
+            note(f"{config.out} {told}")
         config = replace(config, resume=True)
     try:
         out = run_training(config, watch=Online())
     except Interrupted as stop:
-        print(f"\ngradlab train: {stop}", file=sys.stderr)
+        if is_first:
+            print(f"\ngradlab train: {stop}", file=sys.stderr)
         return 128 + stop.number
-    print(f"done. Next: gradlab diagnose {out}")
+    if is_first:
+        print(f"done. Next: gradlab diagnose {out}")
     return 0
+
+
+@contextlib.contextmanager
+def silent(is_silent: bool) -> Iterator[None]:
+    """What is written to the terminal inside is lost, where another process writes the same."""
+    with contextlib.ExitStack() as undo:
+        if is_silent:
+            nowhere = undo.enter_context(open(os.devnull, "w"))
+            undo.enter_context(contextlib.redirect_stdout(nowhere))
+            undo.enter_context(contextlib.redirect_stderr(nowhere))
+        yield
 
 
 @dataclass(frozen=True)
@@ -105,12 +143,12 @@ def base_of(arguments: Sequence[str]) -> Base:
             "beside it"
         )
     if source is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         origin = config_of(Path(source))
         return Base(vars(origin) | given, "", origin, frozenset(given))
     if like is not None:
-        from trainers.replay.begin import config_of
+        from trainers.rundir.directory import config_of
 
         new = TrainConfig()
         where = {"out": new.out, "extend_to": new.extend_to}
@@ -138,7 +176,9 @@ def _check_source(arguments: Sequence[str], source: str | None) -> None:
         )
 
 
-RESUMABLE = ("--resume", "--out", "--extend-to", "--device", "--threads", "--sampler-url")
+RESUMABLE = (
+    "--resume", "--out", "--extend-to", "--device", "--threads", "--sampler-url", "--shard-base",
+)  # fmt: skip
 
 
 def refuse_other_options(arguments: Sequence[str]) -> None:
@@ -154,11 +194,9 @@ def refuse_other_options(arguments: Sequence[str]) -> None:
 
 def preset_for(arguments: Sequence[str], given: Mapping[str, Any] | None = None) -> str:
     """The preset that goes with the model or the task that is asked for, here or in a file."""
+    from trainers.presets import fitting
+
     written = given or {}
     model = take_option(arguments, "--model")[1] or written.get("model")
     task = take_option(arguments, "--task")[1] or written.get("task")
-    if model == "smollm2-135m":
-        return "smollm2"
-    if model == "tiny-code" or (model is None and task == "programs"):
-        return "programs"
-    return "clean"
+    return fitting(model, task)

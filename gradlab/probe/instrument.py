@@ -28,8 +28,8 @@ from gradlab.probe.measures.exact_sums import inner_products, norm_of, total_of
 from gradlab.probe.measures.requested import Extras
 from gradlab.probe.measures.row_collection import RowBook
 from gradlab.probe.measures.step_split import Moments, StepSplit, why_not_split
-from gradlab.probe.ranks.distributed import Piece, Ranks, Shared, in_full
-from gradlab.probe.ranks.fsdp1 import is_sharded, ordinary, refresh
+from gradlab.probe.ranks.distributed import Piece, Ranks, Shared, in_full, room_for
+from gradlab.probe.ranks.fsdp1 import is_sharded, ordinary, refresh, unsharded
 from gradlab.probe.selfcheck import Claim, SelfCheck, rounding_of, with_unmeasured
 from gradlab.records import Agent, Mode, UpdateMetrics, UpdateRecord
 
@@ -91,6 +91,13 @@ class Instrument:
         )
         self._optimizer = optimizer
         num_extras = len(layout.slots) + ranks.num_extras if ranks.size > 1 else 0
+        self._optimized: Sequence[nn.Parameter] = ()
+        """Parameters whose gradients the ranks add up by the probe's own message."""
+        if ranks.size > 1 and ranks.is_sum:
+            self._optimized = unsharded(layout.parameters, "attach: losses='sum'")
+            num_extras += room_for(self._optimized)
+        self.shared: Shared | None = None
+        """What all ranks know of the update in hand, once they have shared it."""
         self.capture = Capture(model, layout, len(agents), num_extras, setup.mode)
         self._is_sharded = any(is_sharded(p) for p in layout.parameters)
         self.attached = Attached(model, optimizer, layout, ranks, setup.policy)
@@ -209,7 +216,7 @@ class Instrument:
         self.capture.clear()
         self.extras.clear()
         self.rowbook.forget()
-        self.num_rows, self.factor_A = 0, None
+        self.num_rows, self.factor_A, self.shared = 0, None, None
 
     def audit(
         self, rerun: Callable[[Agent], Tensor | None], agents: Sequence[Agent]
@@ -269,7 +276,7 @@ class Instrument:
         start = time.perf_counter()
         self._draw_projections(step)
         refresh(self.layout.parameters, self._optimizer)
-        shared = self._share(loss)
+        shared = self.shared or self.share(loss)
         if not shared.has_gradient:
             return None
         if loss_scale != 1:
@@ -282,7 +289,7 @@ class Instrument:
             if self.factor_A is not None:
                 norm2_A = norm2_A * self.factor_A.clamp(min=1).square().cpu().numpy()
                 largest = max(1.0, float(self.factor_A.max()) ** 2)
-            check = self._check(max(float(norm2_A.sum()), largest * self.rowbook.norm2))
+            check = self._check(max(float(norm2_A.sum()), largest * shared.rows_norm2))
             theta_norm_S = self._weight_norms()
             if self.unsplit_reason is None:
                 if self.moments is None:
@@ -302,11 +309,12 @@ class Instrument:
             time.perf_counter() - start,
         )
 
-    def _share(self, loss: float) -> Shared:
-        """Bring the ranks' captures together."""
+    def share(self, loss: float) -> Shared:
+        """Bring the ranks' captures together; also their gradients, where the probe adds them."""
         capture = self.capture
         capture.allocate()
-        shared = self.ranks.share(
+        is_idle = self.ranks.is_sum and self.num_rows == 0
+        self.shared = shared = self.ranks.share(
             capture.buffer,
             capture.gradient_AP.numel(),
             Shared(
@@ -314,11 +322,14 @@ class Instrument:
                 any(p.grad is not None for p in self.layout.parameters)
                 and not is_called_off(self._optimizer),
                 self.num_rows,
-                loss,
+                0.0 if is_idle else loss,
                 capture.is_low_precision,
+                self.rowbook.norm2,
                 (self.rowbook.num_sketched,),
             ),
+            self._optimized,
         )
+        self.extras.share(self.ranks)
         capture.attributed = set(shared.attributed)
         capture.is_low_precision = shared.is_low_precision
         self.num_rows = shared.num_rows

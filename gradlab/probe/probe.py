@@ -30,7 +30,7 @@ from gradlab.probe.instrument import Instrument, PendingUpdate, Setup
 from gradlab.probe.layout import lay_out
 from gradlab.probe.measures.requested import Extras, Request
 from gradlab.probe.messages import complaint, report
-from gradlab.probe.ranks.distributed import Ranks, unwrap
+from gradlab.probe.ranks.distributed import Losses, Ranks, unwrap
 from gradlab.probe.ranks.fsdp1 import ordinary
 from gradlab.probe.segment_checks import check_segments, mixes_tokens
 from gradlab.probe.selfcheck import SelfCheck
@@ -51,6 +51,7 @@ def attach(
     sketch_rank: int = 32,
     sketch_buckets: int = 0,
     effective: bool = False,
+    losses: Losses = "mean",
 ) -> Probe:
     """Watch the parameters that `optimizer` trains, and split every update into `agents`.
 
@@ -87,6 +88,9 @@ def attach(
     agents' gradients are averaged over `group` (all ranks if None) once per update, and its first
     rank records.
 
+    `losses='sum'`: of a trainer without such a wrapper, whose ranks weigh their rows by the whole
+    batch, so that the loss is the sum of theirs. It calls `probe.reduce()` before the step.
+
     Example:
         >>> agents = [Agent("generator", 0), Agent("generator", 1), Agent("aggregator")]
         >>> probe = attach(model, optimizer, agents=agents, record="run.zarr")
@@ -98,7 +102,7 @@ def attach(
     model = unwrap(model)
     check_request(agents, policy, mode, sketch_rank)
     check_steps(optimizer)
-    ranks, layout = Ranks(group), lay_out(measured(model, optimizer, policy))
+    ranks, layout = Ranks(group, losses), lay_out(measured(model, optimizer, policy))
     why = {
         "reference": "wrappers of data-parallel training expect one backward per forward",
         "streaming": "what a rank has folded cannot be added to another's; use 'exact' or 'sketch'",
@@ -114,7 +118,7 @@ def attach(
     rank = sketch_rank if mode == "sketch" else None
     ranks.agree("mode, rank and seed", [mode, rank, projection_seed])
     request = Request(sketch_buckets, effective)
-    request.check(mode, ranks.size)
+    request.check(mode, ranks.size, losses)
     extras = Extras(request, model, layout, len(agents), projection_seed)
     setup = Setup(policy, mode, projection_seed, rank)
     instrument = Instrument(model, optimizer, agents, layout, setup, ranks, extras)
@@ -337,13 +341,30 @@ class Probe:
             gradient_AP.new_tensor([factors.get(agent.role, 1.0) for agent in self.agents])
         )
 
+    def reduce(self) -> None:
+        """Add up the gradients of all ranks, the optimizer's and the agents', in one message.
+
+        With `attach(losses='sum')`: every rank calls it after the backwards of an update and before
+        clipping, also one that had no rows. From then on `captured_gram` and `reweight` are of all
+        rows. With one process it does nothing.
+        """
+        instrument = self._instrument
+        if instrument.ranks.size == 1:
+            return
+        if not instrument.ranks.is_sum:
+            raise ValueError(
+                "reduce: this probe was attached with losses='mean', for wrappers that average the "
+                "gradients themselves; attach with losses='sum' to a bare model"
+            )
+        instrument.share(self.loss)
+
     def _check_whole(self, what: str) -> None:
         if self.mode in ("sketch", "streaming"):
             raise ValueError(
                 f"{what}: mode '{self.mode}' does not keep the agents' gradients until the step; "
                 "attach with mode='exact' or 'fused'"
             )
-        if self._instrument.ranks.size > 1:
+        if self._instrument.ranks.size > 1 and self._instrument.shared is None:
             raise ValueError(
                 f"{what}: {self._instrument.ranks.size} processes train this policy, and a rank "
                 "knows only its own rows before the step; weigh the rows' losses instead"
@@ -475,6 +496,11 @@ class Probe:
         instrument = self._instrument
         if not instrument.attached.is_proven:
             instrument.attached.check()
+        if instrument.ranks.is_sum and instrument.ranks.size > 1 and instrument.shared is None:
+            raise ValueError(
+                f"policy '{self.policy}': optimizer.step() without probe.reduce(): this rank would "
+                "step by its own rows alone; call it on every rank after the backwards"
+            )
         self._pending = instrument.before_step(self.current_step, self.loss, self.loss_scale)
         if self._pending is None:
             self._forget()

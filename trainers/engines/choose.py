@@ -41,9 +41,15 @@ def check_sampler(config: TrainConfig) -> None:
 
 
 def open_sampler(
-    config: TrainConfig, languages: Mapping[str, LanguageModel], task: Task, workflow: Workflow
+    config: TrainConfig,
+    languages: Mapping[str, LanguageModel],
+    task: Task,
+    workflow: Workflow,
+    rank: int = 0,
 ) -> Sampler:
     """The sampler of a run, its engines there and started as the run needs them.
+
+    `rank`: of the process, where several train the run: each publishes adapters of its own.
 
     Raises ValueError for an engine that is absent, or was started in another way.
     """
@@ -64,7 +70,8 @@ def open_sampler(
         raise ValueError(f"--sampler {config.sampler}: {error}") from error
     problems = (*task.heldout, *task.train)[:CANARIES]
     first = [next(workflow.play(problem, language.prompts)) for problem in problems]
-    mark = hashlib.sha256(str(config.out.resolve()).encode()).hexdigest()[:8]
+    whose = f"{config.out.resolve()}#{rank}" if rank else str(config.out.resolve())
+    mark = hashlib.sha256(whose.encode()).hexdigest()[:8]
     return EngineSampler(
         language,
         engines,

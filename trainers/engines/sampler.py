@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,7 +72,12 @@ class EngineSampler:
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.language.decode(ids, keep_special=keep_special)
 
-    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+    def ask(
+        self,
+        wave: Wave,
+        key: Sequence[int],
+        rows: Mapping[Speaker, Sequence[Sequence[int]]] | None = None,
+    ) -> dict[Speaker, list[Sample]]:
         """Ask the engines; a wave that fails is asked again, with the same seeds.
 
         Raises TrainingError where that does not help, and where an engine does not use the
@@ -84,7 +89,7 @@ class EngineSampler:
                     self._recover()
                 self._wake()
                 self._bring_up_to_date()
-                return self._draw(wave, key)
+                return self._draw(wave, key, rows)
             except EngineRefused as error:
                 raise TrainingError(f"{error}. {_HOW_TO_GO_ON}") from error
             except EngineLost as error:
@@ -202,9 +207,17 @@ class EngineSampler:
                     f"right one), and whether others write to {self.directory}. {_HOW_TO_GO_ON}"
                 )
 
-    def _draw(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+    def _draw(
+        self,
+        wave: Wave,
+        key: Sequence[int],
+        rows: Mapping[Speaker, Sequence[Sequence[int]]] | None,
+    ) -> dict[Speaker, list[Sample]]:
         asked = [(speaker, prompt) for speaker in sorted(wave) for prompt in wave[speaker]]
-        seeds = seeds_of(key, len(asked))
+        if rows is None:
+            seeds = seeds_of([(*key, slot) for slot in range(len(asked))])
+        else:
+            seeds = seeds_of([(*key, *row) for speaker in sorted(wave) for row in rows[speaker]])
         shares = dealt([(speaker.policy, prompt) for speaker, prompt in asked], len(self.engines))
         requests = [
             [
@@ -234,13 +247,20 @@ _HOW_TO_GO_ON = (
 )
 
 
-def seeds_of(key: Sequence[int], count: int) -> list[int]:
-    """A seed for every slot of a wave, from `key` alone: a resumed run asks for the same."""
-    words = [part & 0xFFFFFFFF for part in key]
+def seeds_of(keys: Sequence[Sequence[int]]) -> list[int]:
+    """A seed for every key, and from it alone: a resumed run asks for the same."""
     return [
-        int(np.random.SeedSequence([*words, slot]).generate_state(1, np.uint64)[0] >> 1)
-        for slot in range(count)
+        int(np.random.SeedSequence([*words_of(key)]).generate_state(1, np.uint64)[0] >> 1)
+        for key in keys
     ]
+
+
+def words_of(key: Sequence[int]) -> Iterator[int]:
+    """The parts of a key in 32 bits, one of 64 in two of them."""
+    for part in key:
+        yield part & 0xFFFFFFFF
+        if part >> 32 > 0:
+            yield part >> 32 & 0xFFFFFFFF
 
 
 def dealt(asked: Sequence[tuple[str, tuple[int, ...]]], engines: int) -> list[list[int]]:

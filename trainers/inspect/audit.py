@@ -61,7 +61,9 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     judge = judge_of(config, problems, task.judge)
     sampler = LocalSampler(languages)
     speakers = config.speakers()
-    episodes = rollout(sampler, workflow, speakers, problems, config.samples, key, judge)
+    episodes = rollout(
+        sampler, workflow, speakers, problems, config.samples, key, judge, config.draws
+    )
     # Any advantages tell agents apart; the step's own may be zero for all rows of one.
     draw = np.random.default_rng(key)
     rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(episodes)]

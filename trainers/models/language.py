@@ -133,8 +133,9 @@ def load_language_model(
     """
     device = pick_device(config.device)
     model, tokenizer = load_base(name or config.model, getattr(torch, config.dtype))
-    model.to(device)
-    head = head_of(model)
+    if not config.shard_base:  # which moves one layer after the other, and leaves a part of each
+        model.to(device)
+    head = head_of(model) if config.logits == "chunks" else None
     prompts = prompts_for(tokenizer, config)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

@@ -37,17 +37,31 @@ class LocalSampler:
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         return self.languages[speaker.model].decode(ids, keep_special=keep_special)
 
-    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+    def ask(
+        self,
+        wave: Wave,
+        key: Sequence[int],
+        rows: Mapping[Speaker, Sequence[Sequence[int]]] | None = None,
+    ) -> dict[Speaker, list[Sample]]:
         """One batch per speaker. Raises TrainingError naming the policy whose output is not finite,
         and why."""
         # In the order of their names: the numbers drawn do not depend on who speaks first.
         return {
-            speaker: self._ask_one(speaker, wave[speaker], (*key, index))
+            speaker: self._ask_one(
+                speaker,
+                wave[speaker],
+                rng(self.languages[speaker.model].device, *key, index),
+                None if rows is None else [(*key, *row) for row in rows[speaker]],
+            )
             for index, speaker in enumerate(sorted(wave))
         }
 
     def _ask_one(
-        self, speaker: Speaker, prompts: Sequence[tuple[int, ...]], key: Sequence[int]
+        self,
+        speaker: Speaker,
+        prompts: Sequence[tuple[int, ...]],
+        generator: torch.Generator,
+        keys: Sequence[Sequence[int]] | None,
     ) -> list[Sample]:
         language = self.languages[speaker.model]
         options = replace(
@@ -55,7 +69,7 @@ class LocalSampler:
         )
         with language.speaking(speaker.policy) as model:
             try:
-                return sample(model, prompts, options, rng(language.device, *key))
+                return sample(model, prompts, options, generator, keys)
             except FloatingPointError as error:
                 bad = not_finite(language, speaker.policy) if speaker.policy else []
                 cause = (

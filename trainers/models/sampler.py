@@ -59,10 +59,19 @@ class Sampler(Protocol):
     def decode(self, speaker: Speaker, ids: Sequence[int], *, keep_special: bool = False) -> str:
         """The text of token ids."""
 
-    def ask(self, wave: Wave, key: Sequence[int]) -> dict[Speaker, list[Sample]]:
+    def ask(
+        self,
+        wave: Wave,
+        key: Sequence[int],
+        rows: Mapping[Speaker, Sequence[Sequence[int]]] | None = None,
+    ) -> dict[Speaker, list[Sample]]:
         """A response to each prompt, in their order, drawn with numbers that depend on `key` alone.
 
         All in one call, which lets an engine answer several policies side by side.
+
+        `rows`: one key more for each prompt. Its response then depends on both keys and on the
+        prompt, and not on what else is asked with it.
+
         Raises TrainingError for a speaker whose output is not finite, and where nobody answers.
         """
 

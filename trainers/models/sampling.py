@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainers.models.draws import Draw, from_one_stream, from_own_numbers
 from trainers.models.sampler import Sample
 
 SHRINK_BELOW = 0.75
@@ -34,9 +35,15 @@ class SamplingOptions:
 
 @torch.no_grad()
 def sample(
-    model: Any, prompts: Sequence[tuple[int, ...]], options: SamplingOptions, rng: torch.Generator
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    options: SamplingOptions,
+    rng: torch.Generator,
+    keys: Sequence[Sequence[int]] | None = None,
 ) -> list[Sample]:
     """Sample one response per prompt, in the order given. `model` is a causal LM in eval mode.
+
+    `keys`: of the numbers that each response is drawn by; without them all draw from `rng`.
 
     Raises FloatingPointError when the model's output is not finite.
     """
@@ -44,17 +51,24 @@ def sample(
     results: list[Sample | None] = [None] * len(prompts)
     for start in range(0, len(order), options.max_rows):
         chunk = order[start : start + options.max_rows]
-        for index, result in zip(
-            chunk, _sample_chunk(model, [prompts[i] for i in chunk], options, rng), strict=True
-        ):
+        draw = (
+            from_one_stream(rng)
+            if keys is None
+            else from_own_numbers([keys[i] for i in chunk], options.max_tokens, rng.device)
+        )
+        said = _sample_chunk(model, [prompts[i] for i in chunk], options, draw, rng.device)
+        for index, result in zip(chunk, said, strict=True):
             results[index] = result
     return [result for result in results if result is not None]
 
 
 def _sample_chunk(
-    model: Any, prompts: list[tuple[int, ...]], options: SamplingOptions, rng: torch.Generator
+    model: Any,
+    prompts: list[tuple[int, ...]],
+    options: SamplingOptions,
+    draw: Draw,
+    device: torch.device,
 ) -> list[Sample]:
-    device = rng.device
     distinct = list(dict.fromkeys(prompts))
     place = {prompt: i for i, prompt in enumerate(distinct)}
     repeat_B = torch.tensor([place[prompt] for prompt in prompts], device=device)
@@ -80,10 +94,10 @@ def _sample_chunk(
     logprobs: list[list[float]] = [[] for _ in prompts]
     active_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for number in range(options.max_tokens):
-        logprobs_BV = torch.log_softmax(logits_BV.float() / options.temperature, dim=-1)
+        logprobs_BV = torch.log_softmax(precise(logits_BV) / options.temperature, dim=-1)
         if not bool(logprobs_BV.isfinite().all()):
             raise FloatingPointError(f"output at response token {number} is not finite")
-        next_B1 = torch.multinomial(logprobs_BV.exp(), 1, generator=rng)
+        next_B1 = draw(logprobs_BV.exp(), rows_B, number)
         chosen_B = logprobs_BV.gather(1, next_B1)[:, 0]
         for row, token, logprob, is_active in zip(
             rows_B.tolist(), next_B1[:, 0].tolist(), chosen_B.tolist(), active_B.tolist(),
@@ -115,6 +129,11 @@ def _sample_chunk(
         Sample(tuple(row), tuple(logprob), truncated=row[-1] not in end_set)
         for row, logprob in zip(tokens, logprobs, strict=True)
     ]
+
+
+def precise(logits: Tensor) -> Tensor:
+    """In float32 at least: log-probabilities of a large vocabulary need it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def left_padded(

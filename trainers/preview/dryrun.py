@@ -8,7 +8,8 @@ from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.advice import advice
 from trainers.preview.engine_memory import told_of_engine
-from trainers.preview.estimates import GIB, Plan, evaluations_of, plan
+from trainers.preview.estimates import Plan, evaluations_of, plan
+from trainers.preview.words import duration, size
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
@@ -85,11 +86,11 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
 
 def told_of_time(config: TrainConfig, found: Plan) -> Iterator[str]:
     times, speed = found.times, found.times.speed
-    whole = config.steps * times.step + evaluations_of(config) * times.evaluation
     yield (
         f"time        about {duration(times.step)} a step (rollout {duration(times.rollout)}, "
         f"updates {duration(times.learning)}), {duration(times.evaluation)} an evaluation, "
-        f"{duration(whole)} for {config.steps} steps and {evaluations_of(config)} evaluations"
+        f"{duration(found.all_seconds)} for {config.steps} steps and {evaluations_of(config)} "
+        "evaluations"
     )
     yield (
         f"            on {speed.products / 1e12:.2g} TFLOP/s and {speed.memory / 1e9:,.0f} GB/s, "
@@ -97,17 +98,3 @@ def told_of_time(config: TrainConfig, found: Plan) -> Iterator[str]:
     )
     if not found.is_here:
         yield f"            --device {config.device} is not here, and no GPU was compared with this"
-
-
-def size(num_bytes: float) -> str:
-    """In the unit that suits it."""
-    for unit, name in ((GIB, "GiB"), (1 << 20, "MiB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:,.1f} {name}"
-    return f"{num_bytes / 1024:,.1f} KiB"
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

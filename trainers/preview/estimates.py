@@ -46,11 +46,10 @@ from trainers.preview.prompts import (
     replies_of,
     workers_of,
 )
-from trainers.preview.times import CARD, Load, Times, speed_here, times_of
+from trainers.preview.times import CARD, Load, Speed, Times, speed_here, times_of
 from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
-GIB = 1 << 30
 TYPICAL_PROMPT = 1024
 """Tokens of a prompt where none can be measured and the limit is not lower; limits of 20,000 are
 for rare long ones."""
@@ -131,6 +130,8 @@ class Plan:
     times: Times
     """Of that step and an evaluation, on this machine or, where its device is not here, on a card
     of a data sheet."""
+    all_seconds: float
+    """Of all steps and evaluations."""
     is_here: bool
     """Whether the device is."""
     lengths: Lengths
@@ -139,8 +140,9 @@ class Plan:
     """Of an engine that draws the responses, if there is one."""
 
 
-def plan(config: TrainConfig, task: Task | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here.
+def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `speed`: of its
+    device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
@@ -159,13 +161,14 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
     lengths = lengths_of(config, task)
     tokens = round(total_turns * (lengths.prompt + lengths.response))
     loads = [load_of(config, part, lengths, turns, updates) for part in parts]
-    speed = speed_here(config)
+    speed = speed or speed_here(config)
     engine = None
     if config.sampler != "transformers":
         sizes = {policy.name: policy.num_parameters for policy in policies}
         engine = engine_memory(
             config, parts[0].shapes, parts[0].base, sizes, lengths.longest_prompt
         )
+    times = times_of(config, loads, speed or CARD, engine)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),
@@ -174,7 +177,8 @@ def plan(config: TrainConfig, task: Task | None = None) -> Plan:
         tokens,
         updates,
         together([memory_of(config, p.shapes, p.base, p.policies, lengths) for p in parts]),
-        times_of(config, loads, speed or CARD, engine),
+        times,
+        config.steps * times.step + evaluations_of(config) * times.evaluation,
         speed is not None,
         lengths,
         disk_of(config, policies, updates, {k: v for p in parts for k, v in p.tensors.items()},

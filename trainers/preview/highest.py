@@ -24,7 +24,7 @@ HIGHEST: dict[str, float] = {
     "sampler_memory": 1,
     "code_memory_mb": 2**24,
     # torch takes 64 bits, of which seeds of adapters are multiples.
-    **dict.fromkeys(("seed", "replay_seed"), 10**15),
+    **dict.fromkeys(("seed", "replay_seed", "problem_seed"), 10**15),
     # Above, logits are all but equal and log-probs no longer tell tokens apart in float32.
     "temperature": 1000,
     # AdamW moves a weight by about the learning rate: weights are far below 1.

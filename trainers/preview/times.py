@@ -20,7 +20,7 @@ from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.engine_memory import EngineMemory
 
-EFFICIENCY = {"cpu": 0.75, "cuda": 0.5}
+EFFICIENCY = {"cpu": 0.8, "cuda": 0.5}
 """Share of the rate of one large product that a model's products reach: fitted to steps on a CPU,
 where it is 0.9 at 110 M parameters and less below; assumed on a GPU."""
 PADDING = 1.15
@@ -39,6 +39,9 @@ CALLS_LEARNED = 1000
 CALLS_ROW = 200
 """The same of a turn, once when it is drawn and once when it is learned from: rendering, encoding,
 reading, judging, recording."""
+WEIGHT_PASSES = {"cpu": 2.5, "cuda": 1.25}
+"""How much longer a product with few rows reads its weights than a copy does: fitted on a CPU,
+assumed on a GPU."""
 CACHE_PASSES = 4
 """How often transformers reads or writes the whole key-value cache per token."""
 ENGINE_PASS = 0.005
@@ -176,7 +179,7 @@ def _rollout(
         # engine takes the next prompt.
         batches = max(rows / at_once, 1) if is_engine else math.ceil(rows / at_once)
         steps += waves * batches * (load.response if is_engine else load.longest)
-    weights = load.parameters * load.element
+    weights = load.parameters * load.element * WEIGHT_PASSES[speed.kind]
     row_bytes = load.layers * 2 * load.keys * load.element * (load.prompt + load.response / 2)
     cache = tokens * row_bytes * (1 if is_engine else CACHE_PASSES)
     flops = (prefilled + tokens) * (forward + load.attention)

@@ -22,10 +22,9 @@ from gradlab.run_directory import PLAN, STORE, continuable, is_whole, replay_pat
 from gradlab.store.disk import put
 from trainers.config import TrainConfig
 from trainers.preview.highest import HIGHEST
-from trainers.replay.begin import config_of
 from trainers.replay.changes import changed, merged_from
 from trainers.replay.fork import fork, policy_origins
-from trainers.rundir.directory import read_run_directory
+from trainers.rundir.directory import config_of, read_run_directory
 from trainers.rundir.own_parts import check_parts
 from trainers.training import train
 from trainers.watch.progress import Progress

@@ -8,7 +8,6 @@ new run gives what the other one gave, bit for bit on a CPU with the same number
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +17,28 @@ from trainers.models.language import load_tokenizer, prompts_for
 from trainers.preview.own_parts import check_own_parts
 from trainers.replay.fork import policy_origins, write_fork
 from trainers.rundir.directory import (
+    changes,
     check_free,
-    check_trained,
+    config_of,
     create_run_directory,
     description,
     read_run_directory,
-    stored_config,
     unwritable,
 )
 from trainers.rundir.own_parts import changed_parts, own_parts
 from trainers.tasks.problem import Task
 from trainers.training import task_of
 
-WHERE = frozenset(
-    {
-        "out", "resume", "extend_to", "device", "threads", "sampler_url", "sampler_directory",
-        "sampler_seconds", "sampler_memory", "sampler_sleep",
-    }
-)  # fmt: skip
-"""Options that say where and how far, not what."""
 FIXED = (
     "model", "policy_model", "workflow", "lora_rank", "lora_alpha", "policy_lora_rank",
     "policy_lora_alpha",
 )  # fmt: skip
 """Options that a checkpoint fits only as they were: its weights, its roles, its adapters."""
 DATA = (
-    "task", "data", "task_options", "split", "seed", "eval_problems", "difficulty", "math_rule",
+    "task", "data", "task_options", "split", "seed", "problem_seed", "eval_problems", "difficulty",
+    "math_rule",
 )  # fmt: skip
 """Options that say which problems there are."""
-
-
-def config_of(run: Path) -> TrainConfig:
-    """The configuration that a run was made with, device and threads included.
-
-    Raises ValueError for what was not trained here, such as an imported run.
-    """
-    check_trained(
-        run, "what was imported or made up holds figures only, and cannot be trained again"
-    )
-    about = read_run_directory(run)
-    stored = about["config"]
-    where = TrainConfig(
-        out=run, device=stored.get("device", "auto"), threads=stored.get("threads", 0)
-    )
-    return replace(stored_config(about, where), resume=False)
 
 
 def starting_step(run: Path, at: int, until: int) -> int:
@@ -129,13 +106,6 @@ def begin(run: Path, at: int, config: TrainConfig) -> str:
     except OSError as error:
         raise unwritable(config.out, error) from error
     return beginning(begun)
-
-
-def changes(original: TrainConfig, config: TrainConfig) -> dict[str, list[Any]]:
-    """Option -> its value there and here, as JSON values."""
-    old, new = original.to_json(), config.to_json()
-    names = [field.name for field in fields(TrainConfig) if field.name not in WHERE]
-    return {name: [old[name], new[name]] for name in names if old[name] != new[name]}
 
 
 def check_fits(run: Path, original: TrainConfig, config: TrainConfig) -> None:

@@ -25,6 +25,14 @@ from trainers.rundir.own_parts import copy_parts, own_parts
 from trainers.tasks.problem import Task, problem_ids
 from trainers.tasks.problem_list import write_problem_list
 
+WHERE = frozenset(
+    {
+        "out", "resume", "extend_to", "device", "threads", "sampler_url", "sampler_directory",
+        "sampler_seconds", "sampler_memory", "sampler_sleep", "shard_base",
+    }
+)  # fmt: skip
+"""Options that say where and how far, not what."""
+
 
 def create_run_directory(
     config: TrainConfig, task: Task, begun: Mapping[str, Any] | None = None
@@ -141,9 +149,9 @@ def read_run_directory(out: Path) -> dict[str, Any]:
 def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
     """The configuration a run was made with.
 
-    Only --out, --extend-to, --device, --threads and a given --sampler-url are taken from `given`:
-    they say where and how far, not what. Options that are younger than the run do what was done
-    before there were any (`trainers.config.EARLIER`, else their defaults).
+    Only --out, --extend-to, --device, --threads, --shard-base and a given --sampler-url are taken
+    from `given`: they say where and how far, not what. Options that are younger than the run do
+    what was done before there were any (`trainers.config.EARLIER`, else their defaults).
 
     Raises ValueError for options that this version does not know, and for an --extend-to that
     extends nothing.
@@ -163,7 +171,7 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
         )
     stored["data"] = _path(stored.get("data"))
     stored["sampler_directory"] = _path(stored.get("sampler_directory"))
-    stored |= {"out": given.out, "device": given.device, "threads": given.threads}
+    stored |= {name: getattr(given, name) for name in ("out", "device", "threads", "shard_base")}
     if given.sampler_url:  # a server that was started anew may have another address
         stored["sampler_url"] = given.sampler_url
     config = replace(TrainConfig(**stored | {"extend_to": 0}), resume=True)
@@ -179,6 +187,29 @@ def stored_config(about: dict[str, Any], given: TrainConfig) -> TrainConfig:
 
 def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
+
+
+def config_of(run: Path) -> TrainConfig:
+    """The configuration that a run was made with, device and threads included.
+
+    Raises ValueError for what was not trained here, such as an imported run.
+    """
+    check_trained(
+        run, "what was imported or made up holds figures only, and cannot be trained again"
+    )
+    about = read_run_directory(run)
+    stored = about["config"]
+    where = TrainConfig(
+        out=run, device=stored.get("device", "auto"), threads=stored.get("threads", 0)
+    )
+    return replace(stored_config(about, where), resume=False)
+
+
+def changes(original: TrainConfig, config: TrainConfig) -> dict[str, list[Any]]:
+    """Option -> its value there and here, as JSON values."""
+    old, new = original.to_json(), config.to_json()
+    names = [field.name for field in fields(TrainConfig) if field.name not in WHERE]
+    return {name: [old[name], new[name]] for name in names if old[name] != new[name]}
 
 
 def last_recorded(out: Path) -> int:

@@ -8,6 +8,7 @@ from gradlab.alarms import Alarm, Watch, append_alarms
 from gradlab.run_directory import STORE
 from trainers.config import TrainConfig
 from trainers.policies import Policy, TrainingError
+from trainers.ranks.peers import Agreed
 from trainers.watch.progress import Progress
 
 SLOWER = 0.3
@@ -23,6 +24,10 @@ def check_watch(config: TrainConfig, watch: Watch | None) -> None:
         )
 
 
+class AlarmStop(Agreed, TrainingError):
+    """An alarm ended the run, as it was asked to."""
+
+
 class Lookout:
     """Asks a watch after every evaluation and does what the configuration says about alarms."""
 
@@ -32,8 +37,12 @@ class Lookout:
         policies: Mapping[str, Policy],
         progress: Progress,
         watch: Watch | None,
+        *,
+        keeps: bool = True,
     ) -> None:
+        """`keeps`: whether alarms go into the run directory."""
         check_watch(config, watch)
+        self._keeps = keeps
         self.alarms: Sequence[Alarm] = ()
         """Raised at the last look."""
         self._config = config
@@ -54,7 +63,8 @@ class Lookout:
             )
         if not self.alarms:
             return
-        append_alarms(self._config.out, self.alarms)
+        if self._keeps:
+            append_alarms(self._config.out, self.alarms)
         for alarm in self.alarms:
             self._progress.note(f"ALARM at step {step}: {alarm.message}")
         if self._config.alarm == "slow" and not self._is_slow():
@@ -71,7 +81,7 @@ class Lookout:
         alarms, self.alarms = self.alarms, ()
         if alarms and self._config.alarm == "stop":
             out = self._config.out
-            raise TrainingError(
+            raise AlarmStop(
                 f"stopped after step {step}: {alarms[0].message} Look: gradlab diagnose {out}. Go "
                 f"on all the same: gradlab train --resume --out {out}"
             )

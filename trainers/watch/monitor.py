@@ -27,6 +27,7 @@ from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy
+from trainers.ranks.peers import Peers
 
 MONITORED_TURNS = 16
 """Most turns per role and step that are compared."""
@@ -47,6 +48,7 @@ def with_reference(
     first: Sequence[Turn],
     config: TrainConfig,
     tallies: Mapping[str, RoleTally],
+    peers: Peers,
 ) -> list[Turn]:
     """The rows of the first update, those to compare with log-probs under the base model.
 
@@ -60,14 +62,19 @@ def with_reference(
         mine = [row for row in first if row.agent.role == role] or mine
         # Spread over them: the first ones would all belong to one problem.
         chosen += mine[:: max(1, len(mine) // max(1, some))][:some]
-    known: dict[Turn, Turn] = {}
-    for micro in micro_batches(chosen, config.micro_tokens):
-        reference_BT = reference_logprobs(language, to_batch(micro, language)).float().cpu().numpy()
-        for row, values in zip(micro, reference_BT, strict=True):
-            known[row] = replace(row, reference_logprobs=values[: len(row.response_ids)])
+
+    def mark(mine: list[Turn]) -> list[Turn]:
+        marked: dict[Turn, Turn] = {}
+        for micro in micro_batches(mine, config):
+            values_BT = reference_logprobs(language, to_batch(micro, language)).float().cpu()
+            for row, values in zip(micro, values_BT.numpy(), strict=True):
+                marked[row] = replace(row, reference_logprobs=values[: len(row.response_ids)])
+        return [marked[row] for row in mine]
+
+    known = dict(zip(chosen, peers.spread(chosen, mark), strict=True))
     in_first = set(first)
     later = [marked for row, marked in known.items() if row not in in_first]
-    for micro in micro_batches(later, config.micro_tokens):
+    for micro in micro_batches(peers.share(later), config):
         batch = to_batch(micro, language)
         compare(batch, response_logprobs(language, batch)[0], tallies)
     return [known.get(row, row) for row in first]
@@ -91,7 +98,7 @@ def compare(batch: Batch, logprob_BT: Tensor, tallies: Mapping[str, RoleTally]) 
 
 def warn_of_gaps(policy: Policy, config: TrainConfig, tallies: Mapping[str, RoleTally]) -> None:
     """Warn where sampler and trainer differ by more than rounding."""
-    largest = LARGEST_GAP_FLOAT32 if config.dtype == "float32" else LARGEST_GAP
+    largest = LARGEST_GAP if config.dtype == "bfloat16" else LARGEST_GAP_FLOAT32
     for role, tally in tallies.items():
         if tally.logprob_gap > largest:
             warnings.warn(

@@ -18,6 +18,7 @@ from gradlab.probe.measures.effective import Effective
 from gradlab.probe.measures.exact_sums import inner_products
 from gradlab.probe.measures.sketches import SIGN_SEED, Sketcher, unit
 from gradlab.probe.measures.step_split import StepSplit
+from gradlab.probe.ranks.distributed import Losses, Ranks
 from gradlab.records import FloatArray, Mode, PolicyMeta
 
 
@@ -28,16 +29,16 @@ class Request:
     sketch_buckets: int = 0
     effective: bool = False
 
-    def check(self, mode: Mode, num_ranks: int) -> None:
+    def check(self, mode: Mode, num_ranks: int, losses: Losses = "mean") -> None:
         if self.sketch_buckets and mode in ("sketch", "streaming"):
             raise ValueError(
                 f"attach: sketch_buckets needs the agents' whole gradients, which mode '{mode}' "
                 "does not keep; use 'exact' or 'fused'"
             )
-        if self.effective and (mode == "reference" or num_ranks > 1):
+        if self.effective and (mode == "reference" or (num_ranks > 1 and losses == "mean")):
             raise ValueError(
-                f"attach: effective=True needs tags and one process; mode is '{mode}', there are "
-                f"{num_ranks} processes"
+                f"attach: effective=True needs tags and one process, or losses='sum'; mode is "
+                f"'{mode}', there are {num_ranks} processes"
             )
 
 
@@ -88,6 +89,12 @@ class Extras:
         """Multiply what was captured so far."""
         if self._effective is not None:
             self._effective.multiply(factor)
+
+    def share(self, ranks: Ranks) -> None:
+        """Join what the ranks captured."""
+        if self._effective is not None and ranks.size > 1:
+            self._effective.allocate()
+            ranks.join(self._effective.buffer)
 
     def drop(self) -> None:
         """Forget the gradients, not the tags."""

@@ -132,7 +132,7 @@ class RowBook:
 
     def _gather(self, device: torch.device) -> Rows:
         """The update's rows, of all ranks."""
-        scale = 1 / self._ranks.size
+        scale = self._ranks.scale
         floats = [torch.zeros((0, SKETCH_BUCKETS + 1), dtype=torch.float64, device=device)]
         labels = [torch.zeros((0, 4), dtype=torch.int64)]
         for batch in self.batches:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gradlab.probe.layout import Layout
-from gradlab.probe.measures.exact_sums import inner_products
+from gradlab.probe.measures.exact_sums import inner_products, total_of
 from gradlab.probe.measures.sketches import Sketcher
 from gradlab.probe.ranks.distributed import Piece, in_full
 from gradlab.probe.ranks.fsdp1 import has_state, num_steps, owner_of, state_of
@@ -182,7 +182,7 @@ class Moments:
                 if sketcher is not None:
                     part_AK = sketcher.of(step, lo)
                     sketch_AK = part_AK if sketch_AK is None else sketch_AK.add_(part_AK)
-                total = step.sum(0)
+                total = total_of(step)
                 num_moved += torch.count_nonzero(total)
                 norm2 = total.square_().sum()
                 update_norm2 += norm2
@@ -249,7 +249,9 @@ class Moments:
                 continue
             name = "max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"
             pieces.append(state_of(self.optimizer, parameter, name))
-        out_P.copy_(torch.cat([v.reshape(-1).to(out_P.dtype) for v in in_full(pieces)]))
+        # No `cat`: fresh memory of that size costs as much as the copies.
+        for slot, v in zip(self.layout.slots, in_full(pieces), strict=True):
+            out_P[slot.start : slot.stop].copy_(v.reshape(-1))
 
     def _precondition(self, scale: Tensor, part: Segment) -> None:
         """v -> -lr / (1 - b1^t) / (sqrt(v) / sqrt(1 - b2^t) + eps), in place, as torch has it."""

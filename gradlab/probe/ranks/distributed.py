@@ -1,8 +1,9 @@
 """Share what the ranks of a data-parallel group captured: one reduction per update.
 
 Every rank captures its own rows under the whole weights, also where parameters are sharded. The
-loss that is optimized is the mean over ranks, so the agents' gradients are averaged likewise and
-equal those of one process with all rows. With one process, nothing here communicates.
+loss that is optimized is the mean over ranks, or their sum where the trainer says so; the agents'
+gradients are joined likewise and equal those of one process with all rows. With one process,
+nothing here communicates.
 
 Legend: A agents, P measured parameters (elements), S slots (parameters), W ranks, n rows.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,21 +30,32 @@ class Shared:
     has_gradient: bool
     num_rows: int
     loss: float
-    """Mean over ranks."""
+    """Mean or sum over ranks."""
     is_low_precision: bool
+    rows_norm2: float
+    """Sum of the squared norms of the rows, as each rank weighs its own."""
     sketched_rows_W: tuple[int, ...]
     """Rows with a sketch, by rank."""
+
+
+Losses = Literal["mean", "sum"]
 
 
 class Ranks:
     """The processes that train one policy together on different rows."""
 
-    def __init__(self, group: ProcessGroup | None = None) -> None:
-        """All processes if `group` is None; no others if torch.distributed is not running."""
+    def __init__(self, group: ProcessGroup | None = None, losses: Losses = "mean") -> None:
+        """All processes if `group` is None; no others if torch.distributed is not running.
+
+        `losses`: what of the ranks' losses is optimized.
+        """
         is_running = dist.is_available() and dist.is_initialized()
         self.group = group
         self.size = dist.get_world_size(group) if is_running else 1
         self.rank = dist.get_rank(group) if is_running else 0
+        self.is_sum = losses == "sum"
+        self.scale = 1.0 if self.is_sum else 1 / self.size
+        """Of each rank's gradients in those of all."""
         if self.rank < 0:
             raise ValueError(
                 "attach: this process is not in the process group that it was given; attach on "
@@ -63,7 +75,7 @@ class Ranks:
     @property
     def num_extras(self) -> int:
         """Floats that travel behind the gradients, beside one per slot."""
-        return 4 + self.size
+        return 5 + self.size
 
     def agree(self, what: str, mine: Any) -> None:
         """Refuse ranks that differ: their collectives would mix unrelated numbers, or hang."""
@@ -79,34 +91,54 @@ class Ranks:
                     "(give group= if these ranks do not train together)"
                 )
 
-    def share(self, buffer: Tensor, num_gradients: int, mine: Shared) -> Shared:
-        """Average `buffer` over the ranks in place, and what goes with it.
+    def share(
+        self,
+        buffer: Tensor,
+        num_gradients: int,
+        mine: Shared,
+        optimized: Sequence[Tensor] = (),
+    ) -> Shared:
+        """Join `buffer` over the ranks in place, and what goes with it.
 
-        `buffer`: the gradients [A * P], then room for a flag per slot and `num_extras` floats.
+        `buffer`: the gradients [A * P], then room for a flag per slot and `num_extras` floats, then
+        for the gradients of `optimized` and a flag of each. These parameters get the gradients of
+        all ranks; one that has none on any rank keeps none.
         """
         if self.size == 1:
             return mine
+        whole = buffer
+        buffer = whole[: len(whole) - room_for(optimized)]
         num_slots = len(buffer) - num_gradients - self.num_extras
         extras = torch.zeros(num_slots + self.num_extras, dtype=buffer.dtype)
         extras[[*mine.attributed]] = 1
-        extras[num_slots : num_slots + 4] = torch.tensor(
-            [mine.has_gradient, mine.num_rows, mine.loss, mine.is_low_precision]
+        extras[num_slots : num_slots + 5] = torch.tensor(
+            [mine.has_gradient, mine.num_rows, mine.loss, mine.is_low_precision, mine.rows_norm2],
+            dtype=buffer.dtype,
         )
-        extras[num_slots + 4 + self.rank] = mine.sketched_rows_W[0]
+        extras[num_slots + 5 + self.rank] = mine.sketched_rows_W[0]
         buffer[num_gradients:] = extras.to(buffer.device)
-        dist.all_reduce(buffer, group=self.group)
-        buffer.mul_(1 / self.size)
-        sums = buffer[num_gradients:].double() * self.size
+        pack(optimized, whole[len(buffer) :])
+        dist.all_reduce(whole, group=self.group)
+        unpack(whole[len(buffer) :], optimized)
+        sums = buffer[num_gradients:].to(torch.float64, copy=True)
+        buffer.mul_(self.scale)
         flags, rest = sums[:num_slots], sums[num_slots:]
-        has_gradient, num_rows, loss, is_low, *sketched = rest.tolist()
+        has_gradient, num_rows, loss, is_low, rows_norm2, *sketched = rest.tolist()
         return Shared(
             frozenset(flags.nonzero().flatten().tolist()),
             has_gradient > 0,
             round(num_rows),
-            loss / self.size,
+            loss * self.scale,
             is_low > 0,
+            rows_norm2 * self.scale**2,
             tuple(round(count) for count in sketched),
         )
+
+    def join(self, buffer: Tensor) -> None:
+        """Join gradients over the ranks in place."""
+        if self.size > 1:
+            dist.all_reduce(buffer, group=self.group)
+            buffer.mul_(self.scale)
 
     def gather_rows(
         self, floats_nM: Tensor, labels_nL: Tensor, rows_W: Sequence[int]
@@ -123,6 +155,40 @@ class Ranks:
         together = torch.cat([room[:n] for room, n in zip(rooms, rows_W, strict=True)])
         width = floats_nM.shape[1]
         return together[:, :width].contiguous().view(torch.float64), together[:, width:]
+
+
+def room_for(parameters: Sequence[Tensor]) -> int:
+    """Floats that the gradients of parameters take, with a flag for each."""
+    return sum(parameter.numel() + 1 for parameter in parameters)
+
+
+def pack(parameters: Sequence[Tensor], room: Tensor) -> None:
+    """Put the gradients into `room`, zeros where there is none, and which there are behind them."""
+    start, num = 0, len(parameters)
+    for i, parameter in enumerate(parameters):
+        stop, gradient = start + parameter.numel(), parameter.grad
+        if gradient is None:
+            room[start:stop] = 0
+        else:
+            room[start:stop] = gradient.reshape(-1)
+        room[len(room) - num + i] = float(gradient is not None)
+        start = stop
+
+
+def unpack(room: Tensor, parameters: Sequence[Tensor]) -> None:
+    """Give the parameters the gradients that `room` holds after the ranks' were added."""
+    if not parameters:
+        return
+    start, is_there = 0, (room[-len(parameters) :] > 0).tolist()
+    for parameter, has_gradient in zip(parameters, is_there, strict=True):
+        stop = start + parameter.numel()
+        if has_gradient:
+            gradient = room[start:stop].view(parameter.shape).to(parameter.dtype, copy=True)
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.copy_(gradient)
+        start = stop
 
 
 @dataclass(frozen=True)

@@ -253,3 +253,10 @@ def ordinary(parameters: Sequence[Parameter], what: str) -> tuple[nn.Parameter, 
             f"{len(parameters)} parameters flattened; do this in one process without it"
         )
     return whole
+
+
+def unsharded(parameters: Sequence[Parameter], what: str) -> tuple[nn.Parameter, ...]:
+    """The parameters, if every rank holds all of each."""
+    if any(is_sharded(p) for p in parameters):
+        raise ValueError(f"{what}: a wrapper shards the parameters, and adds the gradients itself")
+    return ordinary(parameters, what)

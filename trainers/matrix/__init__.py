@@ -1,0 +1,1 @@
+"""Train every cell of an experiment matrix, each an ordinary run, and say how far it is."""

@@ -1,0 +1,1 @@
+"""Train one run in several processes that share its rows."""
