@@ -3,8 +3,9 @@
     python bench/dryrun_time.py [--steps 3] [--only tiny-1m smollm2] [--write]
 
 One thread, process CPU time, also where the dry run measures the machine, just before each run. A
-step is the median of those after the first, of SmolLM2 the only one; an evaluation is the last. Of a run, the prediction
-knows no more than `gradlab train --dry-run` does: the longest episodes, and typical lengths.
+step is the median of those after the first, of SmolLM2 the only one; an evaluation is the last. The
+prediction knows of a run no more than `gradlab train --dry-run` does: the longest episodes, and
+typical lengths.
 """
 
 from __future__ import annotations
