@@ -38,7 +38,7 @@ $(VLLM_READY): pyproject.toml constraints-vllm.txt
 		--editable '.[train,tasks]' 'pytest>=9'
 	touch $@
 
-.PHONY: setup demo test test-slow lint format bench vllm test-vllm
+.PHONY: setup demo test test-slow test-ray lint format bench vllm test-vllm
 setup: $(READY)
 
 demo: $(READY)
@@ -56,6 +56,11 @@ vllm: $(VLLM_READY)
 # Real engines on a CPU; they take their time to start.
 test-vllm: $(VLLM_READY)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm --durations=0
+
+# With a Ray cluster of two nodes on this machine.
+test-ray: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	$(BIN)/pytest -m slow tests/test_matrix_kill.py
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

@@ -107,6 +107,8 @@ class Checkout:
         self.functions: dict[str, nodes.FuncDef] = {}
         self.file: dict[str, str] = {}
         self.classes: set[str] = set()
+        self.differentiable: set[str] = set()
+        """Classes that are functions with a gradient."""
         for module, tree in result.files.items():
             file = Path(tree.path).resolve()
             if module.partition(".")[0] in ("gradlab", "trainers") and file.is_relative_to(root):
@@ -120,6 +122,9 @@ class Checkout:
                 self.file[name] = file
                 if isinstance(node, nodes.ClassDef):
                     self.classes.add(name)
+                    bases = [base for base in node.base_type_exprs if hasattr(base, "fullname")]
+                    if any(base.fullname.endswith(".autograd.function.Function") for base in bases):
+                        self.differentiable.add(name)
                     self._add(file, name, node.defs.body)
                 else:
                     self.functions[name] = node
@@ -141,7 +146,9 @@ def closure(checkout: Checkout, start: str) -> tuple[set[str], set[str]]:
         kind = kind_of(checkout.file.get(name, "trainers/grading/"))
         if name in checkout.classes and kind is not None:
             classes.add(name)
-            waiting += [f"{name}.__post_init__"]
+            waiting.append(f"{name}.__post_init__")
+            if name in checkout.differentiable:  # torch calls these
+                waiting += [f"{name}.forward", f"{name}.backward"]
         if name in seen or name not in checkout.functions or kind is None:
             continue
         seen.add(name)

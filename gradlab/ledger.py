@@ -71,12 +71,6 @@ class RoleTally:
             setattr(self, name, (known + total) / self.compared_tokens)
         self.compared_turns += 1
 
-    def compared_sums(self) -> tuple[float, float]:
-        """The two monitored means as sums over the tokens compared."""
-        if not self.compared_tokens:
-            return 0.0, 0.0
-        return self.logprob_gap * self.compared_tokens, self.kl * self.compared_tokens
-
     def per_token(self, name: str) -> float:
         return float(getattr(self, name)) / self.tokens if self.tokens else math.nan
 

@@ -139,7 +139,17 @@ def _code(value: Any) -> CodeType | None:
 def shown(file: Path) -> str:
     """A path as one would write it here."""
     try:
-        return str(file.resolve().relative_to(Path.cwd()))
+        return _shown(file, Path.cwd())
+    except OSError:  # there is no such folder any more
+        return str(file)
+
+
+@functools.lru_cache(maxsize=64)
+def _shown(file: Path, here: Path) -> str:
+    # Every wave of every episode says where it is from, and looking up links took as long as a
+    # third of its forward passes.
+    try:
+        return str(file.resolve().relative_to(here))
     except (ValueError, OSError):
         return str(file)
 

@@ -52,10 +52,10 @@ def offered(script: Path, *words: str) -> list[str]:
         (["--v"], ["--version"]),
         (["completion", ""], ["bash", "zsh"]),
         (["train", "--dt"], ["--dtype"]),
-        (["train", "--dtype", ""], ["float32", "bfloat16"]),
+        (["train", "--dtype", ""], ["float32", "bfloat16", "float64"]),
         (["train", "--dtype", "b"], ["bfloat16"]),
         (["train", "--dtype", "=", "b"], ["bfloat16"]),
-        (["train", "--dtype", "="], ["float32", "bfloat16"]),
+        (["train", "--dtype", "="], ["float32", "bfloat16", "float64"]),
         (["train", "--dtype=b"], ["--dtype=bfloat16"]),  # where = parts no words
         (["train", "--routing", "a"], ["agents"]),
         (["train", "--steps", "3", "--no-n"], ["--no-normalize-std"]),

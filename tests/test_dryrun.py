@@ -18,10 +18,15 @@ from transformers import AutoModelForCausalLM
 from gradlab.commands.main import main
 from gradlab.store.run import open_run
 from trainers.models.architectures import KNOWN, qwen3
-from trainers.models.language import load_language_model, load_tokenizer
+from trainers.models.language import (
+    load_language_model,
+    load_language_models,
+    load_tokenizer,
+)
+from trainers.models.local_sampler import LocalSampler
 from trainers.policies import build_policies
 from trainers.presets import cell
-from trainers.preview.dryrun import described, dry_run
+from trainers.preview.dryrun import described, dry_run, size
 from trainers.preview.estimates import (
     Lengths,
     evaluations_of,
@@ -136,6 +141,23 @@ def test_activations_against_what_autograd_keeps(
         assert sum(kept.values()) <= estimate.activations
     else:
         assert sum(kept.values()) == pytest.approx(estimate.activations - logits, rel=0.25)
+
+
+def test_copies_with_merged_adapters_are_as_large_as_is_said(small_config: SmallConfig) -> None:
+    """All that a wave of both policies leaves behind, and nothing where it leaves nothing."""
+    config = small_config(routing="isolated", policy_model={"aggregator": "tiny-1m"})
+    languages = load_language_models(config)
+    sampler = LocalSampler(languages, config.merges_adapters)
+    sampler.ask({speaker: [(5, 6)] for speaker in set(config.speakers().values())}, (0,))
+    held = sum(
+        layer.weight.nbytes for copies in sampler.copies.values() for layer in copies.values()
+    )
+    found = plan(config)
+    assert found.memory.merged == held > 0
+    assert f"holds {size(held)} more: copies" in "\n".join(described(config, found))
+    for other in (replace(config, sampler_merge=False), replace(config, dtype="bfloat16")):
+        assert plan(other).memory.merged == 0
+        assert plan(other).memory.peak <= found.memory.peak
 
 
 def test_a_cell_of_the_paper_is_planned_without_download_or_gpu() -> None:

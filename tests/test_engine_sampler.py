@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from engine_stand_in import StandIn
 from gradlab import open_run
 from gradlab.commands.parsing import gather
 from trainers.config import TrainConfig
-from trainers.engines.canary import gap_of
+from trainers.engines.canary import Gap, gap_of, own_rounding
 from trainers.engines.choose import open_sampler
 from trainers.engines.engine import EngineLost, Request
 from trainers.engines.sampler import EngineSampler, dealt, seeds_of
@@ -347,10 +348,10 @@ def drawn(server: StandIn) -> set[tuple[tuple[int, ...], int]]:
 def _failing_at(step: int) -> Callable[..., object]:
     from trainers.learn import learn
 
-    def fail(language: object, policy: object, rows: object, config: object, now: int) -> object:
-        if now == step:
+    def fail(*given: Any) -> object:
+        if given[4] == step:
             raise TrainingError("planted")
-        return learn(language, policy, rows, config, now)  # type: ignore[arg-type]
+        return learn(*given)
 
     return fail
 
@@ -395,15 +396,34 @@ def test_an_engine_on_the_same_gpu_sleeps_while_policies_learn(
 
 def test_gaps_are_judged_by_what_rounding_explains() -> None:
     """float32 by its largest, bfloat16 by its mean: single tokens are off by .09 there."""
-    exact = gap_of([1e-6, 9e-5], torch.float32, 1.0)
+
+    def judged(gaps: list[float], dtype: torch.dtype, temperature: float = 1.0) -> Gap:
+        return gap_of(gaps, dtype, temperature, None)
+
+    exact = judged([1e-6, 9e-5], torch.float32)
     assert (exact.measure, exact.limit, exact.is_right) == ("largest", 1e-4, True)
-    assert not gap_of([1e-6, 2e-4], torch.float32, 1.0).is_right
-    assert gap_of([1e-6, 2e-4], torch.float32, 0.1).is_right, "logits are divided by it"
-    rough = gap_of([0.09, *[0.001] * 30], torch.bfloat16, 1.0)
+    assert not judged([1e-6, 2e-4], torch.float32).is_right
+    assert judged([1e-6, 2e-4], torch.float32, 0.1).is_right, "logits are divided by it"
+    rough = judged([0.09, *[0.001] * 30], torch.bfloat16)
     assert (rough.measure, rough.is_right) == ("mean", True)
-    assert not gap_of([0.03] * 30, torch.bfloat16, 1.0).is_right
-    assert not gap_of([0.0, float("nan")], torch.float32, 1.0).is_right
-    assert not gap_of([], torch.float32, 1.0).is_right
+    assert not judged([0.03] * 30, torch.bfloat16).is_right
+    assert not judged([0.0, float("nan")], torch.float32).is_right
+    assert not judged([], torch.float32).is_right
+    # A deep model is off by more: twice what it is off by itself is granted, and no more.
+    deep = judged([0.04] * 10, torch.bfloat16)
+    assert gap_of([0.07] * 10, torch.bfloat16, 1.0, deep).is_right
+    assert not gap_of([0.09] * 10, torch.bfloat16, 1.0, deep).is_right
+
+
+def test_a_model_is_off_by_its_own_rounding(small_config: SmallConfig) -> None:
+    """By nothing that matters in float32; in bfloat16 by what its 8 bits leave of a logit."""
+    prompts = [(2, 75, 20 + place, 3) for place in range(6)]
+    gaps = {}
+    for dtype in ("float32", "bfloat16"):
+        [language] = load_language_models(small_config(dtype=dtype)).values()
+        gaps[dtype] = own_rounding(language, prompts)
+    assert 0 < gaps["float32"].value < 1e-5
+    assert 1e-4 < gaps["bfloat16"].value < 0.05
 
 
 def test_seeds_depend_on_the_key_alone_and_equal_prompts_go_to_one_engine() -> None:

@@ -142,7 +142,7 @@ def test_a_killed_cell_is_told_and_goes_on_with_the_next_command(
     again = runner(plan)
     said, _ = again.communicate(timeout=PATIENCE)
     assert again.returncode == 0, said
-    assert "done: 4 cells" in said
+    assert "done: all of 4" in said
     assert_as_if_nothing_had_been(undisturbed, folder)
     assert times_begun(folder) == {n: 1 + (n == name) for n in Watcher(folder).look()}
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from gradlab.commands.matrix import check_plan
-from trainers.matrix.estimate import described, kinds_of
+from trainers.matrix.estimate import Kind, described, kinds_of
 from trainers.matrix.plan import Cell, Plan, find_plan, read_plan, shipped
 from trainers.matrix.product import label_of
 from trainers.presets import preset
@@ -243,3 +244,24 @@ def test_every_cell_of_a_plan_that_ships_dry_runs(name: str, tmp_path: Path) -> 
     assert all((kind.seconds is not None and not kind.missing) == is_tiny for kind in kinds)
     lines = list(described(kinds, frozenset(), 2, tmp_path))
     assert f"cells   {len(plan.cells)}: 0 finished, {len(plan.cells)} to train" in lines
+
+
+def test_what_is_left_is_added_up_by_hand(tmp_path: Path) -> None:
+    cells = planned(tmp_path, PLAN).cells
+    first = Kind("a", cells[:2], 600.0, 1 << 30, 1 << 20, "")
+    second = Kind("a", cells[2:5], 60.0, 3 << 30, 1 << 20, "no data")
+    done = frozenset([cells[0].name, cells[2].name])
+    lines = list(described([first, second], done, 2, tmp_path))
+    assert [line.split()[:2] for line in lines[1:3]] == [["a", "1"], ["a", "2"]]
+    # 600 + 2 x 60 s; two at a time no less than the longest. Memory 3 + 3, disk 3 x 1 MiB.
+    assert lines[4:7] == [
+        "cells   5: 2 finished, 3 to train",
+        "time    about 12 min one after the other, 10 min with --at-once 2 if each is as fast "
+        "beside the others",
+        "memory  at most about 3.0 GiB a cell, 6.0 GiB with --at-once 2, beside 0.5 GiB of Python "
+        "and libraries a process",
+    ]
+    assert lines[7].startswith("disk    at most 3.0 MiB, ")
+    assert lines[8] == "missing no data"
+    here = list(described([replace(first, seconds=None)], done, 1, tmp_path))
+    assert "time    unknown: the device of some cells is not here, so no seconds" in here

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import importlib.util
 import io
 import json
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from trainers.matrix import run as runner_module
 from trainers.matrix import slurm
 from trainers.matrix.board import LineBoard, LiveBoard, line, plain_table, seconds_left, summary
 from trainers.matrix.claim import claimed
+from trainers.matrix.cluster import check_answers, ray_module
 from trainers.matrix.engine import Exit
 from trainers.matrix.folder import Folder, begin, open_folder
 from trainers.matrix.plan import Plan, read_plan
@@ -491,6 +494,27 @@ def test_slurm_gets_what_is_left_and_is_asked_once(
     assert cli.main([*words, "--submit"]) == 2
     assert "sbatch refused" in (said := capsys.readouterr().err)
     assert "no such partition" in said
+
+
+# Ray, without a cluster.
+
+
+def test_an_address_that_nobody_answers_is_told_at_once() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ValueError, match=f"--address {address}: nobody answers there"):
+            check_answers(address)
+        taken.listen()
+        check_answers(address)
+    check_answers("")
+    check_answers("auto")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is there")
+def test_ray_is_asked_for_where_it_is_needed() -> None:
+    with pytest.raises(ValueError, match=r"--on ray needs ray.*pip install 'gradlab\[ray\]'"):
+        ray_module()
 
 
 # The command.

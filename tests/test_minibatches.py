@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise, product
 from typing import Any, Literal
 
 import numpy as np
 import pytest
-from conftest import make_row, make_turn
+import torch
+from conftest import SmallConfig, make_row, make_turn
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gradlab.ledger import RoleTally
 from gradlab.records import Agent
 from trainers.batches import micro_batches, num_updates, plan_updates
 from trainers.config import TrainConfig
-from trainers.episodes import Turn
+from trainers.episodes import Turn, trained_turns
+from trainers.learn import accumulate
+from trainers.rollout import rollout
+from trainers.training import open_run_for_training, step_problems
 
 
 def make_rows(lengths: list[int], num_problems: int) -> list[Turn]:
@@ -152,8 +158,11 @@ def test_the_shuffle_depends_on_its_key_alone() -> None:
 def test_a_batch_may_fill_its_budget_to_the_last_token() -> None:
     rows = make_rows([4] * 5, 2)[::4]  # 4 prompt tokens and 1 of response, each
     size = sum(len(row.prompt_ids) + len(row.response_ids) for row in rows)
-    assert [len(batch) for batch in micro_batches(rows, size)] == [2]
-    assert [len(batch) for batch in micro_batches(rows, size - 1)] == [1, 1]
+    assert [len(batch) for batch in micro_batches(rows, TrainConfig(micro_tokens=size))] == [2]
+    assert [len(batch) for batch in micro_batches(rows, TrainConfig(micro_tokens=size - 1))] == [
+        1,
+        1,
+    ]
 
 
 def voting_rows(problems: int, samples: int) -> dict[str, list[Turn]]:
@@ -217,3 +226,32 @@ def test_no_rows_no_updates() -> None:
 def test_the_number_of_updates_is_rounded_up(rows_per_update: int) -> None:
     config = TrainConfig(rows_per_update=rows_per_update)
     assert num_updates(100, config) == math.ceil(np.float64(100) / rows_per_update)
+
+
+def test_a_cut_changes_gradients_and_grams_by_rounding_alone(
+    small_config: SmallConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.batches.EXTRA_BATCH", 0.0)
+    run = open_run_for_training(small_config(routing="shared"))
+    policy, language = run.policies["shared"], run.languages[run.config.model]
+    problems = step_problems(run.task.train, run.config, 1)
+    played = rollout(run.sampler, run.workflow, run.speakers, problems, 4, (0,), run.judge)
+    run.judge.close()
+    draw = np.random.default_rng(0)  # of the advantages: a group's may all be 0
+    rows = [replace(row, advantage=float(draw.normal())) for row in trained_turns(played)]
+    order = {problem.id: i for i, problem in enumerate(problems)}
+    language.activate("shared")
+    found: dict[str, Any] = {}
+    for way, number in (("filled", 1), ("cut", 2)):
+        config = replace(run.config, micro_batches=way)  # type: ignore[arg-type]
+        assert len(micro_batches(rows, config)) >= number
+        tallies = {role: RoleTally() for role in policy.roles}
+        accumulate(language, policy, rows, order, config, 1, tallies)
+        assert policy.probe is not None
+        gradient = torch.cat([p.grad.flatten() for p in policy.parameters if p.grad is not None])
+        found[way] = (gradient.clone(), policy.probe.captured_gram().copy())
+        policy.probe.discard()
+        policy.optimizer.zero_grad(set_to_none=True)
+    (gradient, gram), (other, other_gram) = found["filled"], found["cut"]
+    assert float((gradient - other).norm() / gradient.norm()) < 1e-5
+    np.testing.assert_allclose(other_gram, gram, rtol=1e-4, atol=1e-5 * gram.diagonal().max())

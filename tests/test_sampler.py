@@ -139,7 +139,7 @@ def test_who_is_done_or_given_up_is_not_asked(small_config: SmallConfig) -> None
     episodes = rollout(
         sampler, as_often_as_its_answer, speakers, (once, thrice, too_long), 1, (0,), Judge()
     )
-    assert [num for _, num, _ in sampler.asked] == [2, 1, 1]
+    assert [nums for nums, _ in sampler.asked] == [{"solver": 2}, {"solver": 1}, {"solver": 1}]
     assert [len(episode.turns) for episode in episodes] == [1, 3, 0]
     assert [episode.answer for episode in episodes] == ["[5]", "[5]", None]
     assert "101 tokens, limit 100" in str(episodes[2].failure)

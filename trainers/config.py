@@ -63,6 +63,7 @@ EARLIER: Mapping[str, Any] = {
     "rollout_correction_cap": 2.0,
     "sampler": "transformers", "sampler_url": [], "sampler_directory": None,
     "sampler_seconds": 600.0, "sampler_memory": 0.5, "sampler_sleep": False,
+    "sampler_merge": False,
     "row_statistics": 1,
     "micro_batches": "filled", "logits": "whole",
     "problem_seed": None,
@@ -213,6 +214,10 @@ class TrainConfig:
     sampler: Literal["transformers", "vllm", "vllm-server"] = "transformers"
     """Who draws responses: transformers, from the very weights that are trained, or vLLM, in this
     process or in servers, from copies that are proven right at every step (docs/sampling.md)."""
+    sampler_merge: bool = True
+    """With --sampler transformers in float32, whether policies speak through copies of the adapted
+    layers that their adapters are merged into: faster, for one more copy of the base model's layers
+    while responses are drawn. In bfloat16 adapters are applied, as without it."""
     sampler_url: tuple[str, ...] = ()
     """Address of a server, e.g. http://127.0.0.1:8000, as `gradlab serve` prints it; several share
     the requests."""
@@ -644,6 +649,11 @@ class TrainConfig:
     def policies(self) -> tuple[str, ...]:
         """Names of the policies, in the order in which their agents appear."""
         return tuple(dict.fromkeys(self.policy_by_agent().values()))
+
+    @property
+    def merges_adapters(self) -> bool:
+        """Whether policies speak through copies of layers, with their adapters merged."""
+        return self.sampler == "transformers" and self.sampler_merge and self.dtype == "float32"
 
     def roles_by_policy(self) -> dict[str, tuple[str, ...]]:
         """policy name -> the roles that some agents of train it."""

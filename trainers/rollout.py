@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -110,6 +111,8 @@ def _play_wave(
             ]
         )
     )
+    # Samples of a problem have one prompt.
+    shown = functools.cache(functools.partial(sampler.decode, keep_special=True))
     for (seat, ask, prompt), sample, text, reading in zip(
         asked, said, texts, readings, strict=True
     ):
@@ -123,7 +126,7 @@ def _play_wave(
                 sample=seat.sample,
                 round=ask.round,
                 kind=ask.kind,
-                prompt=sampler.decode(speaker, prompt, keep_special=True),
+                prompt=shown(speaker, prompt),
                 prompt_ids=prompt,
                 response=text,
                 response_ids=sample.ids,

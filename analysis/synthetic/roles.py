@@ -22,7 +22,6 @@ from gradlab.records import (
     RoleLedger,
     RunLedger,
     StepRecord,
-    names,
 )
 
 LEVELS: Mapping[str, float] = {
@@ -99,7 +98,7 @@ class Ledgers:
                 "length_p95": 1.8 * own["length_mean"],
                 **own,
             }
-            roles[role] = RoleLedger(**{name: measured[name] for name in names(RoleLedger)})
+            roles[role] = RoleLedger(**measured)
         return StepRecord(
             step,
             1.7e9 + 2.0 * step,

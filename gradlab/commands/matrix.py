@@ -247,7 +247,7 @@ def run_cells(folder: Folder, options: MatrixOptions) -> int:
         states = runner.run()
     is_whole = last_words(states, note)
     if is_whole:
-        print(f"done: {len(states)} cells in {folder.out}")
+        print(f"done: all of {len(states)} in {folder.out}")
     return 0 if is_whole else 1
 
 

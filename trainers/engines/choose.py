@@ -54,7 +54,7 @@ def open_sampler(
     Raises ValueError for an engine that is absent, or was started in another way.
     """
     if config.sampler == "transformers":
-        return LocalSampler(languages)
+        return LocalSampler(languages, config.sampler_merge)
     [language] = languages.values()  # the configuration was checked
     check_heads(language.model.config)
     settings = settings_of(config, language.model.config, on_cpu=language.device.type == "cpu")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from gradlab.workflows import Chat
-from trainers.engines.canary import Gap, canary
+from trainers.engines.canary import Gap, canary, own_rounding
 from trainers.engines.engine import Engine, EngineLost, EngineRefused, Request
 from trainers.engines.export import write_adapter
 from trainers.engines.settings import EngineSettings
@@ -56,6 +56,8 @@ class EngineSampler:
     """Engine and policy -> adapter that answers, and its version; '' for the base model."""
     _begun: set[int] = field(default_factory=set, init=False)
     """Engines that hold nothing unknown."""
+    _rounding: Gap | None = field(default=None, init=False)
+    """Of the model itself, measured once."""
     _is_asleep: bool = field(default=False, init=False)
 
     @property
@@ -195,7 +197,12 @@ class EngineSampler:
         what = f"policy '{policy}', version {version}" if policy else "the base model"
         for speaker in {speaker.temperature: speaker for speaker in mine}.values():
             prompts = [self.encode(speaker, chat) for chat in self.chats]
-            gap = canary(engine, adapter, self.language, speaker, prompts)
+            if self._rounding is None:
+                self._rounding = own_rounding(self.language, prompts)
+            gap = canary(
+                engine, adapter, self.language, speaker, prompts, self.settings.max_model_len,
+                self._rounding,
+            )  # fmt: skip
             self.gaps[engine.name, policy] = gap
             if not gap.is_right:
                 raise TrainingError(

@@ -59,7 +59,7 @@ def audit_run(out: Path) -> tuple[int, list[Audit]]:
     step = done + 1
     problems, key = step_problems(task.train, config, step), (config.training_seed, step, TRAINING)
     judge = judge_of(config, problems, task.judge)
-    sampler = LocalSampler(languages)
+    sampler = LocalSampler(languages, config.sampler_merge)
     speakers = config.speakers()
     episodes = rollout(
         sampler, workflow, speakers, problems, config.samples, key, judge, config.draws

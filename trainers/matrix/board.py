@@ -40,10 +40,9 @@ class LiveBoard:
             if state.status in ("running", "interrupted", "failed") or state.name in late
         ]  # fmt: skip
         room = max(3, self._console.height - 6)
-        hidden = f"; {len(shown) - room} more rows: gradlab matrix --status" if (
-            len(shown) > room
-        ) else ""  # fmt: skip
-        caption = summary(states, self._at_once) + hidden
+        caption = summary(states, self._at_once)
+        if len(shown) > room:
+            caption += f"; {len(shown) - room} more rows: gradlab matrix --status"
         self._live.update(table(shown[:room], caption), refresh=True)
 
     def note(self, text: str) -> None:
@@ -136,7 +135,8 @@ def summary(states: Mapping[str, State], at_once: int) -> str:
     counts = counted(states)
     said = ", ".join(f"{number} {status}" for status, number in counts.items() if number)
     left = seconds_left(states, max(at_once, counts["running"], 1))
-    return f"{len(states)} cells: {said}" + (f"; about {duration(left)} left" if left else "")
+    cells = "1 cell" if len(states) == 1 else f"{len(states)} cells"
+    return f"{cells}: {said}" + (f"; about {duration(left)} left" if left else "")
 
 
 def seconds_left(states: Mapping[str, State], at_once: int) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from trainers.matrix.engine import DISK, FAILED, FINISHED, TAKEN, Exit
 from trainers.matrix.folder import Folder
 from trainers.matrix.state import ENDED, LOG, Ended, open_log, read
 
+ANSWER_SECONDS = 20.0
 TrainNamed = Callable[[Path, str, int, bool], int]
 """(folder of the matrix, cell, threads, whether failed ones are tried) -> exit status."""
 
@@ -67,14 +69,13 @@ class Cluster:
         self._refs: dict[Any, str] = {}
 
     def _connect(self, address: str) -> None:
+        check_answers(address)
         settings = {"log_to_driver": False, "logging_level": "ERROR"}
         try:
             self._ray.init(address=address or "auto", **settings)
-        except ConnectionError as error:
+        except ConnectionError:
             if address:
-                raise ValueError(
-                    f"--address {address}: no Ray cluster answers there ({error})"
-                ) from error
+                raise
             self._ray.init(include_dashboard=False, **settings)
 
     @property
@@ -122,7 +123,7 @@ class Cluster:
         except self._ray.exceptions.RayError as error:  # its worker or its node is gone
             if read(self.folder.about(name) / ENDED, Ended):  # stopped, and said so itself
                 return Exit(name)
-            first = str(error).strip().splitlines()[0]
+            first = str(error).strip().splitlines()[0].partition(" This can happen")[0]
             return Exit(name, "killed", f"lost: {type(error).__name__}: {first}")
         if status in (FINISHED, TAKEN) or read(self.folder.about(name) / ENDED, Ended):
             return Exit(name, was_taken=status == TAKEN)
@@ -137,6 +138,20 @@ class Cluster:
     def close(self) -> None:
         if self._is_ours:
             self._ray.shutdown()
+
+
+def check_answers(address: str) -> None:
+    """Raise ValueError where nobody listens at HOST:PORT: Ray would try for many minutes."""
+    host, mark, port = address.rpartition(":")
+    if not mark or not port.isdecimal() or "/" in host:
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ValueError(
+            f"--address {address}: nobody answers there ({error}); expected HOST:PORT of a Ray "
+            "cluster's head, e.g. head:6379"
+        ) from error
 
 
 def logged(

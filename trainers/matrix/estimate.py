@@ -85,45 +85,44 @@ def _task(config: TrainConfig) -> Task | str:
         return str(error)
 
 
-def described(kinds: Sequence[Kind], finished: frozenset[str], at_once: int, out: Path) -> (
-    Iterator[str]
-):  # fmt: skip
+def described(
+    kinds: Sequence[Kind], finished: frozenset[str], at_once: int, out: Path
+) -> Iterator[str]:
     """What the cells that are not finished take, kind by kind and in all."""
+    left = [(kind, sum(cell.name not in finished for cell in kind.cells)) for kind in kinds]
     rows = [("cells", "runs", "time each", "memory", "disk each")]
-    left = {kind.name: sum(cell.name not in finished for cell in kind.cells) for kind in kinds}
-    for kind in kinds:
+    for kind, runs in left:
         seconds = "?" if kind.seconds is None else duration(kind.seconds)
-        rows.append(
-            (kind.name, str(left[kind.name]), seconds, size(kind.memory), size(kind.disk))
-        )  # fmt: skip
+        rows.append((kind.name, str(runs), seconds, size(kind.memory), size(kind.disk)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         yield "  ".join(text.ljust(w) for text, w in zip(row, widths, strict=True)).rstrip()
-    total = sum(len(kind.cells) for kind in kinds)
-    todo = sum(left.values())
+    total, todo = sum(len(kind.cells) for kind in kinds), sum(runs for _, runs in left)
     yield ""
     yield f"cells   {total}: {total - todo} finished, {todo} to train"
-    if not todo:
-        return
-    mine = [kind for kind in kinds if left[kind.name]]
-    times = [kind.seconds for kind in mine if kind.seconds is not None]
-    if len(times) < len(mine):
+    if todo:
+        yield from summed([kind for kind, runs in left for _ in range(runs)], at_once, out)
+
+
+def summed(runs: Sequence[Kind], at_once: int, out: Path) -> Iterator[str]:
+    """What runs of these kinds take together."""
+    times = [run.seconds for run in runs if run.seconds is not None]
+    if len(times) < len(runs):
         yield "time    unknown: the device of some cells is not here, so no seconds"
     else:
-        total_seconds = sum((kind.seconds or 0.0) * left[kind.name] for kind in mine)
-        shortest = max(*times, total_seconds / at_once)
+        shortest = max(*times, sum(times) / at_once)
         yield (
-            f"time    about {duration(total_seconds)} one after the other, {duration(shortest)} "
+            f"time    about {duration(sum(times))} one after the other, {duration(shortest)} "
             f"with --at-once {at_once} if each is as fast beside the others"
         )
-    peaks = sorted((kind.memory for kind in mine for _ in range(left[kind.name])), reverse=True)
+    peaks = sorted((run.memory for run in runs), reverse=True)
     yield (
         f"memory  at most about {size(peaks[0])} a cell, {size(sum(peaks[:at_once]))} with "
         f"--at-once {at_once}, beside 0.5 GiB of Python and libraries a process"
     )
     free = shutil.disk_usage(next(p for p in (out, *out.absolute().parents) if p.exists())).free
-    disk = sum(kind.disk * left[kind.name] for kind in mine)
+    disk = sum(run.disk for run in runs)
     short = "" if disk < free else ": MORE THAN IS FREE"
     yield f"disk    at most {size(disk)}, {size(free)} free at {out}{short}"
-    for missing in dict.fromkeys(kind.missing for kind in mine if kind.missing):
+    for missing in dict.fromkeys(run.missing for run in runs if run.missing):
         yield f"missing {missing}"

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftModel
 
 from gradlab.workflows import Chat
 from trainers.models.language import LanguageModel
+from trainers.models.merging import Copies, merged
 from trainers.models.sampler import Sample, Speaker, Wave
 from trainers.models.sampling import sample
 from trainers.policies import TrainingError, not_finite
@@ -22,6 +26,11 @@ class LocalSampler:
 
     languages: Mapping[str, LanguageModel]
     """By name of the base model, all asked in the same style."""
+    merges: bool = False
+    """Whether each policy's adapter is merged into copies of the layers while it speaks: rounded
+    otherwise, and faster."""
+    copies: dict[str, Copies] = field(default_factory=dict)
+    """By name of the base model, as long as something may be asked."""
 
     @property
     def prompts(self) -> Prompts:
@@ -67,30 +76,43 @@ class LocalSampler:
         options = replace(
             language.sampling, temperature=speaker.temperature, max_tokens=speaker.max_tokens
         )
-        with language.speaking(speaker.policy) as model:
-            try:
+        try:
+            with self._speaking(speaker) as model:
                 return sample(model, prompts, options, generator, keys)
-            except FloatingPointError as error:
-                bad = not_finite(language, speaker.policy) if speaker.policy else []
-                cause = (
-                    f"{len(bad)} of its parameters are not finite ({bad[0]})"
-                    if bad
-                    else "its parameters are finite: the forward pass overflowed"
-                )
-                who = f"policy '{speaker.policy}'" if speaker.policy else f"model {speaker.model}"
-                raise TrainingError(
-                    f"sampling from {who}: {error}; {cause}. Start a new run with a "
-                    "lower --learning-rate: resuming would repeat this step exactly."
-                ) from error
+        except FloatingPointError as error:
+            bad = not_finite(language, speaker.policy) if speaker.policy else []
+            cause = (
+                f"{len(bad)} of its parameters are not finite ({bad[0]})"
+                if bad
+                else "its parameters are finite: the forward pass overflowed"
+            )
+            who = f"policy '{speaker.policy}'" if speaker.policy else f"model {speaker.model}"
+            raise TrainingError(
+                f"sampling from {who}: {error}; {cause}. Start a new run with a "
+                "lower --learning-rate: resuming would repeat this step exactly."
+            ) from error
+
+    @contextmanager
+    def _speaking(self, speaker: Speaker) -> Iterator[Any]:
+        """The model that says what the speaker says."""
+        with self.languages[speaker.model].speaking(speaker.policy) as model:
+            if not self.merges or not isinstance(model, PeftModel):
+                yield model
+                return
+            copies = self.copies.setdefault(speaker.model, {})
+            with merged(model, speaker.policy, copies) as plain:
+                yield plain
 
     def publish(self, policy: str, version: int) -> None:
         """Nothing to do: there is no second copy of the weights."""
 
     def rest(self) -> None:
-        """Nothing to do: it holds nothing between waves."""
+        """The copies are made anew by the next wave."""
+        self.copies.clear()
 
     def close(self) -> None:
-        """Nothing to do: the weights are the trainer's."""
+        """The weights are the trainer's, the copies are not."""
+        self.copies.clear()
 
 
 def rng(device: torch.device, *key: int) -> torch.Generator:

@@ -94,8 +94,12 @@ def _sample_chunk(
     logprobs: list[list[float]] = [[] for _ in prompts]
     active_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     for number in range(options.max_tokens):
-        logprobs_BV = torch.log_softmax(precise(logits_BV) / options.temperature, dim=-1)
-        if not bool(logprobs_BV.isfinite().all()):
+        logits_BV = precise(logits_BV)
+        if options.temperature != 1:  # a pass over all of the vocabulary that would change nothing
+            logits_BV = logits_BV / options.temperature
+        logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+        # One pass in place of four: what is not finite makes the sum so, and nothing else does.
+        if not bool(logprobs_BV.sum().isfinite()):
             raise FloatingPointError(f"output at response token {number} is not finite")
         next_B1 = draw(logprobs_BV.exp(), rows_B, number)
         chosen_B = logprobs_BV.gather(1, next_B1)[:, 0]

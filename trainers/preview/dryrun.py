@@ -63,6 +63,11 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
         f"{size(memory.adapters)}, probe {size(memory.probe)}, then the larger of activations "
         f"{size(memory.activations)} and rollout cache {size(memory.cache)}"
     )
+    if memory.merged:
+        yield (
+            f"            the rollout holds {size(memory.merged)} more: copies of the layers with "
+            "merged adapters; --no-sampler-merge does without, and is slower"
+        )
     if memory.cache_at_limits > memory.cache:
         yield (
             f"            a rollout with every prompt at --max-prompt-tokens would hold "

@@ -36,6 +36,7 @@ from trainers.models.language import (
     reachable,
     render,
 )
+from trainers.models.merging import adapted_parameters
 from trainers.policies import adapter_parameters
 from trainers.preview.dry_play import most_turns
 from trainers.preview.engine_memory import EngineMemory, engine_memory
@@ -101,6 +102,8 @@ class Memory:
     """Keys and values of one chunk of rollout rows, prompts typical and responses at the limit."""
     cache_at_limits: int
     """The same with all prompts at their limit."""
+    merged: int
+    """Copies of the adapted layers, which policies speak through during a rollout."""
 
     @property
     def idle(self) -> int:
@@ -110,7 +113,7 @@ class Memory:
     @property
     def peak(self) -> int:
         """The larger of rollout and training, beside what is always there."""
-        return self.idle + max(self.activations, self.cache)
+        return self.idle + max(self.activations, self.cache + self.merged)
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,9 @@ def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = No
         total_turns,
         tokens,
         updates,
-        together([memory_of(config, p.shapes, p.base, p.policies, lengths) for p in parts]),
+        together([
+            memory_of(config, p.shapes, p.base, p.policies, lengths, p.adapted) for p in parts
+        ]),
         times,
         config.steps * times.step + evaluations_of(config) * times.evaluation,
         speed is not None,
@@ -199,6 +204,8 @@ class _Part:
     """Policy -> tensors of its adapter."""
     agents: list[Agent]
     """Who speaks with it."""
+    adapted: int
+    """Parameters of the layers that carry adapters, without them."""
 
 
 def _part(config: TrainConfig, model_name: str) -> _Part:
@@ -215,13 +222,16 @@ def _part(config: TrainConfig, model_name: str) -> _Part:
         tensors[name] = len(sizes)
     base = sum(p.numel() for p in model.parameters()) - sum(p.num_parameters for p in policies)
     speakers = [a for a, speaker in config.speakers().items() if speaker.model == model_name]
-    return _Part(shapes, base, policies, tensors, speakers)
+    return _Part(shapes, base, policies, tensors, speakers, adapted_parameters(model))
 
 
 def together(parts: Sequence[Memory]) -> Memory:
     """Memory of several base models: all are held, one at a time is computed with."""
     return Memory(
-        **{name: sum(getattr(p, name) for p in parts) for name in ("weights", "adapters", "probe")},
+        **{
+            name: sum(getattr(p, name) for p in parts)
+            for name in ("weights", "adapters", "probe", "merged")
+        },
         **{
             name: max(getattr(p, name) for p in parts)
             for name in ("activations", "cache", "cache_at_limits")
@@ -391,8 +401,14 @@ def largest_wave(config: TrainConfig) -> int:
 
 
 def memory_of(
-    config: TrainConfig, shapes: Any, base: int, policies: list[PolicyMeta], lengths: Lengths
+    config: TrainConfig,
+    shapes: Any,
+    base: int,
+    policies: list[PolicyMeta],
+    lengths: Lengths,
+    adapted: int = 0,
 ) -> Memory:
+    """Of one base model; `adapted`: parameters of the layers that carry adapters."""
     element = torch.finfo(getattr(torch, config.dtype)).bits // 8
     hidden, layers = shapes.hidden_size, shapes.num_hidden_layers
     widths = widths_of(shapes)
@@ -419,6 +435,7 @@ def memory_of(
         activations=tokens * kept * element + logits,
         cache=longest * row_bytes,
         cache_at_limits=(config.max_prompt_tokens + response) * row_bytes,
+        merged=adapted * element * config.merges_adapters,
     )
 
 

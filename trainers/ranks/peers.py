@@ -5,6 +5,7 @@ One process does all of it alone, and nothing is communicated.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -23,10 +24,12 @@ from trainers.tasks.problem import Problem
 
 Item = TypeVar("Item")
 SUMS = (
-    "tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "compared_tokens",
-    "compared_turns",
+    "tokens", "entropy", "ratio", "ratio_squared", "clipped", "weight", "compared_turns",
+    "compared_tokens",
 )  # fmt: skip
-"""What a tally adds up over rows; the rest of it every rank knows."""
+"""What a tally adds up over rows."""
+MEANS = ("kl", "logprob_gap")
+"""Its means over the compared tokens. The rest of it every rank knows."""
 
 
 class Agreed:
@@ -149,16 +152,15 @@ class Peers:
         """Make each rank's sums over its rows those over all."""
         if self.size == 1:
             return
-        mine = {role: [getattr(t, name) for name in SUMS] for role, t in tallies.items()}
-        by_rank = self.gathered(mine)
-        means = self.gathered({role: t.compared_sums() for role, t in tallies.items()})
+        by_rank = self.gathered(dict(tallies))
         for role, tally in tallies.items():
-            for name, *values in zip(SUMS, *(sums[role] for sums in by_rank), strict=True):
-                setattr(tally, name, sum(values))
-            if tally.compared_tokens:
-                gaps, divergences = zip(*(by_role[role] for by_role in means), strict=True)
-                tally.logprob_gap = sum(gaps) / tally.compared_tokens
-                tally.kl = sum(divergences) / tally.compared_tokens
+            parts = [found[role] for found in by_rank]
+            for name in SUMS:
+                setattr(tally, name, sum(getattr(part, name) for part in parts))
+            for name in MEANS:
+                known = [part for part in parts if part.compared_tokens]
+                total = sum(getattr(part, name) * part.compared_tokens for part in known)
+                setattr(tally, name, total / tally.compared_tokens if known else math.nan)
 
     # What must be the same everywhere.
 

@@ -27,7 +27,7 @@ from trainers.config import TrainConfig
 from trainers.episodes import Turn
 from trainers.models.language import LanguageModel
 from trainers.policies import Policy
-from trainers.ranks.peers import Peers
+from trainers.ranks.peers import ALONE, Peers
 
 MONITORED_TURNS = 16
 """Most turns per role and step that are compared."""
@@ -48,7 +48,7 @@ def with_reference(
     first: Sequence[Turn],
     config: TrainConfig,
     tallies: Mapping[str, RoleTally],
-    peers: Peers,
+    peers: Peers = ALONE,
 ) -> list[Turn]:
     """The rows of the first update, those to compare with log-probs under the base model.
 

@@ -213,8 +213,13 @@ class Groups:
 
     def add(self, rows: Rows, *labels: Ints) -> None:
         """Add rows to the groups that their labels name."""
-        keys, group_R = np.unique(np.stack(labels, axis=1), axis=0, return_inverse=True)
-        place = np.array([self._index.setdefault(tuple(k), len(self)) for k in keys.tolist()])
+        code_R = np.zeros(len(rows), dtype=np.int64)
+        for label_R in labels:  # one number in place of several: sorting tuples is slow
+            code_R = compact(code_R) * len(rows) + compact(label_R)
+        _, first, group_R = np.unique(code_R, return_index=True, return_inverse=True)
+        keys = np.stack(labels, axis=1)[first]
+        index = self._index
+        place = np.array([index.setdefault(key, len(index)) for key in map(tuple, keys.tolist())])
         self._grow(rows.sketch_RK.shape[1])
         order = np.argsort(group_R.reshape(-1), kind="stable")
         starts = np.searchsorted(group_R.reshape(-1)[order], np.arange(len(keys)))
