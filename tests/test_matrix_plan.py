@@ -140,7 +140,7 @@ HEAD = '[options]\npreset = "clean"\n'
         (HEAD + "[vary]\nx.'7' = {}", "a cell would be called '7'"),
         (HEAD + "[vary]\nx.matrix = {}", "which is a folder of the matrix"),
         (HEAD + "[vary]\nx.a = { seed = 1 }\nseed = [2]", "axes 'x' and 'seed' both give 'seed'"),
-        (HEAD + "[vary]\nvotes = [99]", "cell votes99: --votes is 99; expected 1 to 9"),
+        (HEAD + "[vary]\nvotes = [99]", "cell votes99: --votes is 99; expected 1 to 16"),
         (HEAD + "[vary]\nx.a = { out = 'here' }", "'out' is given by the matrix"),
         (HEAD + "[vary]\ndevice = ['cuda:1']", "deals out GPUs"),
         (HEAD + "[vary]\npreset = ['none']", "--preset 'none' is unknown"),
