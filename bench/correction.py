@@ -87,7 +87,7 @@ def play(config: TrainConfig, sampler: str, seed: int) -> list[Turn]:
             parameter.copy_(SAMPLERS[sampler](parameter))
         if sampler == "one step old":  # Adam moves every element by about the learning rate
             for parameter in policy.parameters:
-                sign = torch.randn(parameter.shape, generator=draw).sign()
+                sign = torch.randn(parameter.shape, generator=draw).sign().to(parameter.device)
                 parameter.add_(config.learning_rate * sign)
     task = load_task("arithmetic", heldout=1, seed=seed)
     episodes = rollout(
@@ -150,19 +150,18 @@ def measure(config: TrainConfig, sampler: str, seed: int) -> dict[str, dict[str,
     return found
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--model", default="tiny-1m")
-    parser.add_argument("--write", action="store_true", help=f"replace {RESULT.name}")
-    options = parser.parse_args()
-    config = TrainConfig(
-        model=options.model, routing="shared", probe="off", old_logprobs="trainer", device="cpu",
-        threads=1, problems_per_step=16, samples=8,
+def settings(model: str, dtype: str, device: str, problems: int = 16) -> TrainConfig:
+    return TrainConfig(
+        model=model, routing="shared", probe="off", old_logprobs="trainer", device=device,
+        dtype=dtype, threads=1, problems_per_step=problems, samples=8,
     )  # fmt: skip
+
+
+def table(config: TrainConfig, samplers: Sequence[str], num_seeds: int) -> list[str]:
+    """Per sampler and role: gaps, effective sample sizes, cosines and cuts; medians of seeds."""
     rows = []
-    for sampler in SAMPLERS:
-        seeds = [measure(config, sampler, seed) for seed in range(options.seeds)]
+    for sampler in samplers:
+        seeds = [measure(config, sampler, seed) for seed in range(num_seeds)]
         for role in ROLES:
             values = {
                 key: statistics.median(seed[role][key] for seed in seeds) for key in seeds[0][role]
@@ -181,19 +180,32 @@ def main() -> None:
         *[f"cosine, {name}" for name in names], *[f"cut %, {name}" for name in names],
         "cosine of halves",
     ]  # fmt: skip
+    return tabled(columns, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", default="tiny-1m")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--write", action="store_true", help=f"replace {RESULT.name}")
+    options = parser.parse_args()
+    config = settings(options.model, options.dtype, options.device)
+    rows = table(config, list(SAMPLERS), options.seeds)
     text = "\n".join(
         [
             "# What a gap between sampler and trainer does to role gradients",
             "",
             f"`python bench/correction.py`: {options.model}, Voting, shared policy, 16 problems x "
-            f"8 episodes, trained in float32, cap {config.rollout_correction_cap:g}; medians of "
-            f"{options.seeds} seeds. Cosines are between the role's corrected and uncorrected "
-            "gradient; that of halves is between the gradients of even and odd episodes, without "
-            "correction.",
+            f"8 episodes, trained in {options.dtype}, cap {config.rollout_correction_cap:g}; "
+            f"medians of {options.seeds} seeds. Cosines are between the role's corrected and "
+            "uncorrected gradient; that of halves is between the gradients of even and odd "
+            "episodes, without correction.",
             "",
             machine(("torch", "transformers")),
             "",
-            *tabled(columns, rows),
+            *rows,
             "",
         ]
     )

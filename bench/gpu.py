@@ -1,250 +1,350 @@
-"""Check on a GPU, in one call: the probe's cost, launches, memory and exactness, and sampling.
+"""Measure in one call what needs a GPU, within ten minutes on one H200: bench/results/gpu.md.
 
-    python bench/gpu.py --write                          # on a CUDA device, about ten minutes
-    python bench/gpu.py --device cpu --shrink 16 --rounds 1    # the same code on small shapes
+    python bench/gpu.py --write                   # on a CUDA device
+    python bench/gpu.py --small --out FILE        # the same code on small shapes on a CPU
 
-Random weights in the shapes of Qwen3-0.6B, 1.7B and 4B, bfloat16 with float32 adapters of rank 64
-on every linear layer, 4 agents. A step is forward, backward, clip and AdamW on rows x tokens;
-variants take turns in one process, the ratio is the median over rounds. Launches are kernels of one
-step, peak memory is torch's. Exactness: Grams against one backward per agent on the same device.
-The tests marked `gpu` run first.
+Parts run one after the other; one that fails is recorded with its reason and does not end the
+others, one that would begin after --limit seconds is left out, and what is there is written after
+every part. Exit status 1 if one failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import gc
+import os
+import re
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+import correction
+import logprob_memory
 import numpy as np
-import peft
 import torch
-from models import copy_of, machine, row_losses
-from sampling import ways
-from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from gpu_probe import VARIANTS, Place, costs, exactness, sampling
+from models import machine
 from transformers import AutoModelForCausalLM
 
-from gradlab.probe.probe import Probe, attach
-from gradlab.records import Agent, Mode
-from trainers.models.architectures import KNOWN, qwen3
+from gradlab.records import Agent
+from gradlab.store.run import open_run
+from trainers.config import TrainConfig
+from trainers.engines.choose import open_sampler
+from trainers.engines.sampler import EngineSampler
+from trainers.models.architectures import KNOWN
+from trainers.models.language import load_language_models, load_tokenizer
+from trainers.policies import adapter_parameters, build_policies
+from trainers.training import task_of
 
+ROOT = Path(__file__).parent.parent
 RESULT = Path(__file__).parent / "results" / "gpu.md"
-AGENTS = (Agent("generator", 0), Agent("generator", 1), Agent("generator", 2), Agent("aggregator"))
-VARIANTS = ("plain", "exact", "exact + row statistics", "fused")
+ROWS = {"Qwen/Qwen3-0.6B": 16, "Qwen/Qwen3-1.7B": 8, "Qwen/Qwen3-4B": 4}
+"""Rows of a step, so that what autograd keeps of 1,024 tokens each fits beside the weights."""
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where and how large."""
+class Plan:
+    """What is measured."""
 
-    device: torch.device
-    shrink: int
-    rows: int
-    tokens: int
-    rank: int
+    device: str
+    is_small: bool
+    models: tuple[str, ...]
+    rounds: int
 
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def model(self, name: str) -> nn.Module:
-        """A random Qwen3 with adapters that are random too, so that no gradient is zero."""
-        full = qwen3(name)
-        config = qwen3(
-            name,
-            hidden_size=full.hidden_size // self.shrink,
-            intermediate_size=full.intermediate_size // self.shrink,
-            num_hidden_layers=max(2, full.num_hidden_layers // self.shrink),
-            vocab_size=full.vocab_size // self.shrink,
-            eos_token_id=1,
-            bos_token_id=1,
-        )
-        torch.manual_seed(0)
-        with self.device:
-            base = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
-        lora = peft.LoraConfig(
-            r=self.rank, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM"
-        )
-        return peft.get_peft_model(base, lora).to(self.device).train()
-
-    def batch(self, vocabulary: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Token ids, loss weights and agents of the rows."""
-        draw = torch.Generator().manual_seed(0)
-        ids = torch.randint(0, vocabulary, (self.rows, self.tokens), generator=draw)
-        weight = torch.randn(self.rows, generator=draw)
-        agent = torch.arange(self.rows) * len(AGENTS) // self.rows
-        return ids.to(self.device), weight.to(self.device), agent
+    def place(self, model: str) -> Place:
+        device = torch.device(self.device)
+        if self.is_small:
+            return Place(device, 16, 4, 32, 4)
+        return Place(device, 1, ROWS[model], 1024, 64)
 
 
-def make_step(
-    place: Place, model: nn.Module, variant: str
-) -> tuple[Callable[[], None], Probe | None]:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-5)
-    ids, weight, agent = place.batch(model.config.vocab_size)  # type: ignore[union-attr,arg-type]
-    prompts = (torch.arange(place.rows) % max(1, place.rows // len(AGENTS))).tolist()
-    mode: Mode = "fused" if variant == "fused" else "exact"
-    probe = None
-    if variant != "plain":
-        probe = attach(model, optimizer, agents=AGENTS, mode=mode)
-
-    def step() -> None:
-        if probe is not None:
-            probe.tag(agent, prompts=prompts if variant.endswith("statistics") else None)
-        row_losses(model, ids, weight).sum().backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step, probe
+class Skipped(Exception):
+    """A part that has nothing to run on, and why."""
 
 
-def costs(place: Place, name: str, rounds: int) -> list[str]:
-    """Rows of the table: seconds, ratio, kernels and memory of every variant."""
-    base = place.model(name)
-    steps = {}
-    for variant in VARIANTS:
-        steps[variant], probe = make_step(place, copy_of(base), variant)
-        for _ in range(2):
-            steps[variant]()
-        if probe is not None and probe.last_check is not None:
-            assert probe.last_check.residual <= probe.last_check.tolerance, (name, variant)
-            assert probe.last_check.coverage == 1, (name, variant)
-    seconds: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-    for turn in range(rounds):
-        for variant in VARIANTS if turn % 2 else reversed(VARIANTS):
-            place.synchronize()
-            started = time.perf_counter()
-            steps[variant]()
-            place.synchronize()
-            seconds[variant].append(time.perf_counter() - started)
-    rows = []
-    for variant in VARIANTS:
-        ratio = statistics.median(
-            [own / plain for own, plain in zip(seconds[variant], seconds["plain"], strict=True)]
-        )
-        rows.append(
-            f"| {name} | {variant} | {1e3 * statistics.median(seconds[variant]):.1f} | {ratio:.3f} "
-            f"| {launches(place, steps[variant])} | {peak_gib(place, steps[variant])} |"
-        )
-    return rows
-
-
-def launches(place: Place, step: Callable[[], None]) -> str:
-    """Kernels of one step."""
-    if place.device.type != "cuda":
-        return "-"
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
-        step()
-        place.synchronize()
-    return f"{sum(e.count for e in found.key_averages() if 'LaunchKernel' in e.key):,}"
-
-
-def peak_gib(place: Place, step: Callable[[], None]) -> str:
-    """Memory of one step above what all variants hold."""
-    if place.device.type != "cuda":
-        return "-"
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    step()
-    place.synchronize()
-    return f"{(torch.cuda.max_memory_allocated() - before) / (1 << 30):.2f}"
-
-
-def exactness(place: Place, name: str) -> str:
-    """Grams of both modes against one backward per agent."""
-    base, found = place.model(name), []
-    ids, weight, agent = place.batch(base.config.vocab_size)  # type: ignore[union-attr,arg-type]
-    trained = [p for p in base.parameters() if p.requires_grad]
-    parts = []
-    for number in range(len(AGENTS)):
-        mask = (agent == number).to(place.device)
-        loss = (row_losses(base, ids, weight) * mask).sum()
-        parts.append(torch.cat([g.flatten().double() for g in torch.autograd.grad(loss, trained)]))
-    flat_AP = torch.stack(parts)
-    expected = (flat_AP @ flat_AP.T).cpu().numpy()
-    norms = np.sqrt(np.diag(expected))
-    for mode in ("exact", "fused"):
-        step, probe = make_step(place, copy_of(base), mode)
-        step()
-        assert probe is not None
-        assert probe.last is not None
-        error = np.abs(probe.last.gram_BAA.sum(0) - expected) / np.outer(norms, norms)
-        assert error.max() < 2e-2, f"{name}, {mode}: {error.max():.1e}"
-        found.append(f"{mode} {error.max():.1e}, residual {probe.last.metrics.residual:.1e}")
-    return f"| {name} | {' | '.join(found)} |"
-
-
-def sampling(place: Place, name: str) -> str:
-    """Tokens per second on a ragged wave, beside `generate`."""
-    model = place.model(name).eval()
-    vocabulary: int = model.config.vocab_size  # type: ignore[union-attr,assignment]
-    draw = np.random.default_rng(0)
-    prompts = [
-        tuple(draw.integers(2, vocabulary, int(draw.integers(32, 129))).tolist()) for _ in range(8)
-    ]
-    prompts = [prompt for prompt in prompts for _ in range(8)]
-    most = 256 if place.shrink == 1 else 16
-    found = ways(model, prompts, most, mean_response=64, rows=64)
-
-    speeds: dict[str, list[float]] = {"gradlab": [], "generate": []}
-    for turn in range(4):
-        for way in speeds:
-            place.synchronize()
-            started = time.perf_counter()
-            tokens = found[way]()
-            place.synchronize()
-            if turn:
-                speeds[way].append(tokens / (time.perf_counter() - started))
-    own, other = (statistics.median(speed) for speed in speeds.values())
-    return f"| {name} | {own:,.0f} | {other:,.0f} | {own / other:.2f} |"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shrink", type=int, default=1, help="divide all sizes by this")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--models", nargs="+", choices=KNOWN, default=list(KNOWN))
-    parser.add_argument("--rows", type=int, default=16)
-    parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--write", action="store_true", help=f"write {RESULT}")
-    options = parser.parse_args()
-    place = Place(
-        torch.device(options.device), options.shrink, options.rows,
-        options.tokens // options.shrink, 64 // options.shrink,
+def run(*command: str, seconds: float) -> str:
+    """What a command of this interpreter prints. Raises RuntimeError with its end if it fails."""
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=seconds,
+        cwd=ROOT, env={**os.environ, "PYTHONPATH": paths.rstrip(os.pathsep)}, check=False,
     )  # fmt: skip
-    if place.device.type == "cuda":
-        subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests"],
-            check=True,
-            cwd=Path(__file__).parent.parent,
-        )
-    name = torch.cuda.get_device_name() if place.device.type == "cuda" else "CPU"
+    if done.returncode:
+        end = (done.stdout + done.stderr).strip().splitlines()[-3:]
+        raise RuntimeError(f"{' '.join(command[:3])} ended with {done.returncode}: {' '.join(end)}")
+    return done.stdout
+
+
+def marked_tests(plan: Plan) -> list[str]:
+    if plan.is_small:
+        raise Skipped("they need a CUDA device")
+    return [run("pytest", "-q", "-m", "gpu", "tests", seconds=120).strip().splitlines()[-1]]
+
+
+def probe_costs(plan: Plan) -> list[str]:
     lines = [
-        f"{name}, {options.rows} rows x {place.tokens} tokens, rank {place.rank}.",
-        machine(("torch", "transformers", "peft")),
-        "",
         "| model | step | ms | ratio to plain | launches | step's peak GiB |",
         "|---|---|---|---|---|---|",
     ]
-    for model in options.models:
-        lines += costs(place, model, options.rounds)
-        print(*lines[-len(VARIANTS) :], sep="\n", flush=True)
-    lines += ["", "| model | largest Gram error, exact | fused |", "|---|---|---|"]
-    lines += [exactness(place, model) for model in options.models]
-    lines += ["", "| model | tokens/s | generate | ratio |", "|---|---|---|---|"]
-    lines += [sampling(place, model) for model in options.models]
-    print(*lines[5 + len(VARIANTS) * len(options.models) :], sep="\n")
-    if options.write:
-        RESULT.write_text("\n".join(["# On a GPU", "", *lines, ""]))
+    for model in plan.models:
+        try:
+            lines += costs(plan.place(model), model, plan.rounds)
+        except torch.OutOfMemoryError as error:
+            lines += [f"| {model} | {VARIANTS} | out of memory: {first_line(error)} | | | |"]
+        free(plan)
+    return lines
+
+
+def probe_exactness(plan: Plan) -> list[str]:
+    head = ["| model | largest Gram error, exact | fused |", "|---|---|---|"]
+    return [*head, *(exactness(plan.place(model), model) for model in plan.models)]
+
+
+def chunked_logprobs(plan: Plan) -> list[str]:
+    """Forward and backward of log-probs over Qwen3's vocabulary, whole and by chunks."""
+    vocabulary, hidden = (1_024, 64) if plan.is_small else (151_936, 1_024)
+    lines = [
+        "| response tokens | log-probs | ms | peak GiB above | loss off by | gradients off by |",
+        "|---|---|---|---|---|---|",
+    ]
+    for tokens in (128,) if plan.is_small else (1_024, 8_192):
+        reference: tuple[float, list[float]] | None = None
+        for way in ("whole", "chunks"):
+            loss_of = logprob_memory.make(
+                tokens, vocabulary, hidden, is_whole=way == "whole", device=plan.device,
+                dtype="bfloat16",
+            )  # fmt: skip
+            free(plan)
+            seconds, peak, loss = timed(plan, loss_of)
+            gradients = logprob_memory.gradients_of(loss_of)
+            reference = reference or (loss, gradients)
+            pairs = zip(gradients, reference[1], strict=True)
+            off = max(abs(a / b - 1) for a, b in pairs)
+            lines.append(
+                f"| {tokens:,} | {way} | {1e3 * seconds:.1f} | {peak} "
+                f"| {abs(loss / reference[0] - 1):.1e} | {off:.1e} |"
+            )
+    return lines
+
+
+def timed(plan: Plan, loss_of: Callable[[], torch.Tensor]) -> tuple[float, str, float]:
+    """Seconds, peak memory and loss of the second of two forwards and backwards."""
+    is_cuda = plan.device.startswith("cuda")
+    for _ in range(2):
+        for parameter in loss_of.parameters:  # type: ignore[attr-defined]
+            parameter.grad = None
+        if is_cuda:
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        started = time.perf_counter()
+        loss = loss_of()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if is_cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    if not is_cuda:
+        return seconds, "-", loss.item()
+    return seconds, f"{(torch.cuda.max_memory_allocated() - before) / (1 << 30):.2f}", loss.item()
+
+
+def torchrun(plan: Plan) -> list[str]:
+    """The same run in a process alone and as torchrun's only rank: what differs."""
+    found = {}
+    options = [
+        "--device", plan.device, "--steps", "2", "--eval-every", "2", "--eval-problems", "10",
+        "--problems-per-step", "2", "--samples", "4", "--threads", "1",
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = ["torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "gradlab"]
+        for way, launcher in (("alone", ["gradlab"]), ("torchrun", ranks)):
+            out = Path(folder) / way
+            run(*launcher, "train", *options, "--out", str(out), seconds=150)
+            found[way] = open_run(out)
+        lines = [
+            "| run | seconds of step 2 | largest difference of its Gram, by policy |",
+            "|---|---|---|",
+        ]
+        for way, one in found.items():
+            off = {
+                policy.name: float(
+                    np.abs(
+                        one.gram(policy.name).gram_UBAA - found["alone"].gram(policy.name).gram_UBAA
+                    ).max()
+                )
+                for policy in one.policies
+            }
+            seconds = one.run_metric("step_seconds").value_T[-1]
+            told = ", ".join(f"{name} {value:.1e}" for name, value in off.items())
+            lines.append(f"| {way} | {seconds:.2f} | {told} |")
+    return lines
+
+
+def role_gradients(plan: Plan) -> list[str]:
+    """bench/correction.py with a trainer in bfloat16."""
+    samplers = ["bfloat16 weights"] if plan.is_small else list(correction.SAMPLERS)
+    model, problems = ("tiny", 2) if plan.is_small else ("tiny-1m", 16)
+    config = correction.settings(model, "bfloat16", plan.device, problems)
+    return correction.table(config, samplers, 1 if plan.is_small else 3)
+
+
+def engine(plan: Plan) -> list[str]:
+    """vLLM in this process: what the canary measures in bfloat16, and tokens per second."""
+    if find_spec("vllm") is None:
+        raise Skipped("vLLM is not installed in this environment")
+    with tempfile.TemporaryDirectory() as folder:
+        model, waves = random_model(plan, Path(folder)), (8, 8) if plan.is_small else (64, 512)
+        config = TrainConfig(
+            model=str(model), out=Path(folder) / "run", sampler="vllm", dtype="bfloat16",
+            device=plan.device, rollout_rows=256, max_prompt_tokens=512, sampler_memory=0.4,
+            max_response_tokens=8 if plan.is_small else 512,
+        )  # fmt: skip
+        languages = load_language_models(config)
+        [language] = languages.values()
+        policies = build_policies(languages, config)
+        torch.manual_seed(0)
+        for policy in policies:
+            for name, value in adapter_parameters(language.model, policy).items():
+                if "lora_B" in name:
+                    value.data.normal_(std=0.01)
+        sampler = open_sampler(config, languages, task_of(config), config.build_workflow())
+        assert isinstance(sampler, EngineSampler)
+        try:
+            return spoken(plan, config, sampler, list(policies), waves)
+        finally:
+            sampler.close()
+
+
+def random_model(plan: Plan, folder: Path) -> Path:
+    """Qwen3-0.6B's shape with random weights, and the tokenizer of an embedded model."""
+    shapes = plan.place(KNOWN[0]).shapes(KNOWN[0])
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(shapes, dtype=torch.bfloat16)  # type: ignore[no-untyped-call]
+    model.save_pretrained(folder / "model")
+    load_tokenizer("tiny").save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def spoken(
+    plan: Plan, config: TrainConfig, sampler: EngineSampler, policies: list[str],
+    waves: tuple[int, ...],
+) -> list[str]:  # fmt: skip
+    speakers = config.speakers()
+    chosen = [speakers[Agent("generator", 0)], speakers[Agent("aggregator")]]
+    lines = ["| responses | tokens | seconds | tokens/s |", "|---|---|---|---|"]
+    for number, size in enumerate((*waves[:1], *waves)):
+        draw = np.random.default_rng(number)
+        prompts = [tuple(draw.integers(2, 60, 128).tolist()) for _ in range(size // 2)]
+        for version, policy in enumerate(policies if number < 2 else ()):
+            sampler.publish(policy, 2 * number + version)
+        started = time.perf_counter()
+        said = sampler.ask(dict.fromkeys(chosen, prompts), (0, number))
+        seconds = time.perf_counter() - started
+        tokens = sum(len(one.ids) for samples in said.values() for one in samples)
+        note = ", adapters published and proven first" if number < 2 else ""
+        lines.append(f"| {size}{note} | {tokens:,} | {seconds:.2f} | {tokens / seconds:,.0f} |")
+    lines += [
+        "",
+        "| policy | canary tokens | mean gap | largest | limit |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {policy} | {gap.tokens} | {gap.mean:.1e} | {gap.largest:.1e} | {gap.limit:g} |"
+        for (_, policy), gap in sampler.gaps.items()
+    ]
+    return lines
+
+
+def own_sampling(plan: Plan) -> list[str]:
+    head = ["| model | tokens/s | generate | ratio |", "|---|---|---|---|"]
+    return [*head, *(sampling(plan.place(model), model) for model in plan.models)]
+
+
+PARTS: dict[str, Callable[[Plan], list[str]]] = {
+    "The probe's cost": probe_costs,
+    "The probe's exactness": probe_exactness,
+    "Log-probs over a large vocabulary": chunked_logprobs,
+    "vLLM in the training process": engine,
+    "Sampler and trainer in bfloat16": role_gradients,
+    "torchrun on one device": torchrun,
+    "Tests that need a GPU": marked_tests,
+    "Our own sampling": own_sampling,
+}
+"""Heading -> what measures it, what matters most first."""
+
+
+def first_line(error: BaseException) -> str:
+    text = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {re.sub(r'[|]', '/', text)[:300]}"
+
+
+def free(plan: Plan) -> None:
+    gc.collect()
+    if plan.device.startswith("cuda"):
+        torch.cuda.empty_cache()
+
+
+def measured(plan: Plan, chosen: list[str], limit: float, write: Callable[[str], None]) -> int:
+    """Run the parts and write what is there after each; the number that failed."""
+    started, failed = time.perf_counter(), 0
+    name = torch.cuda.get_device_name() if plan.device.startswith("cuda") else "a CPU"
+    sizes = [f"{m} {plan.place(m).rows} x {plan.place(m).tokens} tokens" for m in plan.models]
+    lines = [
+        "# On a GPU", "",
+        f"`python bench/gpu.py{' --small' if plan.is_small else ''}`: {name}; "
+        f"{', '.join(sizes)}.",
+        "", machine(("torch", "transformers", "peft", "vllm")), "",
+    ]  # fmt: skip
+    for heading in chosen:
+        begun = time.perf_counter()
+        if begun - started > limit:
+            found = [f"Left out: {limit:.0f} seconds were over."]
+        else:
+            try:
+                found = PARTS[heading](plan)
+            except Skipped as reason:
+                found = [f"Left out: {reason}."]
+            except Exception as error:
+                traceback.print_exc()
+                found, failed = [f"**Failed**: {first_line(error)}"], failed + 1
+        free(plan)
+        lines += [f"## {heading}", "", *found, "", f"{time.perf_counter() - begun:.0f} s.", ""]
+        print(f"{heading}: {time.perf_counter() - begun:.0f} s", flush=True)
+        write("\n".join(lines))
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="", help="cuda; with --small, cpu")
+    parser.add_argument("--small", action="store_true", help="small shapes, for a CPU")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--limit", type=float, default=480, help="seconds to begin parts in")
+    parser.add_argument("--models", nargs="+", choices=KNOWN, default=list(KNOWN))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--write", action="store_true", help=f"write {RESULT}")
+    parser.add_argument("--out", type=Path, default=None, help="write there instead")
+    options = parser.parse_args()
+    models = tuple(options.models)[: 1 if options.small else None]
+    plan = Plan(
+        options.device or ("cpu" if options.small else "cuda"), options.small, models,
+        1 if options.small else options.rounds,
+    )  # fmt: skip
+    target = options.out or (RESULT if options.write else None)
+
+    def write(text: str) -> None:
+        if target is not None:
+            target.write_text(text)
+
+    failed = measured(plan, options.parts, options.limit, write)
+    print(f"{failed} parts failed", f"see {target}" if target else "")
+    return failed > 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

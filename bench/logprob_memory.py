@@ -15,40 +15,44 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from gradlab.records import Agent
+from trainers.batches import response_logprobs, to_batch
+from trainers.episodes import Turn
+from trainers.models.language import LanguageModel, head_of
+from trainers.models.sampling import SamplingOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 PROMPT, RESPONSE = 8, 64
 
 
-def measure(tokens: int, vocabulary: int, hidden: int, *, is_whole: bool) -> dict[str, Any]:
-    """MiB, CPU seconds, loss and gradient norms of one forward and backward."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from gradlab.records import Agent
-    from trainers.batches import response_logprobs, to_batch
-    from trainers.episodes import Turn
-    from trainers.models.language import LanguageModel, head_of
-    from trainers.models.sampling import SamplingOptions
-
-    torch.set_num_threads(1)
+def make(
+    tokens: int, vocabulary: int, hidden: int, *, is_whole: bool, device: str = "cpu",
+    dtype: str = "float32",
+) -> Callable[[], Tensor]:  # fmt: skip
+    """The policy's mean log-prob on response tokens of random rows, with a graph to its adapter."""
     torch.manual_seed(0)
     config = Qwen3Config(
         vocab_size=vocabulary, hidden_size=hidden, intermediate_size=2 * hidden,
         num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=hidden // 4,
         tie_word_embeddings=True,
     )  # fmt: skip
-    base = Qwen3ForCausalLM(config)
+    base = Qwen3ForCausalLM(config).to(device, getattr(torch, dtype))
     head = head_of(base)
     assert head is not None
     lora = LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM",
                       init_lora_weights=False)  # fmt: skip
     language = LanguageModel(
-        get_peft_model(base, lora), None, None, torch.device("cpu"),  # type: ignore[arg-type]
+        get_peft_model(base, lora), None, None, torch.device(device),  # type: ignore[arg-type]
         SamplingOptions(1.0, RESPONSE, 1, (1,), 0), 4096, head,
     )  # fmt: skip
     if is_whole:
@@ -64,14 +68,30 @@ def measure(tokens: int, vocabulary: int, hidden: int, *, is_whole: bool) -> dic
             )
         )  # fmt: skip
     batch = to_batch(rows, language)
+
+    def loss() -> Tensor:
+        logprob_BT, _ = response_logprobs(language, batch)
+        return logprob_BT.mean()
+
+    loss.parameters = list(language.model.parameters())  # type: ignore[attr-defined]
+    return loss
+
+
+def measure(tokens: int, vocabulary: int, hidden: int, *, is_whole: bool) -> dict[str, Any]:
+    """MiB, CPU seconds, loss and gradient norms of one forward and backward."""
+    torch.set_num_threads(1)
+    loss_of = make(tokens, vocabulary, hidden, is_whole=is_whole)
     held, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    logprob_BT, _ = response_logprobs(language, batch)
-    loss = logprob_BT.mean()
-    loss.backward()
+    loss = loss_of()
+    loss.backward()  # type: ignore[no-untyped-call]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    gradients = [p.grad.norm().item() for p in language.model.parameters() if p.grad is not None]
     return {"mib": (peak - held) / 1024, "seconds": time.process_time() - started,
-            "loss": loss.item(), "gradients": gradients}  # fmt: skip
+            "loss": loss.item(), "gradients": gradients_of(loss_of)}  # fmt: skip
+
+
+def gradients_of(loss: Any) -> list[float]:
+    """Norms of the gradients of the adapter behind a loss of `make`."""
+    return [p.grad.norm().item() for p in loss.parameters if p.grad is not None]
 
 
 def main() -> None:

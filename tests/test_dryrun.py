@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +35,7 @@ from trainers.preview.estimates import (
     memory_of,
     plan,
 )
+from trainers.preview.times import CARD, Load, Speed, speed_here, times_of
 from trainers.rundir.transcripts import read_episodes
 from trainers.training import task_of, train
 from trainers.watch.progress import Progress
@@ -165,10 +167,77 @@ def test_a_cell_of_the_paper_is_planned_without_download_or_gpu() -> None:
     assert found.turns == 64 * 8 * 4
     assert found.updates == {"generator": 3, "aggregator": 1}
     if not torch.cuda.is_available():
-        assert found.seconds is None
-        assert "--device cuda is not here" in "\n".join(
-            described(cell("Voting-IP-1.7B-Math"), found)
-        )
+        told = "\n".join(described(cell("Voting-IP-1.7B-Math"), found))
+        assert not found.is_here
+        assert "--device cuda is not here, and no GPU was compared with this" in told
+        assert "an H100 SXM by its data sheet" in told
+        assert found.times.speed == CARD
+    assert found.engine is not None
+    assert found.engine.weights == 2 * 1_720_574_976
+    # 28 layers, keys and values, 8 heads of 128, 2 bytes; prompts are assumed to have 1,024 tokens.
+    assert found.engine.cache == 256 * (1024 + 5120) * 28 * 2 * 8 * 128 * 2
+    assert found.memory.cache == 0
+
+
+def test_paper_cells_fit_an_80_gb_card_beside_their_engine() -> None:
+    for name in ("Voting-IP-1.7B-Math", "OrchWorkers-IP-4B-Math", "EvalOpt-SP-0.6B-Code"):
+        config = cell(name)
+        found = plan(config)
+        assert config.sampler == "vllm"
+        assert found.engine is not None
+        taken = config.sampler_memory * CARD.held
+        assert found.engine.starts_in(taken), name
+        assert found.memory.peak + taken < CARD.held - 2 * (1 << 30), f"{name}, CUDA's own beside"
+
+
+def test_the_time_of_a_step_is_worked_out_by_hand(small_config: SmallConfig) -> None:
+    """A machine of 1 GFLOP/s, 1 GB/s and calls that cost nothing; two roles, 2 problems x 4."""
+    config = small_config(problems_per_step=2, samples=4, probe="off", micro_tokens=1000)
+    speed = Speed(1e9, 1e9, 0.0, math.inf, "cpu", "by hand")
+    load = Load(
+        parameters=1000, adapter=100, trained=200, layers=1, kept=10, queries=0, keys=0,
+        vocabulary=0, element=4, prompt=30, response=10, longest=16,
+        turns={"generator": (1.0, 3), "aggregator": (1.0, 1)}, learned=1.0, updates=4,
+    )  # fmt: skip
+    found = times_of(config, [load], speed)
+    # Drawn: 8 x 4 responses of 10 tokens, prompts of 2 problems and of 8 aggregators; the weights
+    # are read 16 times in each of two waves.
+    forward = 2 * 1100
+    drawn = (32 * 10 + (2 + 8) * 30) * forward / 0.8e9
+    assert found.rollout == pytest.approx(drawn + 2 * 16 * 1000 * 4 * 2.5 / 1e9)
+    # Learned: all 32 turns of 40 tokens and their padding, forward, backward and the adapter's own.
+    tokens = 32 * 40 * 1.15
+    learned = tokens * (2 * forward + 2 * 100) / 0.8e9
+    assert found.learning == pytest.approx(
+        learned + (tokens * 10 * 4 * 20 + 4 * 200 * 4 * 30) / 1e9
+    )
+    assert found.step == found.rollout + found.learning
+
+
+def test_a_gpu_computes_while_calls_are_made(small_config: SmallConfig) -> None:
+    assert Speed(1e9, 1e9, 1e-3, 1.0, "cuda", "").seconds(1e9, 1e9, 10) == 1 / 0.5 + 1
+    assert Speed(1e9, 1e9, 1.0, 1.0, "cuda", "").seconds(1e9, 1e9, 10) == 10
+    assert Speed(1e9, 1e9, 1.0, math.inf, "cpu", "").seconds(1e9, 1e9, 10) == 1 / 0.8 + 1 + 10
+
+
+def test_an_engine_draws_as_many_at_once_as_its_memory_holds(small_config: SmallConfig) -> None:
+    config = cell("Voting-IP-1.7B-Math")
+    small, large = (
+        plan(config, speed=replace(CARD, held=held * (1 << 30))).times for held in (40, 80)
+    )
+    assert small.learning == large.learning
+    assert small.rollout > large.rollout
+    assert plan(replace(config, sampler="transformers"), speed=CARD).times.rollout > small.rollout
+
+
+def test_the_device_here_is_measured(small_config: SmallConfig) -> None:
+    found = speed_here(small_config(device="cpu"), seconds=0.03)
+    assert found is not None
+    assert found.kind == "cpu"
+    assert found.held == math.inf
+    assert 1e8 < found.products < 1e14
+    assert 1e8 < found.memory < 1e13
+    assert 1e-8 < found.call < 1e-2
 
 
 def test_a_device_that_no_run_could_use_is_refused_as_the_run_does(
@@ -178,7 +247,7 @@ def test_a_device_that_no_run_could_use_is_refused_as_the_run_does(
     lines: list[str] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     dry_run(small_config(device="cuda"), lines.append)
-    assert "--device cuda is not here, so no seconds" in "".join(lines)
+    assert "--device cuda is not here, and no GPU was compared" in "".join(lines)
     with pytest.raises(ValueError, match=r"sees no CUDA device; .* or --device cuda to plan a run"):
         dry_run(small_config(device="cuda:0"), lines.append)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -22,7 +22,8 @@ from trainers.policies import TrainingError, adapter_parameters
 from trainers.preview.dryrun import dry_run
 from trainers.preview.engine_memory import EngineMemory, _on_one_device
 from trainers.preview.estimates import plan
-from trainers.training import task_of
+from trainers.training import task_of, train
+from trainers.watch.progress import Progress
 
 
 def test_ranks_and_heads_are_rounded_up_to_what_an_engine_takes() -> None:
@@ -176,12 +177,29 @@ def test_a_dry_run_counts_the_engine(
 
 
 def test_a_device_too_small_for_trainer_and_engine_is_told(small_config: SmallConfig) -> None:
-    """80 GiB: half of them for the engine are too few for it, and too many beside 50."""
+    """80 GiB, half of them for the engine: its weights and adapters take 12, a response 1."""
     gib = 1 << 30
-    need = EngineMemory(10 * gib, 2 * gib, 30 * gib)
+    need = EngineMemory(10 * gib, 2 * gib, 30 * gib, 30, 5 * gib)
     config = small_config(sampler="vllm")
-    few, many = _on_one_device(config, need, 50 * gib, 80 * gib)
-    assert "--sampler-memory 0.5 is 40.0 GiB of 80.0 GiB, less than the engine needs" in few
-    assert "together take 90.0 GiB of 80.0 GiB" in many
+    said, many = _on_one_device(config, need, 50 * gib, 20 * gib, 80 * gib)
+    assert "about 90.0 GiB of 80.0 GiB: 40.0 GiB of the engine, room for 28 responses" in said
+    assert "20.0 GiB while responses are drawn, 50.0 GiB in updates" in said
+    assert "together take 90.0 GiB of 80.0 GiB; expected a lower --sampler-memory, or" in many
     sleeping = replace(config, sampler_sleep=True, sampler_memory=0.6)
-    assert not list(_on_one_device(sleeping, need, 50 * gib, 80 * gib))
+    [said] = _on_one_device(sleeping, need, 50 * gib, 20 * gib, 80 * gib)
+    assert "about 68.0 GiB of 80.0 GiB: 48.0 GiB of the engine, room for 30 responses" in said
+    small = replace(config, sampler_memory=0.2)
+    _, refused = _on_one_device(small, need, 50 * gib, 20 * gib, 80 * gib)
+    assert "is 16.0 GiB of 80.0 GiB, too little" in refused
+    assert "refuse to start" in refused
+
+
+def test_a_run_without_vllm_is_refused_before_its_model_is_loaded(
+    small_config: SmallConfig, quiet: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainers.engines.in_process.find_spec", lambda name: None)
+    monkeypatch.setattr("trainers.training.load_language_models", pytest.fail)
+    config = small_config(sampler="vllm")
+    with pytest.raises(ValueError, match=r"make vllm VLLM=.* or --sampler transformers"):
+        train(config, quiet)
+    assert not config.out.exists()

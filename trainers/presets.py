@@ -132,8 +132,9 @@ _MATH_PROMPT_TOKENS = {"Voting": 20480, "EvalOpt": 30720, "OrchWorkers": 20480, 
 def cell(name: str) -> TrainConfig:
     """A cell of the paper's matrix, e.g. 'Voting-IP-1.7B-Math': Qwen3, rank 64, 64 x 8 episodes.
 
-    500 steps of 512 episodes; days on one GPU. DAPO-Math-17K, or DeepCoder for Code, is read from
-    --data. Size 'tiny' is the cell's embedded counterpart, see `tiny_cell`.
+    500 steps of 512 episodes, responses drawn by vLLM in the same process and on the same GPU;
+    docs/gpu.md has memory and time. DAPO-Math-17K, or DeepCoder for Code, is read from --data. Size
+    'tiny' is the cell's embedded counterpart, see `tiny_cell`.
     """
     match = CELL.fullmatch(name)
     if match is None:
@@ -164,7 +165,9 @@ def cell(name: str) -> TrainConfig:
         eval_problems=1000 if is_code else 1412,
         problems_per_step=64,
         samples=8,
-        rollout_rows=64,
+        sampler="vllm",
+        sampler_memory=0.6 if match["size"] == "4B" else 0.75,  # of 80 GB, beside the trainer
+        rollout_rows=256,
         max_prompt_tokens=code_prompt if is_code else _MATH_PROMPT_TOKENS[match["workflow"]],
         max_response_tokens=2048 if is_code else 5120,
         rounds=2 if is_code else 3,

@@ -31,7 +31,7 @@ from gradlab.store.writer import RunStore
 from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.credit import check_components, compared, with_rewards
-from trainers.engines.choose import open_sampler
+from trainers.engines.choose import check_sampler, open_sampler
 from trainers.episodes import Episode, trained_turns
 from trainers.evaluate import evaluate
 from trainers.judge import Judge, judge_of
@@ -302,6 +302,7 @@ def open_run_for_training(
     check_sharding(config, peers.size)
     check_same_config(peers, config)
     check_watch(config, watch)
+    check_sampler(config)
     if config.threads:
         torch.set_num_threads(config.threads)
     workflow = config.build_workflow()

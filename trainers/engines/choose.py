@@ -11,7 +11,7 @@ from gradlab.workflows import Workflow
 from trainers.config import TrainConfig
 from trainers.engines.engine import Engine, EngineLost, EngineRefused
 from trainers.engines.export import check_heads
-from trainers.engines.in_process import InProcess
+from trainers.engines.in_process import InProcess, check_installed
 from trainers.engines.sampler import EngineSampler
 from trainers.engines.server import Server
 from trainers.engines.settings import EngineSettings, settings_of
@@ -32,6 +32,12 @@ ENGINES: Mapping[str, Callable[[TrainConfig, EngineSettings], Sequence[Engine]]]
     ],
 }
 """--sampler -> the engines that it asks."""
+
+
+def check_sampler(config: TrainConfig) -> None:
+    """Raise ValueError for an engine that is not installed, before models are loaded for it."""
+    if config.sampler == "vllm":
+        check_installed()
 
 
 def open_sampler(

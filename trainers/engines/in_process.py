@@ -27,11 +27,7 @@ class InProcess:
 
     def __init__(self, model: str, settings: EngineSettings) -> None:
         """Raises ValueError where vLLM is not installed beside the trainer."""
-        if find_spec("vllm") is None:
-            raise ValueError(
-                "--sampler vllm: vLLM is not installed in this environment; expected it beside "
-                "the trainer, or --sampler vllm-server with a server that gradlab serve starts"
-            )
+        check_installed()
         self._ids = itertools.count(1)
         self._loaded: dict[str, Any] = {}
         self._failed = ""
@@ -114,6 +110,18 @@ class InProcess:
         except Exception as error:
             self._failed = str(error) or type(error).__name__
             raise EngineRefused(f"{self.name}, asked {what}, failed: {self._failed}") from error
+
+
+def check_installed() -> None:
+    """Raise ValueError, with what to do, where vLLM is not installed beside the trainer."""
+    if find_spec("vllm") is None:
+        raise ValueError(
+            "--sampler vllm: vLLM is not installed in this environment; expected one with both, "
+            "which 'make vllm VLLM=vllm==0.32.0 VLLM_CONSTRAINTS=' sets up for an NVIDIA GPU "
+            "(docs/gpu.md; then .venv-vllm/bin/gradlab train …), or --sampler vllm-server with a "
+            "server that gradlab serve starts, or --sampler transformers, which needs nothing and "
+            "is slow for models of this size"
+        )
 
 
 def read_output(output: Any, request: Request) -> Sample:

@@ -10,6 +10,7 @@ from pathlib import Path
 from trainers.config import TrainConfig
 from trainers.matrix.plan import Cell
 from trainers.preview.estimates import plan
+from trainers.preview.times import Speed
 from trainers.preview.words import duration, size
 from trainers.replay.begin import DATA
 from trainers.tasks.problem import Task
@@ -42,10 +43,10 @@ def kinds_of(cells: Sequence[Cell], told: Callable[[int], None] = lambda _: None
     for cell in cells:
         groups.setdefault(repr(replace(cell.config, seed=0, out=Path())), []).append(cell)
     tasks: dict[str, Task | str] = {}
-    rates: dict[tuple[str, str, int], float | None] = {}
+    speeds: dict[tuple[str, str, int], Speed | None] = {}
     found = []
     for members in groups.values():
-        found.append(_kind(members, tasks, rates))
+        found.append(_kind(members, tasks, speeds))
         told(len(found))
     return found
 
@@ -53,7 +54,7 @@ def kinds_of(cells: Sequence[Cell], told: Callable[[int], None] = lambda _: None
 def _kind(
     members: Sequence[Cell],
     tasks: dict[str, Task | str],
-    rates: dict[tuple[str, str, int], float | None],
+    speeds: dict[tuple[str, str, int], Speed | None],
 ) -> Kind:
     config = members[0].config
     # Which problems there are depends on --seed where no --problem-seed is given.
@@ -63,14 +64,15 @@ def _kind(
     task = tasks[key]
     place = (config.device, config.dtype, config.threads)
     try:
-        taken = plan(config, task if isinstance(task, Task) else None, rates.get(place))
+        taken = plan(config, task if isinstance(task, Task) else None, speeds.get(place))
     except ValueError as error:
         raise ValueError(f"cell {members[0].name}: {error}") from error
-    rates[place] = taken.rate
+    speeds[place] = taken.times.speed if taken.is_here else None
     disk = taken.disk
     labels = [label for axis, label in members[0].place.items() if axis != "seed"]
     return Kind(
-        ".".join(labels) or members[0].name, tuple(members), taken.all_seconds,
+        ".".join(labels) or members[0].name, tuple(members),
+        taken.all_seconds if taken.is_here else None,
         taken.memory.peak, disk.store + disk.adapters + disk.states + disk.episodes,
         task if isinstance(task, str) else "",
     )  # fmt: skip

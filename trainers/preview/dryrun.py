@@ -8,7 +8,7 @@ from trainers.config import TrainConfig
 from trainers.models.language import pick_device
 from trainers.preview.advice import advice
 from trainers.preview.engine_memory import told_of_engine
-from trainers.preview.estimates import UTILIZATION, Plan, plan
+from trainers.preview.estimates import Plan, evaluations_of, plan
 from trainers.preview.words import duration, size
 from trainers.tasks.problem import Task
 from trainers.training import task_of
@@ -74,7 +74,9 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
             f"{size(memory.cache_at_limits)} of cache: --rollout-rows is {config.rollout_rows}"
         )
     if found.engine is not None:
-        yield from told_of_engine(config, found.engine, memory.peak)
+        yield from told_of_engine(
+            config, found.engine, memory.peak, memory.idle, found.times.speed.held
+        )
     disk = found.disk
     yield (
         f"disk        at most {size(disk.store + disk.adapters + disk.states + disk.episodes)}: "
@@ -82,15 +84,22 @@ def described(config: TrainConfig, found: Plan, task: Task | None = None) -> Ite
         f"adapters of {size(disk.adapters)}, {disk.checkpoints[1]} of them with optimizer states "
         f"of {size(disk.states)}, episodes about {size(disk.episodes)}"
     )
-    work = f"{found.flops / 1e12:,.2f} TFLOP a step"
-    if found.seconds is None or found.all_seconds is None or found.rate is None:
-        yield f"time        {work}; --device {config.device} is not here, so no seconds"
-    else:
-        yield (
-            f"time        {work}: about {duration(found.seconds)} a step, "
-            f"{duration(found.all_seconds)} for {config.steps} steps and their evaluations, if "
-            f"products run at {UTILIZATION:.0%} of the {found.rate / 1e12:.2g} TFLOP/s measured "
-            "here"
-        )
+    yield from told_of_time(config, found)
     for text in advice(config):
         yield f"warning     {text}"
+
+
+def told_of_time(config: TrainConfig, found: Plan) -> Iterator[str]:
+    times, speed = found.times, found.times.speed
+    yield (
+        f"time        about {duration(times.step)} a step (rollout {duration(times.rollout)}, "
+        f"updates {duration(times.learning)}), {duration(times.evaluation)} an evaluation, "
+        f"{duration(found.all_seconds)} for {config.steps} steps and {evaluations_of(config)} "
+        "evaluations"
+    )
+    yield (
+        f"            on {speed.products / 1e12:.2g} TFLOP/s and {speed.memory / 1e9:,.0f} GB/s, "
+        f"{speed.source}"
+    )
+    if not found.is_here:
+        yield f"            --device {config.device} is not here, and no GPU was compared with this"

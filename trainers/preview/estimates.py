@@ -10,7 +10,6 @@ Legend: A agents of a policy, P trainable parameters of a policy.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,6 @@ from trainers.models.language import (
     load_tokenizer,
     locate,
     near,
-    pick_device,
     prompts_for,
     reachable,
     render,
@@ -49,6 +47,7 @@ from trainers.preview.prompts import (
     replies_of,
     workers_of,
 )
+from trainers.preview.times import CARD, Load, Speed, Times, speed_here, times_of
 from trainers.prompts.compact import STRATEGIES, CompactPrompts
 from trainers.tasks.problem import Task
 
@@ -57,8 +56,6 @@ TYPICAL_PROMPT = 1024
 for rare long ones."""
 MEASURED = 16
 """Problems whose prompts are measured."""
-UTILIZATION = 0.35
-"""Share of the rate of one large product that training reaches."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +106,14 @@ class Memory:
     """Copies of the adapted layers, which policies speak through during a rollout."""
 
     @property
+    def idle(self) -> int:
+        """What is always there."""
+        return self.weights + self.adapters + self.probe
+
+    @property
     def peak(self) -> int:
         """The larger of rollout and training, beside what is always there."""
-        rollout = self.cache + self.merged
-        return self.weights + self.adapters + self.probe + max(self.activations, rollout)
+        return self.idle + max(self.activations, self.cache + self.merged)
 
 
 @dataclass(frozen=True)
@@ -129,31 +130,30 @@ class Plan:
     updates: dict[str, int]
     """Most updates per policy and step."""
     memory: Memory
-    flops: float
-    """Of that step."""
-    seconds: float | None
-    """Of that step on this machine; None where its device is not here."""
-    all_seconds: float | None
+    times: Times
+    """Of that step and an evaluation, on this machine or, where its device is not here, on a card
+    of a data sheet."""
+    all_seconds: float
     """Of all steps and evaluations."""
-    rate: float | None
-    """Products measured here, FLOP/s."""
+    is_here: bool
+    """Whether the device is."""
     lengths: Lengths
     disk: Disk
     engine: EngineMemory | None
     """Of an engine that draws the responses, if there is one."""
 
 
-def plan(config: TrainConfig, task: Task | None = None, rate: float | None = None) -> Plan:
-    """Compute what `config` takes; `task`: its problems, where they are here; `rate`: of its
+def plan(config: TrainConfig, task: Task | None = None, speed: Speed | None = None) -> Plan:
+    """Compute what `config` takes; `task`: its problems, where they are here; `speed`: of its
     device, where it was measured before.
 
     Raises ValueError for a model whose shapes are neither known nor to be found.
     """
-    routing, parts = config.policy_by_agent(), [_part(config, name) for name in config.models]
+    parts = [_part(config, name) for name in config.models]
     policies = [policy for name in config.policies for p in parts for policy in p.policies
                 if policy.name == name]  # fmt: skip
     turns = turns_of(config, task)
-    episodes, evaluated = episodes_of(config)
+    episodes, _ = episodes_of(config)
     total_turns = sum(turns.values()) * episodes
     updates = {
         policy.name: num_updates(
@@ -163,17 +163,15 @@ def plan(config: TrainConfig, task: Task | None = None, rate: float | None = Non
     }
     lengths = lengths_of(config, task)
     tokens = round(total_turns * (lengths.prompt + lengths.response))
-    flops = evaluations = 0.0
-    for part in parts:
-        trained = sum(policy.num_parameters for policy in part.policies)
-        forward, learning = passes(config, part.base, trained / max(len(part.policies), 1))
-        spoken, learned = (
-            sum(turns_of_agent(turns, agent, config) for agent in agents) / sum(turns.values())
-            for agents in (part.agents, [agent for agent in part.agents if agent in routing])
+    loads = [load_of(config, part, lengths, turns, updates) for part in parts]
+    speed = speed or speed_here(config)
+    engine = None
+    if config.sampler != "transformers":
+        sizes = {policy.name: policy.num_parameters for policy in policies}
+        engine = engine_memory(
+            config, parts[0].shapes, parts[0].base, sizes, lengths.longest_prompt
         )
-        flops += tokens * (spoken * forward + learned * learning)
-        evaluations += spoken * evaluations_of(config) * evaluated / episodes * tokens * forward
-    rate = rate or measured_rate(config)
+    times = times_of(config, loads, speed or CARD, engine)
     return Plan(
         " + ".join(config.models),
         sum(part.base for part in parts),
@@ -184,17 +182,13 @@ def plan(config: TrainConfig, task: Task | None = None, rate: float | None = Non
         together([
             memory_of(config, p.shapes, p.base, p.policies, lengths, p.adapted) for p in parts
         ]),
-        flops,
-        None if rate is None else flops / (rate * UTILIZATION),
-        None if rate is None else (flops * config.steps + evaluations) / (rate * UTILIZATION),
-        rate,
+        times,
+        config.steps * times.step + evaluations_of(config) * times.evaluation,
+        speed is not None,
         lengths,
         disk_of(config, policies, updates, {k: v for p in parts for k, v in p.tensors.items()},
                 lengths, task),
-        None if config.sampler == "transformers" else engine_memory(
-            config, parts[0].shapes, parts[0].base,
-            {policy.name: policy.num_parameters for policy in policies}, lengths.longest_prompt,
-        ),
+        engine,
     )  # fmt: skip
 
 
@@ -245,15 +239,54 @@ def together(parts: Sequence[Memory]) -> Memory:
     )
 
 
-def passes(config: TrainConfig, base: int, adapter: float) -> tuple[float, float]:
-    """FLOP per token of a forward, and of all that an update takes.
+def load_of(
+    config: TrainConfig,
+    part: _Part,
+    lengths: Lengths,
+    turns: Mapping[str, int],
+    updates: Mapping[str, int],
+) -> Load:
+    """What a base model has to do in a step; `turns` of each role in an episode."""
+    widths = widths_of(part.shapes)
+    trained = sum(policy.num_parameters for policy in part.policies)
+    routing = config.policy_by_agent()
+    side_by_side = {
+        role: sum(agent.role == role for agent in part.agents)
+        for role in dict.fromkeys(agent.role for agent in part.agents)
+    }
+    spoken = [turns_of_agent(turns, agent, config) for agent in part.agents]
+    learned = [turns_of_agent(turns, agent, config) for agent in part.agents if agent in routing]
+    return Load(
+        part.base, trained / max(len(part.policies), 1), trained, part.shapes.num_hidden_layers,
+        widths.kept, widths.queries, widths.keys, part.shapes.vocab_size,
+        torch.finfo(getattr(torch, config.dtype)).bits // 8, lengths.prompt, lengths.response,
+        max(config.max_response_tokens_of(agent.role) for agent in config.speakers()),
+        {
+            role: (turns[role] / sum(a.role == role for a in config.build_workflow().agents), side)
+            for role, side in side_by_side.items()
+        },
+        sum(learned) / max(sum(spoken), 1),
+        sum(updates[policy.name] for policy in part.policies),
+    )  # fmt: skip
 
-    A product of a forward is 2 FLOP per parameter. The backward takes as much for the gradient of
-    its input and, of adapters alone, as much again for that of its weight; the probe repeats that.
-    """
-    forward = 2.0 * (base + adapter)
-    learning = (2 + config.gradient_checkpointing) * forward + 2 * adapter
-    return forward, learning + (2 * adapter if config.probe != "off" else 0)
+
+@dataclass(frozen=True)
+class Widths:
+    """Numbers of a layer per token."""
+
+    queries: int
+    keys: int
+    kept: int
+    """What autograd keeps."""
+
+
+def widths_of(shapes: Any) -> Widths:
+    hidden, heads, wide = shapes.hidden_size, shapes.num_attention_heads, shapes.intermediate_size
+    width = getattr(shapes, "head_dim", None) or hidden // heads
+    queries, keys = heads * width, (getattr(shapes, "num_key_value_heads", None) or heads) * width
+    # Two norms with their inputs, queries, keys and values before and after rotation, the
+    # attention's result, gate, up, their product and SiLU.
+    return Widths(queries, keys, 6 * hidden + 3 * queries + 3 * keys + 4 * wide)
 
 
 def lengths_of(config: TrainConfig, task: Task | None) -> Lengths:
@@ -378,12 +411,8 @@ def memory_of(
     """Of one base model; `adapted`: parameters of the layers that carry adapters."""
     element = torch.finfo(getattr(torch, config.dtype)).bits // 8
     hidden, layers = shapes.hidden_size, shapes.num_hidden_layers
-    heads, wide = shapes.num_attention_heads, shapes.intermediate_size
-    width = getattr(shapes, "head_dim", None) or hidden // heads
-    queries, keys = heads * width, (getattr(shapes, "num_key_value_heads", None) or heads) * width
-    # What autograd keeps of a layer and token: two norms with their inputs, queries, keys and
-    # values before and after rotation, the attention's result, gate, up, their product and SiLU.
-    per_token = 6 * hidden + 3 * queries + 3 * keys + 4 * wide
+    widths = widths_of(shapes)
+    keys, per_token = widths.keys, widths.kept
     kept = layers * hidden + per_token if config.gradient_checkpointing else layers * per_token
     tokens = max(config.micro_tokens, 1)
     response = max(config.max_response_tokens_of(agent.role) for agent in config.speakers())
@@ -470,24 +499,3 @@ def store_bytes(config: TrainConfig, policies: list[PolicyMeta], updates: dict[s
             rows *= config.probe != "off"
         total += rows * row
     return total
-
-
-def measured_rate(config: TrainConfig, seconds: float = 0.3) -> float | None:
-    """FLOP/s of large products in the run's dtype on its device; None if it is not here."""
-    pick_device(config.device, check=False)  # what no run could use is an error
-    try:
-        device = pick_device(config.device)
-    except ValueError:
-        return None
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    size = 1024 if device.type == "cpu" else 8192
-    left = torch.randn(size, size, device=device).to(getattr(torch, config.dtype))
-    best, until = math.inf, time.perf_counter() + seconds
-    while time.perf_counter() < until:
-        started = time.perf_counter()
-        left @ left
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best
