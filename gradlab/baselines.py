@@ -22,6 +22,7 @@ BASELINES: dict[str, Baseline] = {
     "reinforce": Baseline(False, False),
     "reinforce++": Baseline(False, False),
     "reinforce++-baseline": Baseline(True, False),
+    "lite-ppo": Baseline(True, False),
 }
 """By the name in --advantage; nobody knows what an estimator of one's own does."""
 CENTRED = tuple(name for name, baseline in BASELINES.items() if baseline.is_of_group)

@@ -76,6 +76,14 @@ def reinforce_plus_plus_baseline(reward_n: Floats, group_n: NDArray[np.int64]) -
     return reinforce_plus_plus(by_group(dr_grpo, "zero")(reward_n, group_n), group_n)
 
 
+def lite_ppo(reward_n: Floats, group_n: NDArray[np.int64]) -> Floats:
+    """A_i = (r_i - mean(r of its group)) / (std(r) + 1e-6), std over the batch with ddof 0.
+
+    arXiv 2508.08221, section 5: the group gives the baseline, the spread of all rewards the scale.
+    """
+    return np.asarray(by_group(dr_grpo, "zero")(reward_n, group_n) / (reward_n.std() + EPSILON))
+
+
 def by_group(of_group: OfGroup, singleton: str) -> Estimator:
     """An estimator that looks at one group at a time.
 
@@ -104,6 +112,7 @@ def estimators(singleton: str) -> dict[str, Estimator]:
         "reinforce": reinforce,
         "reinforce++": reinforce_plus_plus,
         "reinforce++-baseline": reinforce_plus_plus_baseline,
+        "lite-ppo": lite_ppo,
     }
 
 

@@ -245,7 +245,7 @@ class TrainConfig:
     """Whose rewards on one problem are compared: a role's, an agent's, or a round's of a role."""
     advantage: str = "grpo"
     """How rewards become advantages: grpo, dr-grpo, rloo, reinforce, reinforce++,
-    reinforce++-baseline, or one of your own as my_advantages.py:fn (docs/workflows.md)."""
+    reinforce++-baseline, lite-ppo, or one of your own as my_advantages.py:fn (docs/workflows.md)."""
     normalize_std: bool = True
     """Whether advantages are divided by the group's standard deviation (GRPO), or only the mean is
     taken away (Dr. GRPO)."""
