@@ -40,8 +40,6 @@ Action = Literal[
 ]
 
 GRADLAB = "gradlab"
-WORKFLOWS = ("voting", "evaluator_optimizer", "orchestrator_workers", "solo", "synthetic")
-"""Those that `gradlab train` plays, and what `analysis.synthetic.runs` makes up."""
 
 _TRL = {
     "lower rate": "learning_rate={value}",
@@ -160,7 +158,8 @@ def trainer_of(run: Run) -> str:
     if run.meta.workflow == "trl":  # recorded by gradlab's callback inside TRL
         return "trl"
     if "imported" not in config:  # recorded by a probe, in our trainer or in a loop of one's own
-        is_ours = run.meta.workflow in WORKFLOWS or "parts" in config
+        # An option of `gradlab train` that no other trainer has, or what is made up here.
+        is_ours = "problems_per_step" in config or run.meta.workflow == "synthetic"
         return GRADLAB if is_ours else "unknown"
     columns = config["imported"].get("columns", {})
     names = {str(name).removeprefix("train/") for name in columns} | set(map(str, columns))

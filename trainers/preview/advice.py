@@ -90,7 +90,7 @@ def _can_learn_from_one(config: TrainConfig, role: str) -> bool:
         rounds = config.rounds
     most = {"role": agents * rounds, "role_number": rounds, "role_turn": 1}[config.group_by]
     # Rounds end early, and a plan may have one strategy; all voters always vote.
-    is_fixed = config.workflow == "voting"
+    is_fixed = "votes" in config.build_workflow().options and not is_own(config.workflow)
     can_be_alone = most == 1 or not is_fixed
     # An outcome is the same for every turn of its episode.
     can_differ = (
