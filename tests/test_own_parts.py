@@ -299,7 +299,7 @@ def test_a_workflow_is_found_in_a_module_too(
 
 def test_the_built_in_workflows_go_through_the_same_door() -> None:
     assert {name: type(found) for name, found in WORKFLOWS.items()} == dict.fromkeys(
-        ["voting", "evaluator_optimizer", "orchestrator_workers", "solo"], Workflow
+        ["voting", "evaluator_optimizer", "orchestrator_workers", "majority", "solo"], Workflow
     )
     with pytest.raises(ValueError, match="--workflow voter is unknown; expected one of voting, "):
         TrainConfig(workflow="voter")

@@ -183,6 +183,23 @@ def test_more_strategies_than_workers_are_not_followed() -> None:
     assert len(as_wave(say(play, wave, "[to]"))) == 2
 
 
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        (("[90]", "[91]", "[91]"), "91"),
+        (("[90]", "[91]", "[92]"), "90"),  # as frequent: the first
+        (("91", "nothing", "[92]"), "92"),  # two cannot be read
+        (("", "", ""), None),
+    ],
+)
+def test_the_majority_is_the_most_frequent_answer(
+    said: tuple[str, ...], answer: str | None
+) -> None:
+    play, wave = begin("majority")
+    assert asked(wave) == [(f"generator[{i}]", "g80+11") for i in range(3)]
+    assert say(play, wave, *said) == answer
+
+
 def test_solo_is_one_call() -> None:
     play, wave = begin("solo")
     assert asked(wave) == [("generator[0]", "g80+11")]
@@ -199,6 +216,7 @@ def test_solo_is_one_call() -> None:
             ["orchestrator[0]", "worker[0]", "worker[1]", "synthesizer[0]"],
             ("orchestrator", "worker", "synthesizer"),
         ),
+        ("majority", ["generator[0]", "generator[1]"], ("generator",)),
         ("solo", ["generator[0]"], ("generator",)),
     ],
 )

@@ -173,8 +173,9 @@ class TrainConfig:
     """Episodes per held-out problem."""
 
     workflow: str = "voting"
-    """The workflow to train: voting, evaluator_optimizer, orchestrator_workers, solo, or one of
-    your own as my_flows.py:debate or package.module:debate (docs/workflows.md)."""
+    """The workflow to train: voting, evaluator_optimizer, orchestrator_workers, majority (of the
+    generators' answers, without an aggregator), solo, or one of your own as my_flows.py:debate or
+    package.module:debate (docs/workflows.md)."""
     workflow_options: dict[str, str] = field(default_factory=dict)
     """Keyword arguments of a workflow of your own, e.g. rounds 4."""
     votes: int = 3
@@ -245,7 +246,8 @@ class TrainConfig:
     """Whose rewards on one problem are compared: a role's, an agent's, or a round's of a role."""
     advantage: str = "grpo"
     """How rewards become advantages: grpo, dr-grpo, rloo, reinforce, reinforce++,
-    reinforce++-baseline, lite-ppo, or one of your own as my_advantages.py:fn (docs/workflows.md)."""
+    reinforce++-baseline, lite-ppo, or one of your own as my_advantages.py:fn
+    (docs/own_parts.md)."""
     normalize_std: bool = True
     """Whether advantages are divided by the group's standard deviation (GRPO), or only the mean is
     taken away (Dr. GRPO)."""

@@ -3,11 +3,13 @@
 voting                generators in parallel on the same prompt, an aggregator selects
 evaluator_optimizer   a generator, then rounds of evaluator verdict and refinement
 orchestrator_workers  an orchestrator splits into strategies, workers solve, a synthesizer ends
+majority              generators in parallel, their most frequent answer
 solo                  one generator: the single-agent control
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import cast
 
 from gradlab.own_parts import is_own, load_part
@@ -84,6 +86,17 @@ def orchestrator_workers(problem: Problem, prompts: Prompts, *, workers: int = 3
         )
     ]
     return cast("str | None", final.value)
+
+
+@workflow(roles={"generator": "votes"})
+def majority(problem: Problem, prompts: Prompts, *, votes: int = 3) -> Play:
+    """Who gave no answer has no vote; of answers that are as frequent, the first one said wins."""
+    candidates = yield [
+        Ask(Agent("generator", i), prompts.generate(problem), prompts.reader(problem))
+        for i in range(votes)
+    ]
+    counts = Counter(candidate.value for candidate in candidates if candidate.value is not None)
+    return max(counts, key=counts.__getitem__, default=None)
 
 
 @workflow(roles={"generator": 1})
