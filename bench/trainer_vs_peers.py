@@ -49,7 +49,7 @@ from trainers.rollout import rollout
 from trainers.rundir.transcripts import read_episodes, save_episodes
 from trainers.training import train
 from trainers.watch.callbacks import Callback
-from trainers.watch.monitor import monitor
+from trainers.watch.monitor import compare, with_reference
 from trainers.watch.progress import Progress
 
 RESULT = Path(__file__).parent / "results" / "trainer_vs_peers.md"
@@ -382,7 +382,7 @@ PROFILED: dict[str, Functions] = {
     "sampling: episodes played": (rollout,),
     "... the model's part": (sample.__wrapped__,),  # type: ignore[attr-defined]
     "learning": (learn,),
-    "... monitored on extra forwards": (monitor,),
+    "... compared with sampler and base model": (with_reference, compare),
     "... ... of them with the base model": (reference_logprobs,),
     "... log-probs before the update": (with_old_logprobs,),
     "... forward and backward": (accumulate,),
