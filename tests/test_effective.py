@@ -314,12 +314,16 @@ def test_what_cannot_be_measured_is_refused() -> None:
         attach(embedding, optimizer, agents=AGENTS, effective=True)
     linear = nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(linear.parameters())
-    with pytest.raises(ValueError, match="needs tags and one process; mode is 'reference'"):
+    with pytest.raises(
+        ValueError, match="needs tags and one process, or losses='sum'; mode is 'reference'"
+    ):
         attach(linear, optimizer, agents=AGENTS, effective=True, mode="reference")
 
 
 def test_several_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one process; mode is 'exact', there are 2 processes"):
+    with pytest.raises(
+        ValueError, match="one process, or losses='sum'; mode is 'exact', there are 2 processes"
+    ):
         Request(effective=True).check("exact", 2)
 
 

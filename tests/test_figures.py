@@ -309,6 +309,7 @@ def test_one_agent_and_one_step_is_enough_for_what_can_be_drawn(root: Path, tmp_
         "skipped step_mass",
         "skipped cosine",
         "skipped amplification",
+        "skipped reward_components",
     ]
 
 

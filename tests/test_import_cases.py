@@ -48,15 +48,16 @@ def test_what_a_trainer_state_holds_comes_back(tmp_path: Path) -> None:
         ("all-cut-from-start.json", "truncated", [1.0] * 8),
         ("advice-for-a-sole-imported-role.json", "truncated", [0.1, None]),
         ("trl-adapter-not-synced.json", "logprob_gap", [0.01068, None]),
-        ("linear-decay-dated.json", "learning_rate", [1e-5, None]),
     ):
         result, run, _ = imported(name, tmp_path / name)
         value_T = run.ledger(metric, "agent").value_T
         assert value_T[0] == pytest.approx(values[0])
         assert np.isfinite(value_T).all()
         assert result.meta.config["trainer"] == "trl"
+    _, run, _ = imported("linear-decay-dated.json", tmp_path / "rates")
     rate = json.loads((CASES / "linear-decay-dated.json").read_text())["log_history"]
-    assert [entry["learning_rate"] for entry in rate] == pytest.approx(value_T.tolist())
+    rate_T = run.update_metric("learning_rate", run.policies[0].name).value_T
+    assert [entry["learning_rate"] for entry in rate] == pytest.approx(rate_T.tolist())
 
 
 def test_gradient_that_is_zero_is_logged_as_zero(tmp_path: Path) -> None:

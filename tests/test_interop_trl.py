@@ -518,7 +518,7 @@ def test_a_ledger_counts_only_what_is_known() -> None:
     turns["outcome"] = [1.0, 0.0, np.nan, np.nan]
     turns["tokens"], turns["prompt_tokens"], turns["weight"] = [4, 2, 1, 1], 3, [4, 2, 1, 1]
     turns["entropy"], turns["logprob"], turns["advantage"] = 1.0, -3.0, [1, -1, 0, 0]
-    record = step_record(7, 0.0, [*MARKS], turns, {}, 1e-3, {"step_seconds": 2.0})
+    record = step_record(7, 0.0, [*MARKS], turns, {}, {"step_seconds": 2.0})
     generator, judge = record.roles["generator"], record.roles["judge"]
     assert (generator.reward_mean, judge.reward_mean) == (0.5, 1.0)
     assert generator.own_accuracy == 0.5
@@ -535,7 +535,7 @@ def test_a_ledger_counts_only_what_is_known() -> None:
 
 def test_a_role_without_rows_has_an_empty_ledger() -> None:
     turns = np.zeros(0, dtype=ROW)
-    record = step_record(1, 0.0, [*MARKS], turns, {}, 1e-3, {})
+    record = step_record(1, 0.0, [*MARKS], turns, {}, {})
     assert record.roles["judge"].turns == 0
     assert np.isnan(record.roles["judge"].reward_mean)
 

@@ -90,14 +90,14 @@ def test_a_role_that_did_not_speak_has_counts_of_zero_and_nothing_else() -> None
 
 
 def test_the_tally_of_a_role_with_two_policies_by_hand() -> None:
-    """Sums add up; means are weighted by 30 and 10 tokens, of what is known; equal ones stay."""
-    one = RoleTally(tokens=30, entropy=6, clipped=1, updates=2, learning_rate=0.1, kl=0.4)
-    two = RoleTally(tokens=10, entropy=1, clipped=2, updates=1, learning_rate=0.1, kl=0.8)
+    """Sums add up; means are weighted by 30 and 10 tokens, of what is known."""
+    one = RoleTally(tokens=30, entropy=6, clipped=1, updates=2, kl=0.4)
+    two = RoleTally(tokens=10, entropy=1, clipped=2, updates=1, kl=0.8)
     two.logprob_gap = 0.25
     whole = joined([one, two])
     assert (whole.tokens, whole.entropy, whole.clipped, whole.updates) == (40, 7, 3, 3)
     assert whole.kl == pytest.approx(0.5)  # (30 * 0.4 + 10 * 0.8) / 40
-    assert (whole.learning_rate, whole.logprob_gap) == (0.1, 0.25)
+    assert whole.logprob_gap == 0.25
     assert joined([one]) == one
     assert math.isnan(joined([]).kl)
 

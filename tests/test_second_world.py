@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -325,9 +326,7 @@ def test_a_cause_moves_its_signal_before_the_fall_and_no_other_role(
         truth, run = written(tmp_path, scenario, seed)
         start, onset = int(truth.cause_step), truth.accuracy.onset
         for role in run.roles:  # type: ignore[attr-defined]
-            signal = (
-                run.norm(role) if RECORDED[cause] == "norm" else run.ledger(RECORDED[cause], role)  # type: ignore[attr-defined]
-            )
+            signal = recorded(run, cause, role)
             near_T = np.abs(signal.step_T - start) <= onset - start
             before = np.mean(signal.value_T[near_T & (signal.step_T <= start)])
             after = np.mean(signal.value_T[near_T & (signal.step_T > start + 4)])
@@ -338,6 +337,15 @@ def test_a_cause_moves_its_signal_before_the_fall_and_no_other_role(
             else:
                 limit = 3.2 if cause == "truncation" else 1.5
                 assert max(factor, 1.0 / factor) < limit, (role, factor)
+
+
+def recorded(run: Any, cause: str, role: str) -> Any:
+    """The signal that a cause moves: of the role, a rate of its policy."""
+    if RECORDED[cause] == "norm":
+        return run.norm(role)
+    if cause == "learning rate":
+        return run.update_metric("learning_rate", run.policy_of(role).name)
+    return run.ledger(RECORDED[cause], role)
 
 
 def test_gradients_have_the_norms_told_of_them(tmp_path: Path) -> None:

@@ -415,7 +415,7 @@ def test_another_schema_version(copy: Path) -> None:
     assert open_run(copy).closed
     edit(copy, schema_version="2.0")
     for use in (open_run, lambda path: RunStore.resume(path, 2)):
-        with pytest.raises(StoreError, match=r"version 2\.0, this gradlab reads 1\.3; install"):
+        with pytest.raises(StoreError, match=r"version 2\.0, this gradlab reads 1\.4; install"):
             use(copy)
 
 

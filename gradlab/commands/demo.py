@@ -38,6 +38,8 @@ def demo(arguments: Sequence[str]) -> int:
         for name, make in PRESETS.items()
         if name.startswith("demo-")
     }
+    if options.out.exists() and not options.out.is_dir():
+        raise ValueError(f"--out {options.out} is a file; expected a folder for the runs")
     runs = {name: options.out / name for name in configs}
     missing = []
     for name, config in configs.items():

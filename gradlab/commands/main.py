@@ -87,8 +87,8 @@ def _run(given: list[str]) -> int:
     if given[0] not in COMMANDS:
         return _fail(f"gradlab: no command '{given[0]}'; expected {', '.join(COMMANDS)}")
     try:
-        check_one_process(given[0])
         take_ours()
+        check_one_process(given[0])
         check_once(given[1:], REPEATABLE)
         return COMMANDS[given[0]](given[1:])
     except KeyboardInterrupt as stop:
