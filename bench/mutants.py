@@ -43,8 +43,7 @@ RESULT = STATE.with_suffix(".md")
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/advantages.py": ("test_advantages", "test_estimators"),
     "trainers/credit.py": ("test_rewards", "test_advantages", "test_estimators", "test_own_parts"),
-    "trainers/rewards.py": ("test_own_parts", "test_rewards"),
-    "trainers/losses.py": ("test_losses",),
+    "trainers/correction.py": ("test_correction",),
     "trainers/batches.py": ("test_minibatches", "test_losses"),
     "trainers/learn.py": ("test_losses", "test_ledger"),
     "trainers/rollout.py": ("test_rollout", "test_sampler"),

@@ -17,7 +17,7 @@ from gradlab import open_run
 from gradlab.commands.parsing import gather
 from trainers.config import TrainConfig
 from trainers.engines.canary import Gap, gap_of, own_rounding
-from trainers.engines.choose import open_sampler
+from trainers.engines.choose import check_sampler, open_sampler
 from trainers.engines.engine import EngineLost, Request
 from trainers.engines.sampler import EngineSampler, dealt, seeds_of
 from trainers.engines.server import LOOK_EVERY, Server, read_sample
@@ -503,3 +503,28 @@ def test_several_servers_are_named_one_by_one_or_together() -> None:
             "--steps", "3", "--sampler-url", "http://a:1", "http://b:2",
         ]  # fmt: skip
     assert gather(["--steps", "3"], "--sampler-url") == ["--steps", "3"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"sampler": "vllm"}, "--sampler vllm and 2 processes"),
+        (
+            {
+                "sampler": "vllm-server", "sampler_url": ("http://127.0.0.1:1",),
+                "sampler_sleep": True,
+            },
+            "--sampler-sleep and 2 processes",
+        ),
+    ],
+)  # fmt: skip
+def test_engines_that_processes_cannot_share_are_refused(
+    options: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        check_sampler(TrainConfig(**options), 2)
+
+
+def test_an_engine_takes_no_float64() -> None:
+    with pytest.raises(ValueError, match="takes float32 or bfloat16"):
+        TrainConfig(sampler="vllm", dtype="float64")

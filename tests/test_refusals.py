@@ -79,7 +79,10 @@ def told(words: list[str], output: Output) -> str:
             ["--fixed-updates is given and would do nothing: expected --updates"],
         ),
         ("--workers 2", ["--workers is given", "expected --workflow orchestrator_workers with it"]),
-        ("--workflow solo --votes 2", ["--votes is given", "expected --workflow voting with it"]),
+        (
+            "--workflow solo --votes 2",
+            ["--votes is given", "expected --workflow voting or majority with it"],
+        ),
         ("--rounds 2", ["--rounds is given", "expected --workflow evaluator_optimizer with it"]),
         ("--task programs --difficulty 3", ["--difficulty is given", "--task arithmetic with it"]),
         ("--keep-state-every 5", ["--keep-state-every is given", "expected --keep-states with it"]),

@@ -216,9 +216,9 @@ class TrainConfig:
     """Who draws responses: transformers, from the very weights that are trained, or vLLM, in this
     process or in servers, from copies that are proven right at every step (docs/sampling.md)."""
     sampler_merge: bool = True
-    """With --sampler transformers in float32, whether policies speak through copies of the adapted
-    layers that their adapters are merged into: faster, for one more copy of the base model's layers
-    while responses are drawn. In bfloat16 adapters are applied, as without it."""
+    """With --sampler transformers, whether policies speak through copies of the adapted layers that
+    their adapters are merged into: faster, for one more copy of the base model's layers while
+    responses are drawn. In bfloat16, and with --shard-base, adapters are applied, as without it."""
     sampler_url: tuple[str, ...] = ()
     """Address of a server, e.g. http://127.0.0.1:8000, as `gradlab serve` prints it; several share
     the requests."""
@@ -451,6 +451,11 @@ class TrainConfig:
                 )
         if self.sampler == "transformers":
             return
+        if self.dtype == "float64":
+            raise ValueError(
+                f"--dtype float64: --sampler {self.sampler} takes float32 or bfloat16; expected "
+                "--sampler transformers"
+            )
         if len(set(self.sampler_url)) < len(self.sampler_url):
             raise ValueError("--sampler-url names a server twice; expected each once")
         if len(self.models) > 1:
@@ -655,7 +660,9 @@ class TrainConfig:
     @property
     def merges_adapters(self) -> bool:
         """Whether policies speak through copies of layers, with their adapters merged."""
-        return self.sampler == "transformers" and self.sampler_merge and self.dtype == "float32"
+        # In bfloat16 the sum would lose the adapter; divided layers are no plain weights.
+        is_exact = self.dtype in ("float32", "float64") and not self.shard_base
+        return self.sampler == "transformers" and self.sampler_merge and is_exact
 
     def roles_by_policy(self) -> dict[str, tuple[str, ...]]:
         """policy name -> the roles that some agents of train it."""

@@ -61,7 +61,8 @@ def learn(
         return tallies
     language.activate(policy.name)
     language.model.train()
-    rows = peers.spread(rows, lambda mine: with_old_logprobs(language, mine, config))
+    if config.old_logprobs == "trainer":
+        rows = peers.spread(rows, lambda mine: with_old_logprobs(language, mine, config))
     rows = corrected(rows, config, tallies)
     problems = {problem: i for i, problem in enumerate(dict.fromkeys(r.problem for r in rows))}
     key = (config.training_seed, step, *policy.name.encode())

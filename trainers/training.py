@@ -302,7 +302,7 @@ def open_run_for_training(
     check_sharding(config, peers.size)
     check_same_config(peers, config)
     check_watch(config, watch)
-    check_sampler(config)
+    check_sampler(config, peers.size)
     if config.threads:
         torch.set_num_threads(config.threads)
     workflow = config.build_workflow()

@@ -14,7 +14,7 @@ def check_idle(config: TrainConfig, given: Collection[str]) -> None:
     is_damped = config.coherence_damping > 0 or any(config.role_damping.values())
     is_engine = config.sampler != "transformers"
     needs = {
-        "votes": ("--workflow voting", config.workflow == "voting"),
+        "votes": ("--workflow voting or majority", "votes" in config.build_workflow().options),
         "rounds": ("--workflow evaluator_optimizer", config.workflow == "evaluator_optimizer"),
         "workers": ("--workflow orchestrator_workers", config.workflow == "orchestrator_workers"),
         "difficulty": ("--task arithmetic", config.task == "arithmetic"),
@@ -23,6 +23,7 @@ def check_idle(config: TrainConfig, given: Collection[str]) -> None:
         "keep_state_every": ("--keep-states", config.keep_states > 0),
         "coherence_window": ("--coherence-damping or --role-damping", is_damped),
         "coherence_start": ("--coherence-damping or --role-damping", is_damped),
+        "sampler_merge": ("--sampler transformers", not is_engine),
         "sampler_directory": ("--sampler vllm-server", is_engine),
         "sampler_seconds": ("--sampler vllm-server", is_engine),
         "sampler_memory": ("--sampler vllm-server", is_engine),

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from gradlab.workflows import Workflow
+from gradlab.workflows import Chat, Workflow
 from trainers.config import TrainConfig
 from trainers.engines.engine import Engine, EngineLost, EngineRefused
 from trainers.engines.export import check_heads
@@ -18,7 +18,7 @@ from trainers.engines.settings import EngineSettings, settings_of
 from trainers.models.language import LanguageModel
 from trainers.models.local_sampler import LocalSampler
 from trainers.models.sampler import Sampler
-from trainers.tasks.problem import Task
+from trainers.tasks.problem import Problem, Task
 
 CANARIES = 8
 """Problems whose first prompt is answered to prove every version of a policy."""
@@ -34,8 +34,19 @@ ENGINES: Mapping[str, Callable[[TrainConfig, EngineSettings], Sequence[Engine]]]
 """--sampler -> the engines that it asks."""
 
 
-def check_sampler(config: TrainConfig) -> None:
-    """Raise ValueError for an engine that is not installed, before models are loaded for it."""
+def check_sampler(config: TrainConfig, num_processes: int = 1) -> None:
+    """Raise ValueError for an engine that is not installed, or that the processes of the run cannot
+    share, before models are loaded for it."""
+    if config.sampler == "vllm" and num_processes > 1:
+        raise ValueError(
+            f"--sampler vllm and {num_processes} processes: each would start an engine on one "
+            "device; expected --sampler vllm-server, --sampler transformers, or one process"
+        )
+    if config.sampler_sleep and num_processes > 1:
+        raise ValueError(
+            f"--sampler-sleep and {num_processes} processes: one would put servers to sleep that "
+            "another still asks; leave it out"
+        )
     if config.sampler == "vllm":
         check_installed()
 
@@ -54,7 +65,7 @@ def open_sampler(
     Raises ValueError for an engine that is absent, or was started in another way.
     """
     if config.sampler == "transformers":
-        return LocalSampler(languages, config.sampler_merge)
+        return LocalSampler(languages, config.merges_adapters)
     [language] = languages.values()  # the configuration was checked
     check_heads(language.model.config)
     settings = settings_of(config, language.model.config, on_cpu=language.device.type == "cpu")
@@ -68,8 +79,7 @@ def open_sampler(
         for engine in engines:
             engine.close()
         raise ValueError(f"--sampler {config.sampler}: {error}") from error
-    problems = (*task.heldout, *task.train)[:CANARIES]
-    first = [next(workflow.play(problem, language.prompts)) for problem in problems]
+    chats = canary_chats(language, workflow, (*task.heldout, *task.train))
     whose = f"{config.out.resolve()}#{rank}" if rank else str(config.out.resolve())
     mark = hashlib.sha256(whose.encode()).hexdigest()[:8]
     return EngineSampler(
@@ -79,9 +89,31 @@ def open_sampler(
         adapters_directory(config) / f"gradlab-{mark}",
         mark,
         sorted(set(config.speakers().values())),
-        [wave[0].messages for wave in first],
+        chats,
         config.sampler_seconds,
     )
+
+
+def canary_chats(
+    language: LanguageModel, workflow: Workflow, problems: Sequence[Problem]
+) -> list[Chat]:
+    """The first prompts of some problems, of those that leave room for an answer.
+
+    Raises ValueError where none does.
+    """
+    chats: list[Chat] = []
+    for problem in problems:
+        chat = next(workflow.play(problem, language.prompts))[0].messages
+        if len(language.encode(chat)) <= language.max_prompt_tokens:
+            chats.append(chat)
+        if len(chats) == CANARIES:
+            break
+    if not chats:
+        raise ValueError(
+            f"every problem's first prompt is longer than {language.max_prompt_tokens} tokens: "
+            "nothing could be asked; raise --max-prompt-tokens"
+        )
+    return chats
 
 
 def adapters_directory(config: TrainConfig) -> Path:

@@ -147,6 +147,8 @@ class EngineSampler:
         """Bring the engines back, knowing nothing of what they still hold."""
         for engine in self.engines:
             engine.revive(self.seconds)
+            if self._is_asleep:
+                engine.wake()
         self._is_asleep = False
         self._begun.clear()
         self._proven.clear()

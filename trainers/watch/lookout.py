@@ -8,6 +8,7 @@ from gradlab.alarms import Alarm, Watch, append_alarms
 from gradlab.run_directory import STORE
 from trainers.config import TrainConfig
 from trainers.policies import Policy, TrainingError
+from trainers.ranks.lifeline import RankFailed
 from trainers.ranks.peers import Agreed
 from trainers.watch.progress import Progress
 
@@ -57,6 +58,8 @@ class Lookout:
             return
         try:
             self.alarms = self._watch(self._config.out / STORE, step)
+        except RankFailed:
+            raise
         except Exception as error:  # who judges a run must not end it
             self._progress.note(
                 f"no look for alarms at step {step}: {type(error).__name__}: {error}"
