@@ -99,11 +99,11 @@ def test_declared_graph_has_no_cycle_and_knows_its_signals() -> None:
     assert "learning_rate" in ancestors("parse_failures")
 
 
-def judged(value_T: np.ndarray, kind: str) -> SignalVerdict:
-    """The verdict on one series against a cliff at step 120 of 160, evaluated every 5 steps."""
+def judged(value_T: np.ndarray, kind: str, fall: int = 120) -> SignalVerdict:
+    """The verdict on one series against a cliff at a step of 160, evaluated every 5 steps."""
     rng = np.random.default_rng(0)
     step_E = np.arange(0, 161, 5)
-    correct = rng.binomial(400, np.where(step_E < 120, 0.6, 0.3)).astype(float)
+    correct = rng.binomial(400, np.where(step_E < fall, 0.6, 0.3)).astype(float)
     drop = FallTest().measure(AccuracySeries(step_E, correct, np.full(33, 400.0)))
     assert drop.onset is not None
     signal = Measured(KIND[kind], "p", "p", "1", value_T)
@@ -121,6 +121,10 @@ def test_rising_learning_rate_is_dated_exactly_and_a_falling_one_is_no_suspect()
     warming = judged(1e-4 * step_T, "learning_rate")  # a straight line has no bend, and is known
     assert warming.is_candidate
     assert warming.lead == pytest.approx(80, abs=10)
+    # The fall may come before the ramp has been looked at for long.
+    early = judged(1e-4 * step_T, "learning_rate", fall=20)
+    assert early.is_candidate
+    assert early.note == "rising from the first step until the fall"
     warmed_up = judged(1e-3 * np.minimum(step_T / 60, 1), "learning_rate")
     assert not warmed_up.is_candidate
     assert "settled" in warmed_up.note

@@ -176,6 +176,7 @@ def _still_moves(path: Schedule, rise: Rise, factor: float, timing: Timing) -> b
     reached what it was set to."""
     assert timing.drop.onset is not None
     start = timing.drop.onset.lower - timing.still_moving * timing.max_lead
+    start = max(start, float(path.step_T[0]))  # of a fall so early, the whole warm-up
     first, last = path.at(start), path.at(timing.drop.onset.upper)
     is_before = float(np.mean(timing.fall_B <= rise.end)) >= 0.5
     return is_before and last > first * factor**timing.still_moving
