@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -259,17 +259,8 @@ _HOW_TO_GO_ON = (
 def seeds_of(keys: Sequence[Sequence[int]]) -> list[int]:
     """A seed for every key, and from it alone: a resumed run asks for the same."""
     return [
-        int(np.random.SeedSequence([*words_of(key)]).generate_state(1, np.uint64)[0] >> 1)
-        for key in keys
+        int(np.random.SeedSequence([*key]).generate_state(1, np.uint64)[0] >> 1) for key in keys
     ]
-
-
-def words_of(key: Sequence[int]) -> Iterator[int]:
-    """The parts of a key in 32 bits, one of 64 in two of them."""
-    for part in key:
-        yield part & 0xFFFFFFFF
-        if part >> 32 > 0:
-            yield part >> 32 & 0xFFFFFFFF
 
 
 def dealt(asked: Sequence[tuple[str, tuple[int, ...]]], engines: int) -> list[list[int]]:
